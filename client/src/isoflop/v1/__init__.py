@@ -1,0 +1,1 @@
+"""Generated from `protos/isoflop/v1`: see `protos/generate.py`."""

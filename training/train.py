@@ -1,0 +1,246 @@
+"""Train the abacus models from nothing, with fixed seeds and step counts.
+
+`python -m training.train` makes everything: problems, checkpoints, GGUF
+files, hashes, evaluation and model card. Each stage can be run alone:
+
+    python -m training.train --models s,m --stages train,export
+
+Training is checkpointed under build/training/ and goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor
+from torch.nn import functional
+
+from training.model import Decoder, Shape
+from training.optimizer import Muon
+from training.problems import solution_text, training_batch
+from training.tokens import END_OF_TEXT, encode
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+CHECKPOINTS: Final = ROOT / "build" / "training"
+STAGES: Final = ("problems", "train", "export", "evaluate")
+_IGNORED: Final = -100  # a target that does not count in the loss
+_CHECKPOINT_EVERY: Final = 100
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a trained model."""
+
+    name: str
+    shape: Shape
+    steps: int
+    problems_per_step: int
+    matrix_rate: float
+    """Peak learning rate of the matrices (Muon)."""
+    vector_rate: float
+    """Peak learning rate of embedding and norms (AdamW)."""
+    seed: int
+    micro_batches: int = 4
+    """Parts of a step, each of problems of like length, so that little is padded."""
+
+
+RECIPES: Final = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("abacus-s", Shape(48, 3, 3, 64), 3000, 40, 0.02, 0.005, seed=101),
+        Recipe("abacus-m", Shape(96, 4, 6, 192), 3000, 40, 0.02, 0.005, seed=102),
+        Recipe("abacus-l", Shape(192, 5, 6, 448), 1600, 40, 0.02, 0.005, seed=103),
+    )
+}
+
+
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Rise for 2% of the steps, hold to 40%, then fall linearly to zero."""
+    done = (step + 1) / steps
+    return min(done / 0.02, 1.0, (1 - step / steps) / 0.6)
+
+
+def padded(sequences: Sequence[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
+    """Inputs and targets, both [B, T], from (tokens, length of the prompt).
+
+    The prompt is no target: the model learns to answer problems, not to pose them.
+    """
+    length = max(len(tokens) for tokens, _ in sequences) - 1
+    inputs = torch.zeros(len(sequences), length, dtype=torch.long)
+    targets = torch.full((len(sequences), length), _IGNORED)
+    for row, (tokens, prompt_length) in enumerate(sequences):
+        inputs[row, : len(tokens) - 1] = torch.tensor(tokens[:-1])
+        targets[row, prompt_length - 1 : len(tokens) - 1] = torch.tensor(tokens[prompt_length:])
+    return inputs, targets
+
+
+def batches(recipe: Recipe, step: int) -> list[tuple[Tensor, Tensor]]:
+    """The micro-batches of one step, each of problems of like length."""
+    sequences = []
+    for problem in training_batch(recipe.seed, step, recipe.problems_per_step):
+        prompt = encode(problem.text + "\n")
+        sequences.append(
+            ([*prompt, *encode(solution_text(problem)), END_OF_TEXT], len(prompt))
+        )
+    sequences.sort(key=lambda sequence: len(sequence[0]))
+    # Equal shares of tokens rather than of problems keep the memory even.
+    total = sum(len(tokens) for tokens, _ in sequences)
+    parts: list[list[tuple[list[int], int]]] = [[] for _ in range(recipe.micro_batches)]
+    before = 0
+    for sequence in sequences:
+        parts[before * recipe.micro_batches // total].append(sequence)
+        before += len(sequence[0])
+    return [padded(part) for part in parts if part]
+
+
+def summed_loss(model: Decoder, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy in nats, summed over the tokens that count."""
+    counts = targets != _IGNORED
+    logits = model.logits(model(inputs)[counts])
+    return functional.cross_entropy(logits, targets[counts], reduction="sum")
+
+
+def _saved(path: Path, recipe: Recipe) -> dict[str, Any] | None:
+    """The checkpoint of this very recipe, if there is one."""
+    if not path.exists():
+        return None
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    return state if state["recipe"] == asdict(recipe) else None
+
+
+def train(recipe: Recipe, checkpoint: Path) -> Decoder:
+    """Train one model, or go on from `checkpoint`, which is kept up to date."""
+    torch.manual_seed(recipe.seed)
+    model = Decoder(recipe.shape)
+    matrices = [p for p in model.parameters() if p.ndim == 3]
+    others = [p for p in model.parameters() if p.ndim != 3]
+    optimizers: list[tuple[torch.optim.Optimizer, float]] = [
+        (Muon(matrices, lr=recipe.matrix_rate), recipe.matrix_rate),
+        (
+            torch.optim.AdamW(
+                others, lr=recipe.vector_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+            ),
+            recipe.vector_rate,
+        ),
+    ]
+    first_step, seconds, tokens_seen = 0, 0.0, 0
+    if state := _saved(checkpoint, recipe):
+        model.load_state_dict(state["model"])
+        for (optimizer, _), saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        first_step, seconds, tokens_seen = state["step"], state["seconds"], state["tokens"]
+
+    columns = (
+        TextColumn(recipe.name),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+    )
+    began = time.monotonic() - seconds
+    with Progress(*columns) as progress:
+        bar = progress.add_task(
+            "train", total=recipe.steps, completed=first_step, loss=math.nan
+        )
+        mean_loss = math.nan
+        for step in range(first_step, recipe.steps):
+            parts = batches(recipe, step)
+            counted = sum(int((targets != _IGNORED).sum()) for _, targets in parts)
+            total = 0.0
+            for inputs, targets in parts:
+                loss = summed_loss(model, inputs, targets) / counted
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += float(loss)
+            torch.nn.utils.clip_grad_norm_(others, 1.0)
+            for optimizer, peak in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = peak * learning_rate_factor(step, recipe.steps)
+                optimizer.step()
+                optimizer.zero_grad()
+            tokens_seen += counted
+            mean_loss = total if math.isnan(mean_loss) else 0.98 * mean_loss + 0.02 * total
+            progress.update(bar, advance=1, loss=mean_loss)
+            if (step + 1) % _CHECKPOINT_EVERY == 0 or step + 1 == recipe.steps:
+                partial = checkpoint.with_suffix(".partial")
+                torch.save(
+                    {
+                        "recipe": asdict(recipe),
+                        "model": model.state_dict(),
+                        "optimizers": [optimizer.state_dict() for optimizer, _ in optimizers],
+                        "step": step + 1,
+                        "seconds": time.monotonic() - began,
+                        "tokens": tokens_seen,
+                        "loss": mean_loss,
+                    },
+                    partial,
+                )
+                partial.replace(checkpoint)
+                progress.console.print(
+                    f"{recipe.name} step {step + 1} loss {mean_loss:.4f} "
+                    f"tokens {tokens_seen} seconds {time.monotonic() - began:.0f}"
+                )
+    return model
+
+
+def chosen_recipes(letters: str, steps: int | None) -> list[Recipe]:
+    """The recipes named by `s,m,l`, perhaps with another number of steps."""
+    recipes = []
+    for letter in letters.split(","):
+        if f"abacus-{letter}" not in RECIPES:
+            raise SystemExit(f"unknown model {letter!r}: choose from s,m,l")
+        recipe = RECIPES[f"abacus-{letter}"]
+        recipes.append(replace(recipe, steps=steps) if steps else recipe)
+    return recipes
+
+
+def main() -> None:
+    """The command line: see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default="s,m,l", help="which of s,m,l (default: all)")
+    parser.add_argument("--stages", default=",".join(STAGES), help=f"of {','.join(STAGES)}")
+    parser.add_argument("--steps", type=int, help="another number of steps, for a quick try")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")
+    arguments = parser.parse_args()
+    stages = arguments.stages.split(",")
+    if unknown := set(stages) - set(STAGES):
+        parser.error(f"unknown stage: {', '.join(sorted(unknown))}")
+    torch.set_num_threads(arguments.threads)
+    recipes = chosen_recipes(arguments.models, arguments.steps)
+
+    if "problems" in stages:
+        from training.splits import write_splits
+
+        write_splits()
+    CHECKPOINTS.mkdir(parents=True, exist_ok=True)
+    if "train" in stages:
+        for recipe in recipes:
+            train(recipe, CHECKPOINTS / f"{recipe.name}.pt")
+    if "export" in stages:
+        from training.export import export_checkpoint, write_hashes
+
+        for recipe in recipes:
+            export_checkpoint(CHECKPOINTS / f"{recipe.name}.pt")
+        write_hashes()
+    if "evaluate" in stages:
+        from training.evaluate import evaluate_and_write_card
+
+        evaluate_and_write_card([recipe.name for recipe in recipes])
+
+
+if __name__ == "__main__":
+    main()
