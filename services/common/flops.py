@@ -1,0 +1,36 @@
+"""From tokens to FLOPs, in one place.
+
+A token costs two floating-point operations for each active parameter, and attention four for each
+layer, head and element of a head, times the tokens that it attends to (a product with the keys and
+one with the values, each a multiplication and an addition; Kaplan et al., arXiv 2001.08361, table 1).
+"""
+
+from __future__ import annotations
+
+from isoflop.v1.common_pb2 import Shape
+
+
+def attended(first: int, last: int, window: int = 0) -> int:
+    """Sum, over the tokens at positions `first` to `last` (counted from 1), of what each attends to.
+
+    A token at position p attends to p tokens, or to `window` of them where attention slides.
+    """
+    if last < first:
+        return 0
+    if not window or last <= window:
+        return (first + last) * (last - first + 1) // 2
+    if first > window:
+        return window * (last - first + 1)
+    return attended(first, window) + window * (last - window)
+
+
+def without_attention(shape: Shape, tokens: float) -> float:
+    """The simple figure: 2 x active parameters x tokens."""
+    return 2.0 * shape.active_parameters * tokens
+
+
+def with_attention(shape: Shape, tokens: float, context_tokens: float) -> float:
+    """FLOPs of computing `tokens` tokens that attended to `context_tokens` tokens in total."""
+    return (
+        without_attention(shape, tokens) + 4.0 * shape.layers * shape.heads * shape.head_size * context_tokens
+    )

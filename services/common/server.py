@@ -1,0 +1,142 @@
+"""One way to serve: gRPC with health, reflection and metrics, a clear word when it cannot, and a drain."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import structlog
+import uvloop
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH
+from grpc_health.v1.health import aio as health
+from grpc_reflection.v1alpha import reflection
+from isoflop.errors import IsoflopError
+from isoflop.rpc import MAX_MESSAGE_BYTES
+from prometheus_client import CollectorRegistry, start_http_server
+
+from services.common import log
+from services.common.settings import S, ServiceSettings, load
+from services.common.status import StatusInterceptor
+
+logger = structlog.get_logger()
+
+SERVER_OPTIONS: list[tuple[str, int]] = [
+    # A second server on the same port is a mistake: refuse it, do not share the port.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Callers come back through the resolver now and then, and so find new replicas.
+    ("grpc.max_connection_age_ms", 300_000),
+    ("grpc.max_connection_age_grace_ms", 600_000),
+]
+
+
+class CannotServe(Exception):
+    """A service cannot start; `str(error)` is one line that says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Face:
+    """A servicer and how grpc takes it."""
+
+    name: str
+    """Full name of the service, as in isoflop.v1.RouterService."""
+    servicer: Any
+    add: Callable[[Any, grpc.aio.Server], None]
+    """The generated `add_..._to_server`."""
+
+
+@asynccontextmanager
+async def serving(
+    settings: ServiceSettings, faces: Sequence[Face], registry: CollectorRegistry
+) -> AsyncIterator[str]:
+    """Serve `faces` while the context lasts; yields the address. Ends with a drain.
+
+    Raises CannotServe where a port is in use.
+    """
+    server = grpc.aio.server(interceptors=[StatusInterceptor(registry)], options=SERVER_OPTIONS)
+    for face in faces:
+        face.add(face.servicer, server)
+    servicer = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    names = [face.name for face in faces]
+    if settings.reflection:
+        reflection.enable_server_reflection([*names, HEALTH, reflection.SERVICE_NAME], server)
+    host = settings.address.rpartition(":")[0]
+    try:
+        port = server.add_insecure_port(settings.address)
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise CannotServe(
+            f"cannot listen on {settings.address}: port in use, or not ours; choose another with --address"
+        )
+    metrics = None
+    if settings.metrics_port:
+        try:
+            metrics, _ = start_http_server(settings.metrics_port, host.strip("[]"), registry)
+        except OSError as error:
+            raise CannotServe(
+                f"cannot serve metrics on port {settings.metrics_port} ({error.strerror}): "
+                "choose another with --metrics-port"
+            ) from None
+    await server.start()
+    for name in ["", *names]:
+        await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    try:
+        yield f"{host}:{port}"
+    finally:
+        await servicer.enter_graceful_shutdown()
+        await server.stop(settings.drain_seconds)
+        if metrics:
+            metrics.shutdown()
+            metrics.server_close()
+
+
+async def until_signal() -> None:
+    """Return at the first SIGINT or SIGTERM."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    try:
+        await stopped.wait()
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def main(
+    kind: type[S], open_service: Callable[[S, CollectorRegistry], AbstractAsyncContextManager[Sequence[Face]]]
+) -> int:
+    """Run a service until a signal; the exit status. An error is one line on standard error.
+
+    `kind` are its settings, and `open_service` makes its faces and closes what they need.
+    """
+    settings = load(kind)
+    log.configure(settings.log_level, settings.log_format)
+    name = kind.module()
+
+    async def serve() -> None:
+        registry = CollectorRegistry()
+        async with open_service(settings, registry) as faces, serving(settings, faces, registry) as address:
+            print(f"{name}: serving on {address}", flush=True)
+            await until_signal()
+
+    try:
+        uvloop.run(serve())
+    except (CannotServe, IsoflopError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,67 @@
+"""What every service can be told: from the command line, or from the environment.
+
+A setting `metrics_port` of the router is `--metrics-port` on its command line and
+`ISOFLOP_ROUTER_METRICS_PORT` in its environment.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MODELS = Path(__file__).parents[2] / "models"
+"""The embedded models, and what was measured about them."""
+
+S = TypeVar("S", bound="ServiceSettings")
+
+
+class ServiceSettings(BaseSettings):
+    """Settings that all services have."""
+
+    model_config = SettingsConfigDict(
+        use_attribute_docstrings=True,
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+    )
+
+    @classmethod
+    def module(cls) -> str:
+        """What `python -m` runs with these settings."""
+        return cls.__module__.removesuffix(".settings")
+
+    address: str = "127.0.0.1:50051"
+    """Address to listen on for gRPC, as host:port; port 0 takes a free one."""
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    """Port for Prometheus (/metrics) on the same host; 0: none."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe messages that are logged."""
+    log_format: Literal["text", "json"] = "text"
+    """How log lines are written."""
+    drain_seconds: float = Field(default=5.0, ge=0)
+    """On SIGTERM: how long calls that are running may take to end."""
+    reflection: bool = True
+    """Serve the description of the contract to tools such as grpcurl."""
+
+
+def load(kind: type[S], arguments: list[str] | None = None) -> S:
+    """Settings from `arguments` (the process's own where None), the environment and the defaults.
+
+    Exits with status 2 and one line for each setting that is wrong.
+    """
+    try:
+        return kind(  # type: ignore[call-arg]
+            _cli_prog_name=f"python -m {kind.module()}",
+            _cli_parse_args=sys.argv[1:] if arguments is None else arguments,
+        )
+    except ValidationError as error:
+        for fault in error.errors():
+            name = ".".join(str(part) for part in fault["loc"])
+            print(f"setting {name}: {fault['msg']} (given: {str(fault['input'])[:80]!r})", file=sys.stderr)
+        raise SystemExit(2) from None
