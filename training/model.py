@@ -111,9 +111,7 @@ class Decoder(nn.Module):
         table = self.table[:, : tokens.shape[1]]
         for block in self.blocks:
             x = block(x, table)
-        return functional.rms_norm(
-            x, (self.shape.width,), self.output_norm, self.shape.norm_epsilon
-        )
+        return functional.rms_norm(x, (self.shape.width,), self.output_norm, self.shape.norm_epsilon)
 
     def logits(self, features: Tensor) -> Tensor:
         """Features [..., D] → logits [..., V]."""

@@ -20,7 +20,7 @@ def orthogonalized(matrices: Tensor, iterations: int = 5) -> Tensor:
     A quintic Newton-Schulz iteration; its coefficients give up exactness
     (values end between about .7 and 1.2) for speed near zero.
     """
-    x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x: Tensor = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     is_tall = x.shape[-2] > x.shape[-1]
     if is_tall:
         x = x.mT

@@ -193,9 +193,7 @@ def solution_steps(expression: Expression) -> list[str]:
         pending.append((operator, a, b))
         return node.value
 
-    def reduce_inside(
-        node: Expression, before: str, after: str, opening: str, closing: str
-    ) -> int:
+    def reduce_inside(node: Expression, before: str, after: str, opening: str, closing: str) -> int:
         value = reduce(node, before + opening, closing + after)
         if node.operator:
             emit(before, after)
@@ -305,9 +303,7 @@ def training_batch(seed: int, step: int, count: int) -> list[Expression]:
     single operations, and long ones already fill most of the tokens.
     """
     rng = random.Random(f"isoflop-training:{seed}:{step}")
-    sizes = rng.choices(
-        TRAINED_OPERATIONS, [size**-0.5 for size in TRAINED_OPERATIONS], k=count
-    )
+    sizes = rng.choices(TRAINED_OPERATIONS, [size**-0.5 for size in TRAINED_OPERATIONS], k=count)
     return [draw_from_split(rng, size, "train") for size in sizes]
 
 

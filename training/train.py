@@ -13,9 +13,12 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
+from queue import Queue
 from typing import Any, Final
 
 import torch
@@ -48,30 +51,32 @@ class Recipe:
     name: str
     shape: Shape
     steps: int
+    warmup_steps: int
     problems_per_step: int
     matrix_rate: float
     """Peak learning rate of the matrices (Muon)."""
     vector_rate: float
     """Peak learning rate of embedding and norms (AdamW)."""
     seed: int
-    micro_batches: int = 4
+    micro_batches: int = 3
     """Parts of a step, each of problems of like length, so that little is padded."""
 
 
 RECIPES: Final = {
     recipe.name: recipe
     for recipe in (
-        Recipe("abacus-s", Shape(48, 3, 3, 64), 3000, 40, 0.02, 0.005, seed=101),
-        Recipe("abacus-m", Shape(96, 4, 6, 192), 3000, 40, 0.02, 0.005, seed=102),
-        Recipe("abacus-l", Shape(192, 5, 6, 448), 1600, 40, 0.02, 0.005, seed=103),
+        Recipe("abacus-s", Shape(48, 3, 3, 64), 3200, 64, 32, 0.02, 0.005, seed=101),
+        Recipe("abacus-m", Shape(96, 4, 3, 192), 2200, 44, 28, 0.02, 0.005, seed=102),
+        Recipe("abacus-l", Shape(192, 5, 6, 448), 1200, 36, 28, 0.02, 0.005, seed=103),
     )
 }
 
 
-def learning_rate_factor(step: int, steps: int) -> float:
-    """Rise for 2% of the steps, hold to 40%, then fall linearly to zero."""
-    done = (step + 1) / steps
-    return min(done / 0.02, 1.0, (1 - step / steps) / 0.6)
+def learning_rate_factor(recipe: Recipe, step: int) -> float:
+    """Rise during the warm-up, hold until 40% of the steps, then fall linearly to zero."""
+    rising = (step + 1) / recipe.warmup_steps
+    falling = (1 - step / recipe.steps) / 0.6
+    return min(rising, 1.0, falling)
 
 
 def padded(sequences: Sequence[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
@@ -93,9 +98,7 @@ def batches(recipe: Recipe, step: int) -> list[tuple[Tensor, Tensor]]:
     sequences = []
     for problem in training_batch(recipe.seed, step, recipe.problems_per_step):
         prompt = encode(problem.text + "\n")
-        sequences.append(
-            ([*prompt, *encode(solution_text(problem)), END_OF_TEXT], len(prompt))
-        )
+        sequences.append(([*prompt, *encode(solution_text(problem)), END_OF_TEXT], len(prompt)))
     sequences.sort(key=lambda sequence: len(sequence[0]))
     # Equal shares of tokens rather than of problems keep the memory even.
     total = sum(len(tokens) for tokens, _ in sequences)
@@ -114,6 +117,17 @@ def summed_loss(model: Decoder, inputs: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(logits, targets[counts], reduction="sum")
 
 
+@dataclass(frozen=True)
+class Report:
+    """How far the training of a model is."""
+
+    name: str
+    step: int
+    steps: int
+    loss: float
+    """Mean over the last steps, in nats a token."""
+
+
 def _saved(path: Path, recipe: Recipe) -> dict[str, Any] | None:
     """The checkpoint of this very recipe, if there is one."""
     if not path.exists():
@@ -122,7 +136,7 @@ def _saved(path: Path, recipe: Recipe) -> dict[str, Any] | None:
     return state if state["recipe"] == asdict(recipe) else None
 
 
-def train(recipe: Recipe, checkpoint: Path) -> Decoder:
+def train(recipe: Recipe, checkpoint: Path, report: Callable[[Report], None]) -> None:
     """Train one model, or go on from `checkpoint`, which is kept up to date."""
     torch.manual_seed(recipe.seed)
     model = Decoder(recipe.shape)
@@ -131,9 +145,7 @@ def train(recipe: Recipe, checkpoint: Path) -> Decoder:
     optimizers: list[tuple[torch.optim.Optimizer, float]] = [
         (Muon(matrices, lr=recipe.matrix_rate), recipe.matrix_rate),
         (
-            torch.optim.AdamW(
-                others, lr=recipe.vector_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
-            ),
+            torch.optim.AdamW(others, lr=recipe.vector_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
             recipe.vector_rate,
         ),
     ]
@@ -144,56 +156,84 @@ def train(recipe: Recipe, checkpoint: Path) -> Decoder:
             optimizer.load_state_dict(saved)
         first_step, seconds, tokens_seen = state["step"], state["seconds"], state["tokens"]
 
+    began = time.monotonic() - seconds
+    mean_loss = math.nan
+    for step in range(first_step, recipe.steps):
+        parts = batches(recipe, step)
+        counted = sum(int((targets != _IGNORED).sum()) for _, targets in parts)
+        total = 0.0
+        for inputs, targets in parts:
+            loss = summed_loss(model, inputs, targets) / counted
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(others, 1.0)
+        for optimizer, peak in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = peak * learning_rate_factor(recipe, step)
+            optimizer.step()
+            optimizer.zero_grad()
+        tokens_seen += counted
+        mean_loss = total if math.isnan(mean_loss) else 0.98 * mean_loss + 0.02 * total
+        report(Report(recipe.name, step + 1, recipe.steps, mean_loss))
+        if (step + 1) % _CHECKPOINT_EVERY == 0 or step + 1 == recipe.steps:
+            partial = checkpoint.with_suffix(".partial")
+            torch.save(
+                {
+                    "recipe": asdict(recipe),
+                    "model": model.state_dict(),
+                    "optimizers": [optimizer.state_dict() for optimizer, _ in optimizers],
+                    "step": step + 1,
+                    "seconds": time.monotonic() - began,
+                    "tokens": tokens_seen,
+                    "loss": mean_loss,
+                },
+                partial,
+            )
+            partial.replace(checkpoint)
+
+
+def _train_in_process(recipe: Recipe, reports: Queue[Report]) -> None:
+    """One model in a process of its own, on one thread."""
+    torch.set_num_threads(1)
+    train(recipe, CHECKPOINTS / f"{recipe.name}.pt", reports.put)
+
+
+def train_all(recipes: Sequence[Recipe], processes: int) -> None:
+    """Train side by side, the largest first, with a bar for each model.
+
+    Models this small gain little from a second thread, so each has one.
+    """
     columns = (
-        TextColumn(recipe.name),
+        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("loss {task.fields[loss]:.4f}"),
     )
-    began = time.monotonic() - seconds
-    with Progress(*columns) as progress:
-        bar = progress.add_task(
-            "train", total=recipe.steps, completed=first_step, loss=math.nan
-        )
-        mean_loss = math.nan
-        for step in range(first_step, recipe.steps):
-            parts = batches(recipe, step)
-            counted = sum(int((targets != _IGNORED).sum()) for _, targets in parts)
-            total = 0.0
-            for inputs, targets in parts:
-                loss = summed_loss(model, inputs, targets) / counted
-                loss.backward()  # type: ignore[no-untyped-call]
-                total += float(loss)
-            torch.nn.utils.clip_grad_norm_(others, 1.0)
-            for optimizer, peak in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = peak * learning_rate_factor(step, recipe.steps)
-                optimizer.step()
-                optimizer.zero_grad()
-            tokens_seen += counted
-            mean_loss = total if math.isnan(mean_loss) else 0.98 * mean_loss + 0.02 * total
-            progress.update(bar, advance=1, loss=mean_loss)
-            if (step + 1) % _CHECKPOINT_EVERY == 0 or step + 1 == recipe.steps:
-                partial = checkpoint.with_suffix(".partial")
-                torch.save(
-                    {
-                        "recipe": asdict(recipe),
-                        "model": model.state_dict(),
-                        "optimizers": [optimizer.state_dict() for optimizer, _ in optimizers],
-                        "step": step + 1,
-                        "seconds": time.monotonic() - began,
-                        "tokens": tokens_seen,
-                        "loss": mean_loss,
-                    },
-                    partial,
-                )
-                partial.replace(checkpoint)
-                progress.console.print(
-                    f"{recipe.name} step {step + 1} loss {mean_loss:.4f} "
-                    f"tokens {tokens_seen} seconds {time.monotonic() - began:.0f}"
-                )
-    return model
+    context = get_context("spawn")
+    with (
+        context.Manager() as manager,
+        ProcessPoolExecutor(processes, mp_context=context) as pool,
+        Progress(*columns) as progress,
+    ):
+        reports: Queue[Report] = manager.Queue()
+        bars = {
+            recipe.name: progress.add_task(recipe.name, total=recipe.steps, loss=math.nan)
+            for recipe in recipes
+        }
+        largest_first = sorted(recipes, key=lambda recipe: -recipe.shape.parameters)
+        running = {pool.submit(_train_in_process, recipe, reports) for recipe in largest_first}
+        while running:
+            done, running = wait(running, timeout=0.5)
+            while not reports.empty():
+                said = reports.get()
+                progress.update(bars[said.name], completed=said.step, loss=said.loss)
+                if said.step % _CHECKPOINT_EVERY == 0:
+                    progress.console.print(
+                        f"{said.name} step {said.step} of {said.steps} loss {said.loss:.4f}"
+                    )
+            for future in done:
+                future.result()
 
 
 def chosen_recipes(letters: str, steps: int | None) -> list[Recipe]:
@@ -209,17 +249,19 @@ def chosen_recipes(letters: str, steps: int | None) -> list[Recipe]:
 
 def main() -> None:
     """The command line: see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--models", default="s,m,l", help="which of s,m,l (default: all)")
     parser.add_argument("--stages", default=",".join(STAGES), help=f"of {','.join(STAGES)}")
     parser.add_argument("--steps", type=int, help="another number of steps, for a quick try")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")
+    parser.add_argument("--processes", type=int, default=2, help="models trained side by side (default 2)")
     arguments = parser.parse_args()
     stages = arguments.stages.split(",")
     if unknown := set(stages) - set(STAGES):
         parser.error(f"unknown stage: {', '.join(sorted(unknown))}")
-    torch.set_num_threads(arguments.threads)
     recipes = chosen_recipes(arguments.models, arguments.steps)
 
     if "problems" in stages:
@@ -228,8 +270,7 @@ def main() -> None:
         write_splits()
     CHECKPOINTS.mkdir(parents=True, exist_ok=True)
     if "train" in stages:
-        for recipe in recipes:
-            train(recipe, CHECKPOINTS / f"{recipe.name}.pt")
+        train_all(recipes, arguments.processes)
     if "export" in stages:
         from training.export import export_checkpoint, write_hashes
 

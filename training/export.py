@@ -1,0 +1,116 @@
+"""Write a checkpoint as a GGUF file that llama.cpp reads, and the hashes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Final
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.model import Decoder, Shape
+from training.tokens import END_OF_TEXT, MERGED_TOKEN, merges, token_texts
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+MODELS: Final = ROOT / "models"
+
+CHAT_TEMPLATE: Final = (
+    "{{ messages[-1]['content'] | replace(' ', '') | replace('=', '') | replace('?', '') }}{{ '\\n' }}"
+)
+"""The prompt of a problem: the last message without blanks, `=` and `?`, and a newline."""
+
+
+def load_checkpoint(path: Path) -> tuple[Decoder, dict[str, object]]:
+    """The model of a checkpoint, and the checkpoint itself."""
+    state = torch.load(path, weights_only=True)
+    model = Decoder(Shape(**state["recipe"]["shape"]))
+    model.load_state_dict(state["model"])
+    return model.eval(), state
+
+
+def named_tensors(model: Decoder) -> dict[str, Tensor]:
+    """The weights by the names of llama.cpp; its matrices are [out, in] too.
+
+    Rotary pairs are neighbours here as there, so nothing is permuted. Without
+    an `output.weight` llama.cpp uses the embedding for the output.
+    """
+    tensors: dict[str, Tensor] = {"token_embd.weight": model.embedding}
+    for index, block in enumerate(model.blocks):
+        state = block.state_dict()
+        query, key, value = state["query_key_value"]
+        gate, up = state["gate_up"]
+        weights = {
+            "attn_norm": state["attention_norm"],
+            "attn_q": query,
+            "attn_k": key,
+            "attn_v": value,
+            "attn_output": state["attention_output"][0],
+            "ffn_norm": state["feed_forward_norm"],
+            "ffn_gate": gate,
+            "ffn_up": up,
+            "ffn_down": state["down"][0],
+        }
+        tensors |= {f"blk.{index}.{name}.weight": weight for name, weight in weights.items()}
+    tensors["output_norm.weight"] = model.output_norm
+    return tensors
+
+
+def write_gguf(model: Decoder, name: str, path: Path) -> None:
+    """Write `model` in single precision, which keeps closest to torch."""
+    shape = model.shape
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name(name)
+    writer.add_description("Solves integer problems (+ - *), one step a line, answer last.")
+    writer.add_license("apache-2.0")
+    writer.add_vocab_size(len(token_texts()))
+    writer.add_context_length(shape.context)
+    writer.add_embedding_length(shape.width)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.feed_forward)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.heads)
+    writer.add_layer_norm_rms_eps(shape.norm_epsilon)
+    writer.add_rope_dimension_count(shape.head_size)
+    writer.add_rope_freq_base(shape.rope_base)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(token_texts())
+    types = [gguf.TokenType.NORMAL] * (MERGED_TOKEN + 1) + [gguf.TokenType.CONTROL]
+    writer.add_token_types(types)
+    writer.add_token_merges(merges())
+    writer.add_eos_token_id(END_OF_TEXT)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(CHAT_TEMPLATE)
+
+    for tensor_name, tensor in named_tensors(model).items():
+        array = np.ascontiguousarray(tensor.detach().numpy().astype(np.float32))
+        writer.add_tensor(tensor_name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def export_checkpoint(checkpoint: Path) -> Path:
+    """Write models/NAME.gguf from a checkpoint named NAME.pt."""
+    model, _ = load_checkpoint(checkpoint)
+    MODELS.mkdir(exist_ok=True)
+    path = MODELS / f"{checkpoint.stem}.gguf"
+    write_gguf(model, checkpoint.stem, path)
+    return path
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_hashes() -> None:
+    """Write models/SHA256SUMS for the GGUF files that are there."""
+    lines = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(MODELS.glob("*.gguf"))]
+    (MODELS / "SHA256SUMS").write_text("".join(lines))
