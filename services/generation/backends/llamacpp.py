@@ -1,0 +1,283 @@
+"""Embedded generation: a GGUF file, run in this process by llama.cpp (xllamacpp).
+
+What is known of the engine, and dealt with here:
+
+- A completion blocks, so each runs in a thread; a sample waits for its slot outside of the engine,
+  where waiting can be aborted at once.
+- A callback that returns True cancels the completion within a few decode steps.
+- Errors come back as messages, not as exceptions.
+- Counts are taken from each chunk's timings, so that an aborted sample is billed exactly.
+- An HTTP listener always starts: it gets a socket file in a private folder.
+- Log-probabilities are those of the model at temperature 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from isoflop.errors import InvalidArgument, IsoflopError, Unavailable
+from isoflop.v1.common_pb2 import (
+    FINISH_REASON_ABORTED,
+    FINISH_REASON_LENGTH,
+    FINISH_REASON_STOP,
+    SEED_PROMISE_ALONE,
+    Capabilities,
+    Model,
+    Shape,
+)
+
+from services.generation.backends import NEVER_STARTED, End, Job, Piece, Round
+from services.generation.catalog import CatalogError, LlamaCppEntry
+from services.generation.template import ChatTemplate
+
+CAPABILITIES = Capabilities(prefix=True, seed=SEED_PROMISE_ALONE, logprobs=True, abort_one=True)
+
+
+class LlamaCppBackend:
+    """Serves one GGUF file."""
+
+    def __init__(self, entry: LlamaCppEntry, folder: Path, currency: str) -> None:
+        """Load the model; raises CatalogError where the file is missing or damaged."""
+        path = folder / entry.path
+        if not path.is_file():
+            raise CatalogError(f"model {entry.name}: there is no file {path}")
+        try:
+            import xllamacpp
+        except ImportError:
+            raise CatalogError(
+                f"model {entry.name}: llama.cpp is not installed; pip install 'isoflop-suite[llamacpp]'"
+            ) from None
+        try:
+            header = Header.read(path)
+            self._template = ChatTemplate(
+                entry.chat_template or header.chat_template, header.bos_token, header.eos_token
+            )
+        except (ValueError, KeyError, IndexError, OverflowError, struct.error, OSError) as error:
+            raise CatalogError(f"model {entry.name}: {path} is not a usable GGUF file ({error})") from None
+        context = entry.context or header.context
+        self.model = Model(
+            name=entry.name,
+            backend="llamacpp",
+            shape=entry.shape.message() if entry.shape else header.shape,
+            context=context,
+            price=entry.price.message(currency),
+            capabilities=CAPABILITIES,
+        )
+        self._sockets = tempfile.TemporaryDirectory(prefix="isoflop-")
+        try:
+            self._server: Any = xllamacpp.Server(
+                _parameters(xllamacpp, entry, path, context, f"{self._sockets.name}/llama.sock")
+            )
+        except RuntimeError as error:
+            raise CatalogError(f"model {entry.name}: llama.cpp cannot load {path} ({error})") from None
+        self._slots = asyncio.Semaphore(entry.parallel)
+        self._threads = ThreadPoolExecutor(entry.parallel, thread_name_prefix=entry.name)
+
+    async def run(self, round: Round) -> None:
+        """Sample all jobs, as many at a time as there are slots."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for job in round.jobs:
+                    group.create_task(self._sample(round, job), name=job.sample_id)
+        except* IsoflopError as errors:
+            raise errors.exceptions[0] from None
+
+    async def close(self) -> None:
+        """Free the model."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._server = None
+        self._sockets.cleanup()
+
+    async def _sample(self, round: Round, job: Job) -> None:
+        if not await self._slot(round, job):
+            round.put(Piece(job.sample_id, end=NEVER_STARTED))
+            return
+        completion = Completion(round, job, asyncio.get_running_loop())
+        thread = asyncio.get_running_loop().run_in_executor(
+            self._threads, completion.run, self._server.handle_completions, self._request(job)
+        )
+        try:
+            await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            round.abort([job.sample_id])
+            await thread
+            raise
+        finally:
+            self._slots.release()
+
+    async def _slot(self, round: Round, job: Job) -> bool:
+        """Wait for a slot; False where the job is aborted first."""
+        if round.aborted(job.sample_id):
+            return False
+        if not self._slots.locked():
+            return await self._slots.acquire()
+        slot = asyncio.ensure_future(self._slots.acquire())
+        abort = asyncio.ensure_future(round.until_aborted(job.sample_id))
+        try:
+            await asyncio.wait({slot, abort}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            abort.cancel()
+            if not slot.cancel() and round.aborted(job.sample_id):
+                self._slots.release()
+        return not round.aborted(job.sample_id)
+
+    def _request(self, job: Job) -> dict[str, Any]:
+        sampling = job.sampling
+        request: dict[str, Any] = {
+            "prompt": self._template.render(job.messages, job.prefix),
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p or 1.0,
+            # The model's own distribution: none of the engine's other samplers.
+            "top_k": 0,
+            "min_p": 0.0,
+            "n_predict": sampling.max_tokens or -1,
+            "stop": list(sampling.stop),
+            "stream": True,
+            "cache_prompt": True,
+            "n_probs": 1,
+            "timings_per_token": True,
+        }
+        if job.seed is not None:
+            request["seed"] = job.seed % (1 << 32)
+        return request
+
+
+class Completion:
+    """One completion in its thread: collects chunks into pieces, a step at a time unless text is streamed."""
+
+    def __init__(self, round: Round, job: Job, loop: asyncio.AbstractEventLoop) -> None:
+        self._round = round
+        self._job = job
+        self._loop = loop
+        self._text = ""
+        self._logprob = 0.0
+        self._counted = 0
+        """Tokens that were put into pieces."""
+        self._timings: dict[str, Any] = {}
+        self._error: IsoflopError | None = None
+        self._reason = FINISH_REASON_ABORTED
+
+    def run(self, complete: Callable[..., Any], request: dict[str, Any]) -> None:
+        """Blocks until the completion has ended; raises IsoflopError."""
+        complete(request, self._chunk)
+        if self._error:
+            raise self._error
+        self._flush(self._end())
+
+    def _chunk(self, chunk: dict[str, Any]) -> bool:
+        """Called by the engine for each chunk; True cancels. Must not raise: the engine would swallow it."""
+        if "error" in chunk:
+            self._error = _error(chunk["error"])
+            return True
+        self._timings = chunk.get("timings") or self._timings
+        choice = chunk["choices"][0]
+        for token in (choice.get("logprobs") or {}).get("content") or ():
+            self._logprob += token["logprob"]
+        self._text += choice["text"]
+        if choice.get("finish_reason"):
+            self._reason = FINISH_REASON_LENGTH if choice["finish_reason"] == "length" else FINISH_REASON_STOP
+        elif self._text.endswith("\n"):
+            self._flush(None)
+        return self._round.aborted(self._job.sample_id)
+
+    def _flush(self, end: End | None) -> None:
+        generated = int(self._timings.get("predicted_n", self._counted))
+        piece = Piece(self._job.sample_id, self._text, generated - self._counted, self._logprob, end)
+        self._counted, self._text, self._logprob = generated, "", 0.0
+        self._loop.call_soon_threadsafe(self._round.put, piece)
+
+    def _end(self) -> End:
+        return End(
+            self._reason,
+            prompt_tokens=int(self._timings.get("prompt_n", 0)),
+            cached_tokens=int(self._timings.get("cache_n", 0)),
+        )
+
+
+def _error(error: dict[str, Any]) -> IsoflopError:
+    if error.get("type") == "exceed_context_size_error":
+        return InvalidArgument(
+            "messages", f"{error['n_prompt_tokens']} tokens, but the model's context has {error['n_ctx']}"
+        )
+    return Unavailable(f"llama.cpp: {error.get('message', json.dumps(error))}")
+
+
+def _parameters(xllamacpp: Any, entry: LlamaCppEntry, path: Path, context: int, socket: str) -> Any:
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(path)
+    parameters.n_parallel = entry.parallel
+    parameters.n_ctx = context * entry.parallel
+    parameters.cpuparams.n_threads = entry.threads
+    parameters.cpuparams_batch.n_threads = entry.threads
+    # Closest to the same text for the same seed.
+    parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    parameters.cache_ram_mib = 0
+    parameters.warmup = False
+    parameters.verbosity = -1
+    parameters.hostnames = [socket]
+    return parameters
+
+
+class Header:
+    """What a GGUF file says of its model."""
+
+    def __init__(
+        self, shape: Shape, context: int, chat_template: str, bos_token: str, eos_token: str
+    ) -> None:
+        self.shape = shape
+        self.context = context
+        self.chat_template = chat_template
+        self.bos_token = bos_token
+        self.eos_token = eos_token
+
+    @classmethod
+    def read(cls, path: Path) -> Header:
+        """Read it; raises ValueError, KeyError or struct.error where the file is damaged."""
+        import gguf
+
+        reader = gguf.GGUFReader(path)
+
+        def value(key: str, default: Any = None) -> Any:
+            field = reader.get_field(key)
+            if field is None:
+                if default is None:
+                    raise KeyError(f"it does not say {key}")
+                return default
+            return field.contents()
+
+        def token(key: str) -> str:
+            number = value(f"tokenizer.ggml.{key}_token_id", -1)
+            return str(value("tokenizer.ggml.tokens")[number]) if number >= 0 else ""
+
+        family = value("general.architecture")
+        heads = value(f"{family}.attention.head_count")
+        heads = max(heads) if isinstance(heads, list) else heads
+        experts = value(f"{family}.expert_count", 0)
+        share = value(f"{family}.expert_used_count", 0) / experts if experts else 1.0
+        sizes = {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}
+        active = sum(size * (share if "_exps" in name else 1.0) for name, size in sizes.items())
+        if "output.weight" in sizes:
+            # Embeddings that are not tied are looked up, not multiplied.
+            active -= sizes["token_embd.weight"]
+        return cls(
+            Shape(
+                active_parameters=int(active),
+                layers=value(f"{family}.block_count"),
+                heads=heads,
+                head_size=value(
+                    f"{family}.attention.key_length", value(f"{family}.embedding_length") // heads
+                ),
+                window=value(f"{family}.attention.sliding_window", 0),
+            ),
+            context=value(f"{family}.context_length"),
+            chat_template=value("tokenizer.chat_template", "") or "",
+            bos_token=token("bos"),
+            eos_token=token("eos"),
+        )

@@ -1,0 +1,132 @@
+"""Recorded generation: samples of real models, played back.
+
+A recording is JSON lines, one query under one model each:
+`{"query_id", "model", "prompt"?, "samples": [{"answer"|null, "text"?, "tokens"?, "chars"?}]}`.
+A query is found by its prompt, or by its `query_id` sent as the prompt where none is recorded. Sample i
+of a query is the recorded sample at place i of a permutation that the seed decides, so each is played
+at most once a query. What a recording says of right and wrong (`correct`, `gold`) is never read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from isoflop.errors import FailedPrecondition, InvalidArgument
+from isoflop.v1.common_pb2 import (
+    FINISH_REASON_STOP,
+    SEED_PROMISE_ALWAYS,
+    Capabilities,
+    Model,
+)
+
+from services.generation.backends import NEVER_STARTED, End, Job, Piece, Round
+from services.generation.catalog import CatalogError, RecordedEntry
+
+CHARS_A_TOKEN = 4
+"""Where a recording has characters and no tokens, tokens are estimated by this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One recorded sample."""
+
+    text: str
+    tokens: int
+
+
+class RecordedBackend:
+    """Plays one model's recording."""
+
+    def __init__(self, entry: RecordedEntry, folder: Path, currency: str) -> None:
+        """Read the recording; raises CatalogError where it is missing or damaged."""
+        self._samples = read(folder / entry.path, entry.model or entry.name)
+        if not self._samples:
+            raise CatalogError(
+                f"model {entry.name}: {entry.path} has no samples of {entry.model or entry.name!r}"
+            )
+        self.model = Model(
+            name=entry.name,
+            backend="recorded",
+            shape=entry.shape.message(),
+            price=entry.price.message(currency),
+            capabilities=Capabilities(
+                seed=SEED_PROMISE_ALWAYS,
+                abort_one=True,
+                samples=min(len(samples) for samples in self._samples.values()),
+            ),
+        )
+
+    async def run(self, round: Round) -> None:
+        """Play the samples of all jobs, in order; a job that is aborted by then is not played."""
+        for job in round.jobs:
+            if job.prefix:
+                raise InvalidArgument("branches", "a recording cannot continue a prefix")
+            recorded = self._find(job)
+            if round.aborted(job.sample_id):
+                round.put(Piece(job.sample_id, end=NEVER_STARTED))
+                continue
+            for piece in _pieces(job.sample_id, recorded):
+                round.put(piece)
+            # Let the caller read, and say that it has seen enough.
+            await asyncio.sleep(0)
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
+
+    def _find(self, job: Job) -> Recorded:
+        prompt = job.messages[-1].content
+        samples = self._samples.get(prompt)
+        if samples is None:
+            raise InvalidArgument("messages", f"{self.model.name} has no recording of this query")
+        if job.index >= len(samples):
+            raise FailedPrecondition(
+                f"{self.model.name} has {len(samples)} recorded samples of this query: ask for no more"
+            )
+        order = list(range(len(samples)))
+        random.Random(f"{job.sampling.seed}/{self.model.name}/{prompt}").shuffle(order)
+        return samples[order[job.index]]
+
+
+def _pieces(sample_id: str, recorded: Recorded) -> list[Piece]:
+    """The sample in steps, its tokens shared out by length."""
+    lines = recorded.text.splitlines(keepends=True) or [""]
+    pieces, told, length = [], 0, 0
+    for line in lines:
+        length += len(line)
+        until = round(recorded.tokens * length / max(1, len(recorded.text)))
+        pieces.append(Piece(sample_id, line, until - told))
+        told = until
+    pieces.append(Piece(sample_id, tokens=recorded.tokens - told, end=End(FINISH_REASON_STOP, 0)))
+    return pieces
+
+
+def read(path: Path, model: str) -> dict[str, list[Recorded]]:
+    """The samples of `model`, by prompt; raises CatalogError."""
+    found: dict[str, list[Recorded]] = {}
+    number = 0
+    try:
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
+            for number, line in enumerate(lines, start=1):
+                row = json.loads(line)
+                if row["model"] == model:
+                    samples = [_sample(sample) for sample in row["samples"]]
+                    found.setdefault(row.get("prompt") or row["query_id"], []).extend(samples)
+    except OSError as error:
+        raise CatalogError(f"recording {path}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+        raise CatalogError(f"recording {path}: line {number} is not a recorded query ({error!r})") from None
+    return found
+
+
+def _sample(row: dict[str, object]) -> Recorded:
+    answer = row["answer"] if "answer" in row else None
+    text = str(row.get("text") or ("" if answer is None else f"\\boxed{{{answer}}}"))
+    tokens = row.get("tokens")
+    if tokens is None:
+        tokens = -(-int(str(row.get("chars") or len(text))) // CHARS_A_TOKEN)
+    return Recorded(text, int(str(tokens)))

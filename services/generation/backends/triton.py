@@ -1,0 +1,210 @@
+"""Generation by Triton, behind the tensors of its vLLM backend.
+
+One stream carries a round: a request for each sample, with seeds of their own, matched by id. Closing
+the stream cancels them all in the backend, so the stream is closed once every sample of the round is
+aborted; a single aborted sample runs on unseen among the others, and its tokens are billed as aborted.
+A closed stream says no final usage: the tokens that came are billed, and what the backend may have
+computed by then is reported as unseen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from isoflop.errors import InvalidArgument, Unavailable
+from isoflop.rpc import MAX_MESSAGE_BYTES
+from isoflop.v1.common_pb2 import (
+    FINISH_REASON_ABORTED,
+    FINISH_REASON_LENGTH,
+    FINISH_REASON_STOP,
+    SEED_PROMISE_ALONE,
+    Capabilities,
+    Model,
+)
+
+from services.generation.backends import End, Job, Piece, Round
+from services.generation.catalog import CatalogError, TritonEntry
+from services.generation.template import ChatTemplate
+
+UNSEEN_STEPS = 4
+"""Decode steps that a cancelled request may have run before it heard, at most (measured: tests/cluster)."""
+
+FLAGS = (
+    "exclude_input_in_output",
+    "return_finish_reason",
+    "return_cumulative_logprob",
+    "return_num_input_tokens",
+    "return_num_output_tokens",
+)
+
+
+@dataclass
+class Progress:
+    """What has come of one sample."""
+
+    prompt_tokens: int = 0
+    logprob: float = 0.0
+    """Cumulative, as far as it was told."""
+
+
+class TritonBackend:
+    """Serves one model of a Triton server."""
+
+    def __init__(self, entry: TritonEntry, currency: str) -> None:
+        """Raises CatalogError where the client is not installed; the server is first asked by a round."""
+        try:
+            from tritonclient.grpc import InferInput
+            from tritonclient.grpc.aio import InferenceServerClient
+        except ImportError:
+            raise CatalogError(
+                f"model {entry.name}: Triton's client is not installed; pip install 'isoflop-suite[triton]'"
+            ) from None
+        try:
+            self._template = ChatTemplate(entry.chat_template)
+        except ValueError as error:
+            raise CatalogError(f"model {entry.name}: {error}") from None
+        self._input: Any = InferInput
+        self._make_client = lambda: InferenceServerClient(
+            entry.address,
+            channel_args=[
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.max_reconnect_backoff_ms", 1_000),
+            ],
+        )
+        self._client: Any = None
+        self._entry = entry
+        self.model = Model(
+            name=entry.name,
+            backend="triton",
+            shape=entry.shape.message(),
+            context=entry.context,
+            price=entry.price.message(currency),
+            capabilities=Capabilities(prefix=True, seed=SEED_PROMISE_ALONE, logprobs=True),
+        )
+
+    async def run(self, round: Round) -> None:
+        """Sample all jobs on one stream."""
+        from tritonclient.utils import InferenceServerException
+
+        if self._client is None:
+            # Made here because the channel belongs to the event loop that it is made in.
+            self._client = self._make_client()
+        requests = [self._request(job) for job in round.jobs]
+        stream = self._client.stream_infer(_each(requests))
+        progress = {job.sample_id: Progress() for job in round.jobs}
+        reader = asyncio.create_task(self._read(stream, round, progress))
+        aborted = asyncio.create_task(round.until_all_aborted())
+        try:
+            await asyncio.wait({reader, aborted}, return_when=asyncio.FIRST_COMPLETED)
+            if reader.done():
+                reader.result()
+        except InferenceServerException as error:
+            raise _error(error, self._entry) from None
+        finally:
+            aborted.cancel()
+            if not reader.done():
+                reader.cancel()
+            stream.cancel()
+            with contextlib.suppress(asyncio.CancelledError, InferenceServerException):
+                await reader
+            for sample_id, seen in progress.items():
+                end = End(FINISH_REASON_ABORTED, seen.prompt_tokens, unseen_tokens=UNSEEN_STEPS)
+                round.put(Piece(sample_id, end=end))
+
+    async def close(self) -> None:
+        """Close the channel."""
+        if self._client is not None:
+            await self._client.close()
+
+    def _request(self, job: Job) -> dict[str, Any]:
+        sampling = job.sampling
+        parameters: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p or 1.0}
+        if sampling.max_tokens or self._entry.context:
+            parameters["max_tokens"] = sampling.max_tokens or self._entry.context
+        if sampling.stop:
+            parameters["stop"] = list(sampling.stop)
+        if job.seed is not None:
+            parameters["seed"] = job.seed
+        values: dict[str, Any] = {
+            "text_input": self._template.render(job.messages, job.prefix).encode(),
+            "stream": True,
+            "sampling_parameters": json.dumps(parameters).encode(),
+            **dict.fromkeys(FLAGS, True),
+        }
+        return {
+            "model_name": self._entry.model or self._entry.name,
+            "request_id": job.sample_id,
+            "inputs": [self._tensor(name, value) for name, value in values.items()],
+        }
+
+    def _tensor(self, name: str, value: bytes | bool) -> Any:
+        tensor = self._input(name, [1], "BYTES" if isinstance(value, bytes) else "BOOL")
+        tensor.set_data_from_numpy(np.array([value], dtype=object if isinstance(value, bytes) else bool))
+        return tensor
+
+    async def _read(self, stream: Any, round: Round, progress: dict[str, Progress]) -> None:
+        """Take responses until each sample has ended; ended samples leave `progress`."""
+        async for result, error in stream:
+            if error is not None:
+                raise error
+            sample_id = result.get_response().id
+            seen = progress.get(sample_id)
+            if seen is None:
+                continue
+            piece = _piece(sample_id, result, seen, round.aborted(sample_id))
+            if piece.end is not None:
+                del progress[sample_id]
+            round.put(piece)
+            if not progress:
+                return
+        if progress:
+            raise Unavailable(f"Triton at {self._entry.address} ended the stream early")
+
+
+async def _each(requests: list[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+    for request in requests:
+        yield request
+    # Half-closing would be read as the end: the stream is closed by cancelling it.
+    await asyncio.Event().wait()
+
+
+def _piece(sample_id: str, result: Any, seen: Progress, aborted: bool) -> Piece:
+    """One response as a piece."""
+
+    def value(name: str) -> Any:
+        tensor = result.as_numpy(name)
+        return None if tensor is None or not tensor.size else tensor.reshape(-1)[0]
+
+    text = value("text_output") or b""
+    reason = (value("finish_reason") or b"").decode()
+    seen.prompt_tokens = int(value("num_input_tokens") or seen.prompt_tokens)
+    cumulative = value("cumulative_logprob")
+    logprob = None if cumulative is None else float(cumulative) - seen.logprob
+    seen.logprob += logprob or 0.0
+    end = None
+    if reason and reason != "None":
+        finish = FINISH_REASON_LENGTH if reason == "length" else FINISH_REASON_STOP
+        end = End(FINISH_REASON_ABORTED if aborted else finish, seen.prompt_tokens)
+    tokens = int(value("num_output_tokens") or 0)
+    return Piece(sample_id, text.decode("utf-8", "replace"), tokens, logprob, end)
+
+
+def _error(error: Any, entry: TritonEntry) -> Exception:
+    """An error of Triton as one of ours."""
+    name = entry.model or entry.name
+    status, message = str(error.status() or ""), str(error.message() or "").splitlines()[:1]
+    said = message[0] if message else status
+    if "UNAVAILABLE" in status or "failed to connect" in said.lower():
+        return Unavailable(f"Triton at {entry.address} does not answer: is it running?")
+    if "unknown model" in said.lower() or "not found" in said.lower() or "is not ready" in said.lower():
+        return Unavailable(f"Triton at {entry.address} does not serve {name!r}: {said}")
+    if "INVALID_ARGUMENT" in status or "sampling" in said.lower():
+        return InvalidArgument("sampling", f"Triton refuses it: {said}")
+    return Unavailable(f"Triton at {entry.address}, model {name!r}: {said}")

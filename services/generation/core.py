@@ -1,0 +1,235 @@
+"""The work of generation: rounds of samples from the model that was asked for, each token counted."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, suppress
+
+import structlog
+from isoflop.errors import InvalidArgument, NotFound
+from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, TextDelta
+from isoflop.v1.generation_pb2 import (
+    Branch,
+    DescribeModelsRequest,
+    DescribeModelsResponse,
+    GenerateRequest,
+    GenerateResponse,
+    RoundUsage,
+    StartRound,
+)
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from services.common.flops import attended, with_attention
+from services.generation.backends import Backend, Job, Piece, Round
+from services.generation.settings import GenerationSettings
+from services.generation.steps import Growing
+
+log = structlog.get_logger()
+
+
+class Metrics:
+    """What the service counts; the sum of all bills is what stands here."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.tokens = Counter(
+            "isoflop_generation_tokens_total",
+            "Tokens by model and kind (prompt, cached, completion, aborted); moves when a round ends.",
+            ["model", "kind"],
+            registry=registry,
+        )
+        self.flops = Counter(
+            "isoflop_generation_flops_total",
+            "Floating-point operations by model, attention included; moves when a round ends.",
+            ["model"],
+            registry=registry,
+        )
+        self.samples = Counter(
+            "isoflop_generation_samples_total",
+            "Samples by model and outcome (stop, length, aborted); moves when a sample ends.",
+            ["model", "outcome"],
+            registry=registry,
+        )
+        self.running = Gauge(
+            "isoflop_generation_samples_running",
+            "Samples running or waiting for a slot, by model.",
+            ["model"],
+            registry=registry,
+        )
+
+
+class Generation:
+    """Samples from language models."""
+
+    def __init__(
+        self, settings: GenerationSettings, backends: Sequence[Backend], registry: CollectorRegistry
+    ) -> None:
+        self._settings = settings
+        self._backends = {backend.model.name: backend for backend in backends}
+        self._metrics = Metrics(registry)
+
+    async def describe(self, request: DescribeModelsRequest) -> DescribeModelsResponse:
+        """The models, in the catalogue's order."""
+        return DescribeModelsResponse(models=[backend.model for backend in self._backends.values()])
+
+    async def close(self) -> None:
+        """Let go of the engines."""
+        for backend in self._backends.values():
+            await backend.close()
+
+    async def generate(
+        self, requests: AsyncIterator[GenerateRequest]
+    ) -> AsyncGenerator[GenerateResponse, None]:
+        """One round: samples as they finish, then its usage.
+
+        If the caller goes away, the round is aborted, and still counted. Raises NotFound,
+        InvalidArgument, and what the backend raises.
+        """
+        start = await self._start(requests)
+        backend = self._backends[start.model]
+        branches, jobs = _jobs(start)
+        metrics = self._metrics
+        round = Round(jobs)
+        growing = {job.sample_id: Growing(job, branch) for job, branch in zip(jobs, branches, strict=True)}
+        usage = RoundUsage(samples=len(jobs))
+        metrics.running.labels(start.model).inc(len(jobs))
+        running = asyncio.create_task(_run(backend, round), name=f"round of {start.model}")
+        aborts = asyncio.create_task(_obey(requests, round), name="aborts")
+        try:
+            async with aclosing(round.pieces()) as pieces:
+                async for piece in pieces:
+                    sample = growing[piece.sample_id]
+                    sample.add(piece)
+                    if start.stream_text and piece.text:
+                        yield GenerateResponse(delta=TextDelta(sample_id=piece.sample_id, text=piece.text))
+                    if piece.end is not None:
+                        self._count(backend, usage, growing.pop(piece.sample_id), piece)
+                        yield GenerateResponse(sample=sample.sample(piece))
+        finally:
+            aborts.cancel()
+            if growing:
+                await self._give_up(backend, round, running, growing, usage)
+            await running
+            with suppress(asyncio.CancelledError):
+                await aborts
+            self._settle(backend, usage)
+        yield GenerateResponse(usage=usage)
+
+    async def _start(self, requests: AsyncIterator[GenerateRequest]) -> StartRound:
+        first = await anext(requests, None)
+        if first is None or not first.HasField("start"):
+            raise InvalidArgument("start", "a round begins with it")
+        start = first.start
+        if start.model not in self._backends:
+            raise NotFound(f"there is no model {start.model!r}; there are: {', '.join(self._backends)}")
+        wanted = sum(branch.samples for branch in start.branches) if start.branches else 1
+        if wanted > self._settings.max_samples or any(branch.samples < 1 for branch in start.branches):
+            raise InvalidArgument("branches", f"1 to {self._settings.max_samples} samples in all")
+        if start.first_sample < 0:
+            raise InvalidArgument("first_sample", "must not be negative")
+        if not start.messages or not any(message.content for message in start.messages):
+            raise InvalidArgument("messages", "must not be empty")
+        size = sum(len(message.content.encode()) for message in start.messages)
+        if size > self._settings.max_prompt_bytes:
+            raise InvalidArgument("messages", f"at most {self._settings.max_prompt_bytes} bytes")
+        sampling = start.sampling
+        if not (math.isfinite(sampling.temperature) and 0 <= sampling.temperature <= 10):
+            raise InvalidArgument("sampling.temperature", "must be from 0 to 10")
+        if not (math.isfinite(sampling.top_p) and 0 <= sampling.top_p <= 1):
+            raise InvalidArgument("sampling.top_p", "must be from 0 to 1")
+        if sampling.max_tokens < 0:
+            raise InvalidArgument("sampling.max_tokens", "must not be negative")
+        return start
+
+    def _count(self, backend: Backend, usage: RoundUsage, sample: Growing, last: Piece) -> None:
+        """Add an ended sample to the round's usage."""
+        end = last.end
+        assert end is not None
+        usage.prompt_tokens += end.prompt_tokens
+        usage.cached_tokens += end.cached_tokens
+        usage.unseen_tokens += end.unseen_tokens
+        if end.reason == FINISH_REASON_ABORTED:
+            usage.aborted_tokens += sample.tokens
+        else:
+            usage.completion_tokens += sample.tokens
+        prompt = end.cached_tokens + end.prompt_tokens
+        usage.context_tokens += attended(
+            end.cached_tokens + 1, prompt + sample.tokens, backend.model.shape.window
+        )
+        name = backend.model.name
+        self._metrics.samples.labels(name, OUTCOMES.get(end.reason, "stop")).inc()
+        self._metrics.running.labels(name).dec()
+
+    async def _give_up(
+        self,
+        backend: Backend,
+        round: Round,
+        running: asyncio.Task[None],
+        growing: dict[str, Growing],
+        usage: RoundUsage,
+    ) -> None:
+        """Abort what still runs, and count what it took: the caller has gone, or the backend has failed."""
+        round.abort()
+        with suppress(Exception, asyncio.TimeoutError):
+            async with asyncio.timeout(self._settings.abort_seconds):
+                async for piece in round.pieces():
+                    growing[piece.sample_id].add(piece)
+                    if piece.end is not None:
+                        self._count(backend, usage, growing.pop(piece.sample_id), piece)
+        running.cancel()
+        for sample in growing.values():
+            # The backend failed: bill what came.
+            usage.aborted_tokens += sample.tokens
+            self._metrics.running.labels(backend.model.name).dec()
+
+    def _settle(self, backend: Backend, usage: RoundUsage) -> None:
+        name, metrics = backend.model.name, self._metrics
+        computed = usage.prompt_tokens + usage.completion_tokens + usage.aborted_tokens
+        metrics.tokens.labels(name, "prompt").inc(usage.prompt_tokens)
+        metrics.tokens.labels(name, "cached").inc(usage.cached_tokens)
+        metrics.tokens.labels(name, "completion").inc(usage.completion_tokens)
+        metrics.tokens.labels(name, "aborted").inc(usage.aborted_tokens)
+        metrics.flops.labels(name).inc(with_attention(backend.model.shape, computed, usage.context_tokens))
+
+
+OUTCOMES = {1: "stop", 2: "length", FINISH_REASON_ABORTED: "aborted"}
+
+
+def _jobs(start: StartRound) -> tuple[list[int], list[Job]]:
+    """The branch of each sample, and its job."""
+    numbers = [
+        number
+        for number, branch in enumerate(start.branches or [Branch(samples=1)])
+        for _ in range(branch.samples)
+    ]
+    prefixes = [branch.prefix for branch in start.branches] or [""]
+    jobs = [
+        Job(
+            sample_id=f"{start.model}/{index}",
+            index=index,
+            query_id=start.query_id,
+            messages=start.messages,
+            prefix=prefixes[branch],
+            sampling=start.sampling,
+        )
+        for index, branch in enumerate(numbers, start=start.first_sample)
+    ]
+    return numbers, jobs
+
+
+async def _run(backend: Backend, round: Round) -> None:
+    """Run the backend; its failure becomes the round's."""
+    try:
+        await backend.run(round)
+    except asyncio.CancelledError:
+        pass
+    except Exception as error:
+        round.fail(error)
+
+
+async def _obey(requests: AsyncIterator[GenerateRequest], round: Round) -> None:
+    """Abort what the caller has seen enough of."""
+    async for request in requests:
+        if request.HasField("abort"):
+            round.abort(request.abort.sample_ids)

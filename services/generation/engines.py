@@ -1,0 +1,25 @@
+"""From a catalogue to running backends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from services.generation.backends import Backend
+from services.generation.backends.llamacpp import LlamaCppBackend
+from services.generation.backends.recorded import RecordedBackend
+from services.generation.backends.triton import TritonBackend
+from services.generation.catalog import LlamaCppEntry, RecordedEntry, load
+
+
+def open_backends(path: Path) -> list[Backend]:
+    """A backend for each model of the catalogue at `path`; raises CatalogError."""
+    catalog, folder = load(path), path.parent
+    backends: list[Backend] = []
+    for entry in catalog.models:
+        if isinstance(entry, LlamaCppEntry):
+            backends.append(LlamaCppBackend(entry, folder, catalog.currency))
+        elif isinstance(entry, RecordedEntry):
+            backends.append(RecordedBackend(entry, folder, catalog.currency))
+        else:
+            backends.append(TritonBackend(entry, catalog.currency))
+    return backends
