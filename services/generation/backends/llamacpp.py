@@ -19,6 +19,7 @@ import struct
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -225,17 +226,16 @@ def _parameters(xllamacpp: Any, entry: LlamaCppEntry, path: Path, context: int, 
     return parameters
 
 
+@dataclass(frozen=True)
 class Header:
     """What a GGUF file says of its model."""
 
-    def __init__(
-        self, shape: Shape, context: int, chat_template: str, bos_token: str, eos_token: str
-    ) -> None:
-        self.shape = shape
-        self.context = context
-        self.chat_template = chat_template
-        self.bos_token = bos_token
-        self.eos_token = eos_token
+    shape: Shape
+    context: int
+    """Tokens of prompt and sample together."""
+    chat_template: str
+    bos_token: str
+    eos_token: str
 
     @classmethod
     def read(cls, path: Path) -> Header:

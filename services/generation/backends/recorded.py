@@ -111,7 +111,7 @@ def read(path: Path, model: str) -> dict[str, list[Recorded]]:
     number = 0
     try:
         with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(lines, start=1):  # noqa: B007 (the error names it)
                 row = json.loads(line)
                 if row["model"] == model:
                     samples = [_sample(sample) for sample in row["samples"]]
@@ -124,7 +124,7 @@ def read(path: Path, model: str) -> dict[str, list[Recorded]]:
 
 
 def _sample(row: dict[str, object]) -> Recorded:
-    answer = row["answer"] if "answer" in row else None
+    answer = row.get("answer")
     text = str(row.get("text") or ("" if answer is None else f"\\boxed{{{answer}}}"))
     tokens = row.get("tokens")
     if tokens is None:
