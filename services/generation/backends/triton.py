@@ -70,7 +70,7 @@ class TritonBackend:
         except ValueError as error:
             raise CatalogError(f"model {entry.name}: {error}") from None
         self._input: Any = InferInput
-        self._make_client = lambda: InferenceServerClient(
+        self._make_client: Any = lambda: InferenceServerClient(  # type: ignore[no-untyped-call]
             entry.address,
             channel_args=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
