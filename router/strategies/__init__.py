@@ -1,0 +1,15 @@
+"""Strategies: ways to spend a round. Each yields candidates; none knows of budgets.
+
+A strategy plays one round at a time; the loop in `router.solve` decides after each. Closing a strategy's
+generator aborts what it has started.
+"""
+
+from __future__ import annotations
+
+from router.strategies.best_of_n import BestOfN
+from router.strategies.majority import Majority
+from router.strategies.single import Single
+from router.strategies.strategy import Strategy
+
+STRATEGIES: dict[str, Strategy] = {"single": Single(), "majority": Majority(), "best_of_n": BestOfN()}
+"""All strategies, by the name that callers use."""

@@ -1,0 +1,111 @@
+"""What the votes so far say: how hard the query is, and which answer is right.
+
+The model of a query: its latent difficulty d is one of a grid of D. A sample of arm a is right with a
+probability that is Beta-distributed over the queries of that difficulty (mean p_a(d)). Right samples all
+have the same answer; wrong ones agree now and then, as in Ewens's sampling formula with parameter alpha:
+the next wrong sample repeats an earlier wrong answer of m votes with probability m / (alpha + wrong).
+
+So the joint probability of the votes, of difficulty d and of "cluster j is right" (or none is) has a
+closed form, and the confidence in an answer is its sum over d. Votes of several arms count for what each
+is worth. Pure functions, numpy only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from router.profile import Arm, Array
+
+
+@dataclass(frozen=True, eq=False)
+class Votes:
+    """Votes by arm: J clusters, and blanks (samples without an answer, which are wrong for sure)."""
+
+    arms: tuple[Arm, ...]
+    counts: Array
+    """Shape (len(arms), J): whole numbers."""
+    blanks: Array
+    """Shape (len(arms),)."""
+
+    @property
+    def samples(self) -> int:
+        """All votes and blanks."""
+        return int(self.counts.sum() + self.blanks.sum())
+
+
+NO_VOTES = Votes((), np.zeros((0, 0)), np.zeros(0))
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """What is known after the votes."""
+
+    joint: Array
+    """Shape (J + 1, D): probability that cluster j is right and difficulty is d; last row: none is right."""
+    scatter: float
+    """Ewens's parameter, as the arms that voted have it; NaN without votes."""
+    sizes: Array
+    """Shape (J,): votes of each cluster."""
+
+    @property
+    def answers(self) -> Array:
+        """Shape (J,): probability of each cluster to be right."""
+        return np.asarray(self.joint[:-1].sum(axis=1))
+
+    @property
+    def difficulty(self) -> Array:
+        """Shape (D,): the belief about difficulty."""
+        return np.asarray(self.joint.sum(axis=0))
+
+    @property
+    def leader(self) -> int:
+        """The cluster most likely right; -1 without clusters."""
+        return int(np.argmax(self.answers)) if len(self.sizes) else -1
+
+    @property
+    def confidence(self) -> float:
+        """Probability that the leader is right; 0 without clusters."""
+        return float(self.answers.max()) if len(self.sizes) else 0.0
+
+
+def update(prior: Array, votes: Votes) -> Posterior:
+    """The posterior after votes; `prior` is the belief about difficulty, shape (D,), before them."""
+    clusters = votes.counts.shape[1]
+    sizes = votes.counts.sum(axis=0)
+    log = np.tile(np.log(prior), (clusters + 1, 1))
+    for arm, counts, blanks in zip(votes.arms, votes.counts, votes.blanks, strict=True):
+        right, wrong, total = arm.rising
+        samples = int(counts.sum() + blanks)
+        for j in range(clusters):
+            log[j] += right[int(counts[j])] + wrong[samples - int(counts[j])] - total[samples]
+        log[-1] += wrong[samples] - total[samples]
+    scatter = _scatter(votes)
+    if clusters:
+        everything = _log_partition(sizes, scatter)
+        log[-1] += everything
+        for j in range(clusters):
+            log[j] += _log_partition(np.delete(sizes, j), scatter)
+    log -= log.max()
+    joint = np.exp(log)
+    return Posterior(joint / joint.sum(), scatter, sizes)
+
+
+def _scatter(votes: Votes) -> float:
+    """Mean of the arms' parameters, by their votes."""
+    weights = votes.counts.sum(axis=1) if votes.counts.size else np.zeros(len(votes.arms))
+    if not weights.sum():
+        return math.nan
+    return float(np.average([arm.scatter for arm in votes.arms], weights=weights))
+
+
+def _log_partition(sizes: Sequence[float] | Array, scatter: float) -> float:
+    """Logarithm of Ewens's sampling formula: probability that wrong samples fall into these clusters."""
+    total, log = 0, 0.0
+    for size in sizes:
+        log += math.log(scatter) + math.lgamma(size)
+        total += int(size)
+    return log - sum(math.log(scatter + i) for i in range(total))

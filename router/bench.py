@@ -1,0 +1,148 @@
+"""One round's access to the services, metered: what a strategy works with."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
+from typing import TypeVar
+
+from isoflop.errors import Unavailable
+from isoflop.v1.common_pb2 import Sample, Sampling, TextDelta
+from isoflop.v1.generation_pb2 import AbortSamples, Branch, GenerateRequest, RoundUsage, StartRound
+from isoflop.v1.verification_pb2 import Chain, ChainScore, ScoreRequest
+
+from router.cost import Cost, Meter
+from router.planner import Action
+from router.query import Query
+from router.stages import Stages
+
+T = TypeVar("T")
+
+
+class RoundBench:
+    """Buys one action for one query, once."""
+
+    def __init__(
+        self,
+        query: Query,
+        action: Action,
+        first_sample: int,
+        stages: Stages,
+        meter: Meter,
+        abort_seconds: float,
+    ) -> None:
+        self._query = query
+        self._action = action
+        self._first_sample = first_sample
+        self._stages = stages
+        self._meter = meter
+        self._abort_seconds = abort_seconds
+        self.spent = Cost()
+        """What has been billed; generation is, when its round has ended."""
+        self.waited = 0.0
+        """Seconds spent waiting for models and verifiers."""
+
+    async def sample(self, stream_text: bool = False) -> AsyncGenerator[list[Sample] | TextDelta, None]:
+        """The round's samples as they finish, those together that are there together.
+
+        Ends at the query's deadline. However it ends, samples that still run are aborted, and their bill
+        is waited for.
+        """
+        enough = asyncio.Event()
+        ready: asyncio.Queue[Sample | TextDelta | None] = asyncio.Queue()
+        # A task of its own: if this one is cancelled, the round still ends with its bill.
+        round = asyncio.create_task(self._round(ready, enough, stream_text), name=self._action.name)
+        try:
+            while True:
+                begin = time.perf_counter()
+                try:
+                    async with asyncio.timeout_at(self._query.deadline):
+                        first = await ready.get()
+                except TimeoutError:
+                    break
+                finally:
+                    self.waited += time.perf_counter() - begin
+                batch, done = [], False
+                for item in (first, *_rest(ready)):
+                    if isinstance(item, TextDelta):
+                        yield item
+                    elif item is None:
+                        done = True
+                    else:
+                        batch.append(item)
+                if batch:
+                    yield batch
+                if done:
+                    break
+        finally:
+            enough.set()
+            begin = time.perf_counter()
+            await asyncio.wait({round}, timeout=self._abort_seconds)
+            self.waited += time.perf_counter() - begin
+            if not round.cancel() and not round.exception():
+                self.spent += self._meter.generation(
+                    self._action.model, self._action.strategy, round.result()
+                )
+        if round.done():
+            round.result()
+
+    async def _round(
+        self, ready: asyncio.Queue[Sample | TextDelta | None], enough: asyncio.Event, stream_text: bool
+    ) -> RoundUsage:
+        """Play the round to its end, whatever becomes of the caller; its usage."""
+        usage = None
+        try:
+            requests = self._requests(enough, stream_text)
+            async with aclosing(self._stages.generation.generate(requests)) as responses:
+                async for response in responses:
+                    if response.HasField("sample"):
+                        ready.put_nowait(response.sample)
+                    elif response.HasField("delta"):
+                        ready.put_nowait(response.delta)
+                    else:
+                        usage = response.usage
+        finally:
+            ready.put_nowait(None)
+        if usage is None:
+            raise Unavailable(f"{self._action.model.name} ended a round without its usage: ask again")
+        return usage
+
+    async def score(self, samples: Sequence[Sample]) -> Sequence[ChainScore]:
+        """Scores of the samples' steps, in order."""
+        begin = time.perf_counter()
+        response = await self._stages.verification.score(
+            ScoreRequest(
+                verifier=self._action.verifier,
+                messages=self._query.messages,
+                chains=[Chain(id=s.id, text=s.text, steps=s.steps) for s in samples],
+            )
+        )
+        self.waited += time.perf_counter() - begin
+        self.spent += self._meter.verification(self._action.verifier, self._action.strategy, response)
+        return response.scores
+
+    async def _requests(self, enough: asyncio.Event, stream_text: bool) -> AsyncIterator[GenerateRequest]:
+        action = self._action
+        yield GenerateRequest(
+            start=StartRound(
+                query_id=self._query.query_id,
+                model=action.model.name,
+                messages=self._query.messages,
+                branches=[Branch(samples=action.samples)],
+                first_sample=self._first_sample,
+                sampling=Sampling(
+                    temperature=action.temperature, max_tokens=action.max_tokens, seed=self._query.seed
+                ),
+                stream_text=stream_text,
+            )
+        )
+        await enough.wait()
+        yield GenerateRequest(abort=AbortSamples())
+
+
+def _rest(queue: asyncio.Queue[T]) -> Iterator[T]:
+    """What is in the queue already."""
+    while not queue.empty():
+        yield queue.get_nowait()

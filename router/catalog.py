@@ -1,0 +1,52 @@
+"""What can be bought: the models and verifiers that the services describe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from isoflop.errors import NotFound
+from isoflop.v1.common_pb2 import Model
+from isoflop.v1.generation_pb2 import DescribeModelsRequest
+from isoflop.v1.verification_pb2 import DescribeVerifiersRequest, Verifier
+
+from router.stages import Stages
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Models, smallest first, and verifiers, by name."""
+
+    models: dict[str, Model]
+    verifiers: dict[str, Verifier]
+
+    @classmethod
+    def of(cls, models: Iterable[Model], verifiers: Iterable[Verifier]) -> Catalog:
+        """Put in order."""
+        ordered = sorted(models, key=lambda model: model.shape.active_parameters)
+        return cls({model.name: model for model in ordered}, {v.name: v for v in verifiers})
+
+    @property
+    def currency(self) -> str:
+        """ISO 4217 code of all prices."""
+        return next((model.price.currency for model in self.models.values()), "")
+
+    def model(self, name: str) -> Model:
+        """Raises NotFound."""
+        if name not in self.models:
+            raise NotFound(f"there is no model {name!r}; there are: {', '.join(self.models)}")
+        return self.models[name]
+
+    def verifier(self, name: str) -> Verifier:
+        """The verifier of that name, the first where it is empty; raises NotFound."""
+        chosen = self.verifiers.get(name or next(iter(self.verifiers), ""))
+        if chosen is None:
+            raise NotFound(f"there is no verifier {name!r}; there are: {', '.join(self.verifiers)}")
+        return chosen
+
+
+async def describe(stages: Stages) -> Catalog:
+    """Ask the services."""
+    models = await stages.generation.describe(DescribeModelsRequest())
+    verifiers = await stages.verification.describe(DescribeVerifiersRequest())
+    return Catalog.of(models.models, verifiers.verifiers)

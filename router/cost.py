@@ -1,0 +1,178 @@
+"""From tokens to FLOPs to money: the bill of a query, and what a round may cost at most."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from isoflop.errors import FailedPrecondition
+from isoflop.v1.common_pb2 import (
+    STAGE_DIFFICULTY,
+    STAGE_GENERATION,
+    STAGE_VERIFICATION,
+    Bill,
+    Model,
+    Stage,
+    Usage,
+)
+from isoflop.v1.difficulty_pb2 import EstimateResponse
+from isoflop.v1.generation_pb2 import RoundUsage
+from isoflop.v1.verification_pb2 import ScoreResponse
+
+from services.common.flops import attended, with_attention, without_attention
+
+TEMPLATE_TOKENS = 64
+"""Tokens that a chat template may add to a prompt, at most, where a worst case is reckoned."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What something costs, or may cost."""
+
+    flops: float = 0.0
+    money: float = 0.0
+    tokens: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flops + other.flops, self.money + other.money, self.tokens + other.tokens)
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(self.flops - other.flops, self.money - other.money, self.tokens - other.tokens)
+
+    def within(self, other: Cost) -> bool:
+        """Whether it is at most the other in every respect."""
+        return self.flops <= other.flops and self.money <= other.money and self.tokens <= other.tokens
+
+
+def samples(model: Model, count: float, prompt: float, completion: float) -> Cost:
+    """Cost of `count` samples of `completion` tokens each, none of their `prompt` tokens cached."""
+    end = prompt + completion
+    window = model.shape.window
+    context = attended(1, math.ceil(end), window) if window else end * (end + 1) / 2
+    price = model.price
+    return Cost(
+        flops=count * with_attention(model.shape, end, context),
+        money=count
+        * (prompt * price.per_million_prompt_tokens + completion * price.per_million_completion_tokens)
+        / 1e6,
+        tokens=count * end,
+    )
+
+
+def longest(model: Model, count: int, prompt: int, limit: int, left: Cost) -> int:
+    """Most tokens that each of `count` samples may have so that all of them surely fit in what is left.
+
+    At most `limit` (0: what the context leaves; where even that is unknown, a million). 0: none fits.
+    """
+    most = min(
+        limit or 1_000_000, model.context - prompt if model.context > prompt else model.context or 1_000_000
+    )
+    if samples(model, count, prompt, most).within(left):
+        return most
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if samples(model, count, prompt, middle).within(left) else (low, middle)
+    return low
+
+
+@dataclass
+class Allowance:
+    """What a query may still spend. A round is reserved at its worst case and settled at its cost."""
+
+    limit: Cost
+    """Infinite where there is no limit."""
+    spent: Cost = Cost()
+    reserved: Cost = Cost()
+
+    @property
+    def left(self) -> Cost:
+        """What is neither spent nor reserved."""
+        return self.limit - self.spent - self.reserved
+
+    def reserve(self, worst: Cost) -> None:
+        """Set aside; raises FailedPrecondition where it does not fit."""
+        if not worst.within(self.left):
+            raise FailedPrecondition("the budget has no room for this round: allow more")
+        self.reserved += worst
+
+    def settle(self, worst: Cost, actual: Cost) -> None:
+        """Replace a reservation by what was really spent."""
+        self.reserved -= worst
+        self.spent += actual
+
+
+@dataclass
+class Meter:
+    """Adds up what a query uses."""
+
+    currency: str
+    _lines: dict[tuple[Stage.ValueType, str, str], Usage] = field(default_factory=dict)
+
+    def generation(self, model: Model, strategy: str, usage: RoundUsage) -> Cost:
+        """Add a round of samples; what it cost."""
+        line = self._line(STAGE_GENERATION, model.name, strategy)
+        generated = usage.completion_tokens + usage.aborted_tokens
+        computed = usage.prompt_tokens + generated
+        price = model.price
+        cost = Cost(
+            flops=with_attention(model.shape, computed, usage.context_tokens),
+            money=(
+                usage.prompt_tokens * price.per_million_prompt_tokens
+                + usage.cached_tokens * price.per_million_cached_tokens
+                + generated * price.per_million_completion_tokens
+            )
+            / 1e6,
+            tokens=computed,
+        )
+        line.calls += usage.samples
+        line.prompt_tokens += usage.prompt_tokens
+        line.cached_tokens += usage.cached_tokens
+        line.completion_tokens += usage.completion_tokens
+        line.aborted_tokens += usage.aborted_tokens
+        line.unseen_tokens += usage.unseen_tokens
+        line.flops_without_attention += without_attention(model.shape, computed)
+        return self._add(line, cost)
+
+    def verification(self, verifier: str, strategy: str, response: ScoreResponse) -> Cost:
+        """Add scores; what they cost."""
+        line = self._line(STAGE_VERIFICATION, verifier, strategy)
+        line.calls += len(response.scores)
+        line.flops_without_attention += response.flops
+        return self._add(line, Cost(flops=response.flops))
+
+    def difficulty(self, response: EstimateResponse) -> Cost:
+        """Add an estimate; what it cost."""
+        line = self._line(STAGE_DIFFICULTY, response.estimator, "")
+        line.calls += len(response.difficulties)
+        line.flops_without_attention += response.flops
+        return self._add(line, Cost(flops=response.flops))
+
+    @property
+    def lines(self) -> list[Usage]:
+        """The lines so far."""
+        return list(self._lines.values())
+
+    def bill(self) -> Bill:
+        """The lines and their sums."""
+        lines = self.lines
+        return Bill(
+            lines=lines,
+            flops=math.fsum(line.flops for line in lines),
+            flops_without_attention=math.fsum(line.flops_without_attention for line in lines),
+            tokens=sum(line.prompt_tokens + line.completion_tokens + line.aborted_tokens for line in lines),
+            money=math.fsum(line.money for line in lines),
+            currency=self.currency,
+        )
+
+    def _line(self, stage: Stage.ValueType, model: str, strategy: str) -> Usage:
+        key = (stage, model, strategy)
+        if key not in self._lines:
+            self._lines[key] = Usage(stage=stage, model=model, strategy=strategy)
+        return self._lines[key]
+
+    @staticmethod
+    def _add(line: Usage, cost: Cost) -> Cost:
+        line.flops += cost.flops
+        line.money += cost.money
+        return cost

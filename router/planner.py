@@ -1,0 +1,333 @@
+"""The planner: given all that is known so far, the most worthwhile next round, or stop, with the reason.
+
+An action is worth the rise in P(the returned answer is right) that it is expected to bring, times what a
+right answer is worth in FLOPs, less its expected FLOPs. It looks ahead by up to 32 samples and buys the
+first few of them: how many a query gets in the end is an outcome, not an input. Pure functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from isoflop.errors import DeadlineExceeded, FailedPrecondition
+from isoflop.v1.common_pb2 import Model
+from isoflop.v1.router_pb2 import Action as ActionMessage
+from isoflop.v1.router_pb2 import Rejected
+from numpy.typing import NDArray
+
+from router import cost
+from router.belief import Posterior
+from router.catalog import Catalog
+from router.cost import TEMPLATE_TOKENS, Cost
+from router.profile import ROUND_SIZES, Arm, Array, Profile
+from router.query import Query
+from router.strategies import STRATEGIES
+
+LEAST_GAIN = 1e-4
+"""A rise in P(right) below this is nothing."""
+
+HEADROOM = 1.5
+"""A round is only bought where each sample may have this many times its expected tokens."""
+
+PLANNED = ("single", "majority")
+"""Strategies that profiles have measured; others are offered to callers who name them."""
+
+
+@dataclass(frozen=True)
+class Action:
+    """A round that can be bought, and what is expected of it."""
+
+    model: Model
+    arm: Arm
+    strategy: str
+    samples: int
+    """To be bought now."""
+    horizon: int
+    """Looked ahead by: the round is the beginning of so many."""
+    max_tokens: int
+    """Most tokens that each sample may have, so that the round surely fits in the budget."""
+    accuracy: float
+    """Expected P(the returned answer is right) after the horizon."""
+    cost: Cost
+    """Expected, of the whole horizon."""
+    seconds: float
+    """Expected, by the speed that was measured; 0 where it was not."""
+    temperature: float
+    verifier: str
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return f"{self.model.name} × {self.horizon} {self.strategy}"
+
+    def message(self) -> ActionMessage:
+        """As the contract has it: the samples bought now, and their share of the cost."""
+        share = self.samples / self.horizon
+        return ActionMessage(
+            model=self.model.name,
+            strategy=self.strategy,
+            samples=self.samples,
+            temperature=self.temperature,
+            verifier=self.verifier,
+            expected_accuracy=self.accuracy,
+            expected_flops=self.cost.flops * share,
+            expected_money=self.cost.money * share,
+        )
+
+    def outlook(self) -> ActionMessage:
+        """As the contract has it, for the whole horizon."""
+        return replace(self, samples=self.horizon).message()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do next, and why."""
+
+    action: Action | None
+    """None: stop."""
+    reason: str
+    rejected: Sequence[Rejected] = ()
+    """The best three others."""
+
+
+@dataclass(frozen=True)
+class State:
+    """All that is known of a query."""
+
+    posterior: Posterior
+    bought: dict[str, int]
+    """Samples so far, by model."""
+    greedy: frozenset[str]
+    """Models whose greedy sample has been bought."""
+    left: Cost
+    """What may still be spent."""
+    seconds: float
+    """Time left; infinite where there is no deadline."""
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Decides on the curves of a profile."""
+
+    profile: Profile
+    catalog: Catalog
+    round_samples: int
+    """Most samples that are bought before deciding anew."""
+
+    def decide(self, query: Query, state: State) -> Decision:
+        """The most worthwhile next round, or stop.
+
+        Before anything is spent, raises FailedPrecondition where no action fits the budget and
+        DeadlineExceeded where none can end in time.
+        """
+        confidence = state.posterior.confidence
+        target = query.objective.target
+        if query.samples:
+            return self._fixed(query, state)
+        if target is not None and confidence >= target:
+            return Decision(None, f"P(right) {confidence:.3f} has reached the target {target:.3f}")
+        offers = list(self.offers(query, state))
+        if not offers:
+            return Decision(None, self._nothing_fits(query, state))
+        worth = self.worth(query)
+        ranked = sorted(offers, key=lambda offer: -self._value(offer, confidence, worth, target))
+        best = ranked[0]
+        gain = best.accuracy - confidence
+        rejected = [
+            Rejected(action=other.outlook(), reason=_why_not(other, best, confidence, worth))
+            for other in ranked[1:4]
+        ]
+        if gain < LEAST_GAIN or (target is None and gain * worth <= best.cost.flops):
+            return Decision(None, _stop_reason(best, confidence, worth), rejected)
+        reason = (
+            f"{best.name}: P(right) {confidence:.3f} → {best.accuracy:.3f} for {_si(best.cost.flops)}FLOP, "
+            f"worth {_si(gain * worth)}FLOP"
+        )
+        return Decision(best, reason, rejected)
+
+    def worth(self, query: Query) -> float:
+        """FLOPs that a right answer is worth to this query."""
+        return query.objective.worth or self.profile.efforts[query.objective.effort]
+
+    def offers(self, query: Query, state: State) -> Iterable[Action]:
+        """Actions that the filters, the backends, the budget and the deadline leave."""
+        strategies = query.strategies or PLANNED
+        horizons = [n for n in ROUND_SIZES if n <= (query.samples or max(ROUND_SIZES))]
+        for model in self._models(query):
+            had = state.bought.get(model.name, 0)
+            most = model.capabilities.samples - had if model.capabilities.samples else math.inf
+            for strategy in strategies:
+                single = strategy == "single"
+                greedy = single and not query.temperature
+                if single and (model.name in state.greedy or (query.strategies == ("single",) and had)):
+                    continue
+                if STRATEGIES[strategy].needs_logprobs and not model.capabilities.logprobs:
+                    continue
+                arm = self.profile.arm(model, greedy, query.temperature)
+                for horizon in (1,) if single else horizons:
+                    if horizon <= most:
+                        offer = self._offer(query, state, model, arm, strategy, horizon)
+                        if offer:
+                            yield offer
+
+    def _models(self, query: Query) -> list[Model]:
+        measured = {arm.model for arm in self.profile.arms}
+        if query.models:
+            return [model for model in self.catalog.models.values() if model.name in query.models]
+        return [model for model in self.catalog.models.values() if model.name in measured] or list(
+            self.catalog.models.values()
+        )
+
+    def _offer(
+        self, query: Query, state: State, model: Model, arm: Arm, strategy: str, horizon: int
+    ) -> Action | None:
+        """The action with its worth, or None where it does not fit."""
+        samples = query.samples or min(horizon, self.round_samples)
+        tokens = float(state.posterior.difficulty @ arm.tokens)
+        if query.max_tokens:
+            tokens = min(tokens, query.max_tokens)
+        seconds = tokens * arm.seconds_per_token
+        prompt_most = query.prompt_bytes + TEMPLATE_TOKENS
+        max_tokens = cost.longest(model, samples, prompt_most, query.max_tokens, state.left)
+        wanted = min(tokens * HEADROOM, query.max_tokens or math.inf)
+        if max_tokens < max(1.0, wanted) or seconds > state.seconds:
+            return None
+        prompt = query.prompt_bytes * arm.prompt_tokens_per_byte
+        return Action(
+            model=model,
+            arm=arm,
+            strategy=strategy,
+            samples=samples,
+            horizon=horizon,
+            max_tokens=max_tokens,
+            accuracy=expected_accuracy(state.posterior, arm, horizon),
+            cost=cost.samples(model, horizon, prompt, tokens),
+            seconds=seconds,
+            temperature=0.0 if arm.greedy else query.temperature or arm.temperature,
+            verifier=self.catalog.verifier(query.verifier).name if STRATEGIES[strategy].verifies else "",
+        )
+
+    def _value(self, offer: Action, confidence: float, worth: float, target: float | None) -> float:
+        gain = offer.accuracy - confidence
+        if target is None:
+            return gain * worth - offer.cost.flops
+        # The cheapest way to the target: what is gained beyond it does not count.
+        return min(gain, target - confidence) / offer.cost.flops
+
+    def _fixed(self, query: Query, state: State) -> Decision:
+        """The caller's own plan: all samples at once, of the model that is worth most."""
+        if sum(state.bought.values()):
+            return Decision(None, f"the {query.samples} samples that were asked for have been bought")
+        strategy = query.strategies[0] if query.strategies else "majority" if query.samples > 1 else "single"
+        planned = replace(query, strategies=(strategy,))
+        offers = [replace(offer, horizon=query.samples) for offer in self.offers(planned, state)]
+        if not offers:
+            return Decision(None, self._nothing_fits(planned, state))
+        worth = self.worth(query)
+        best = max(offers, key=lambda offer: offer.accuracy * worth - offer.cost.flops)
+        tokens = float(state.posterior.difficulty @ best.arm.tokens)
+        prompt = query.prompt_bytes * best.arm.prompt_tokens_per_byte
+        best = replace(best, cost=cost.samples(best.model, query.samples, prompt, tokens))
+        return Decision(best, f"{best.name}: the caller's own plan")
+
+    def _nothing_fits(self, query: Query, state: State) -> str:
+        """Why there is no offer. Raises where nothing has been spent yet."""
+        if state.bought:
+            return "no further round fits in what is left of the budget and the time"
+        free = replace(state, left=UNLIMITED, seconds=math.inf)
+        offers = list(self.offers(query, free))
+        if not offers:
+            raise FailedPrecondition(
+                "no model can serve what was asked for: see `isoflop models` for what each backend can do"
+            )
+        soonest = min(offers, key=lambda offer: offer.seconds)
+        if soonest.seconds > state.seconds:
+            raise DeadlineExceeded(
+                f"the quickest plan, {soonest.name}, takes about {soonest.seconds:.1f} s: allow more time"
+            )
+        cheapest = min(offers, key=lambda offer: offer.cost.flops)
+        least = self._least(query, cheapest)
+        raise FailedPrecondition(
+            f"no plan fits the budget; the cheapest, {cheapest.name}, needs {least.flops:.3g} FLOPs, "
+            f"{least.tokens:.0f} tokens and {least.money:.2g} {self.catalog.currency}"
+        )
+
+    def _least(self, query: Query, offer: Action) -> Cost:
+        """The budget with which an action would be offered."""
+        tokens = offer.cost.tokens / offer.horizon - query.prompt_bytes * offer.arm.prompt_tokens_per_byte
+        return cost.samples(
+            offer.model,
+            offer.samples,
+            query.prompt_bytes + TEMPLATE_TOKENS,
+            math.ceil(max(1.0, tokens * HEADROOM)) + 1,
+        )
+
+
+UNLIMITED = Cost(math.inf, math.inf, math.inf)
+
+
+def expected_accuracy(posterior: Posterior, arm: Arm, samples: int) -> float:
+    """Expected P(the returned answer is right) after so many more samples of an arm (one of ROUND_SIZES).
+
+    Without clusters, what calibration measured for a vote of that size. Otherwise: the leader stays where
+    it is right; where another answer is right (one that has been seen, or none yet), it must gather
+    enough votes to overtake, while wrong votes still fall to the leader.
+    """
+    row = ROUND_SIZES.index(samples)
+    if not len(posterior.sizes):
+        return float(posterior.difficulty @ (arm.p_right if arm.greedy else arm.votes[row]))
+    leader = posterior.leader
+    confidence = posterior.confidence
+    wrong = float(posterior.sizes.sum() - posterior.sizes[leader])
+    odds = np.log(arm.p_right / (1 - arm.p_right))
+    scatter = posterior.scatter
+    # Where the leader is wrong, so much of the wrong votes falls to it.
+    share = posterior.sizes[leader] / (scatter + posterior.sizes.sum())
+    total = confidence
+    for j, mass in enumerate(posterior.joint):
+        if j == leader:
+            continue
+        size = posterior.sizes[j] if j < len(posterior.sizes) else 0.0
+        worth = np.maximum(odds + math.log((scatter + wrong + 1) / max(size, min(1.0, scatter))), 1e-3)
+        behind = math.log(max(confidence, 1e-12) / max(float(mass.sum()), 1e-12))
+        needed = np.floor((behind / worth + samples * share) / (1 + share)).astype(int) + 1
+        needed = np.clip(needed, 1, max(ROUND_SIZES) + 1)
+        total += float(mass @ _pick(arm.at_least[row], needed))
+    return min(total, 1.0)
+
+
+def _pick(table: Array, column: NDArray[np.int64]) -> Array:
+    return np.asarray(np.take_along_axis(table, column[:, None], axis=1)[:, 0])
+
+
+def _why_not(other: Action, best: Action, confidence: float, worth: float) -> str:
+    gain, flops = other.accuracy - confidence, other.cost.flops
+    if gain < LEAST_GAIN:
+        return "it would change nothing"
+    if gain * worth <= flops:
+        return f"it costs {_si(flops)}FLOP and is worth {_si(gain * worth)}FLOP"
+    return (
+        f"it leaves {_si(gain * worth - flops)}FLOP of worth, "
+        f"{best.name} {_si((best.accuracy - confidence) * worth - best.cost.flops)}FLOP"
+    )
+
+
+def _stop_reason(best: Action, confidence: float, worth: float) -> str:
+    gain = best.accuracy - confidence
+    if gain < LEAST_GAIN:
+        return f"P(right) {confidence:.3f}, and no further round would change the answer"
+    return (
+        f"P(right) {confidence:.3f}; the best further round, {best.name}, would add {gain:.3f} for "
+        f"{_si(best.cost.flops)}FLOP, and is worth {_si(gain * worth)}FLOP"
+    )
+
+
+def _si(value: float) -> str:
+    """With an SI prefix, three digits."""
+    for limit, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g} {prefix}"
+    return f"{value:.3g} "

@@ -1,0 +1,244 @@
+"""The profile: measured curves of each arm over latent difficulty, as calibration left them.
+
+A profile is one JSON file with a version. Difficulty is latent: mean 0 and standard deviation 1 over the
+calibration queries, higher is harder; curves are arrays over one grid of it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from isoflop.v1.common_pb2 import Model
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Array = NDArray[np.float64]
+
+SCHEMA = 1
+"""Number of the form of the file; a profile of another number is refused."""
+
+ROUND_SIZES = (1, 2, 4, 8, 16, 32)
+"""Numbers of samples that the planner looks ahead by."""
+
+MOST_VOTES = 4096
+"""Most samples of a query that the tables below reach to."""
+
+
+class ProfileError(Exception):
+    """A profile is not usable; `str(error)` says where and why."""
+
+
+class ArmRecord(BaseModel):
+    """An arm as the file has it: one model at one temperature. Curves have a value for each grid point."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    model: str
+    """The model's name."""
+    temperature: float = Field(ge=0)
+    """0: greedy, so that a second sample says nothing new."""
+    p_right: list[float]
+    """Chance that one sample is right."""
+    tokens: list[float]
+    """Expected tokens of a sample."""
+    concentration: float = Field(gt=0)
+    """How alike queries of one difficulty are: p of a query is Beta with mean p_right and this many pseudo-counts."""
+    scatter: float = Field(gt=0)
+    """How rarely wrong answers agree: the parameter of Ewens's sampling formula."""
+    votes: dict[int, list[float]]
+    """Measured accuracy of a majority vote of n samples, by n, from resampled calibration samples."""
+    prompt_tokens_per_byte: float = Field(gt=0)
+    """Prompt tokens for each byte of the query."""
+    seconds_per_token: float = Field(ge=0)
+    """Seconds that a token of a lone sample took when it was measured."""
+
+
+class ProfileRecord(BaseModel):
+    """A profile as the file has it."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    form: int = Field(alias="schema")
+    """Number of this form."""
+    version: str
+    """Name of this profile, told in responses and metrics."""
+    grid: list[float]
+    """Latent difficulties, rising."""
+    prior: list[float]
+    """Share of calibration queries at each."""
+    arms: list[ArmRecord]
+    """Measured arms."""
+    efforts: dict[str, float]
+    """FLOPs that a right answer is worth at effort low, medium and high, and `most` for no end of patience."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ProfileRecord:
+        if self.form != SCHEMA:
+            raise ValueError(f"schema {self.form}, but this router reads {SCHEMA}: calibrate again")
+        size = len(self.grid)
+        if size < 2 or any(b <= a for a, b in zip(self.grid, self.grid[1:], strict=False)):
+            raise ValueError("the grid does not rise")
+        if {"low", "medium", "high", "most"} - set(self.efforts) or min(self.efforts.values()) <= 0:
+            raise ValueError("efforts low, medium, high and most are needed, each positive")
+        if len(self.prior) != size or min(self.prior) < 0 or sum(self.prior) <= 0:
+            raise ValueError("the prior is no distribution over the grid")
+        if not self.arms:
+            raise ValueError("there are no arms")
+        for arm in self.arms:
+            curves = [arm.p_right, arm.tokens, *arm.votes.values()]
+            if any(len(curve) != size for curve in curves):
+                raise ValueError(f"{arm.model}: a curve has not {size} values")
+            if any(not 0 <= value <= 1 for curve in (arm.p_right, *arm.votes.values()) for value in curve):
+                raise ValueError(f"{arm.model}: a probability is not in [0, 1]")
+            if 1 not in arm.votes and arm.temperature > 0:
+                raise ValueError(f"{arm.model}: the accuracy of one sample is missing")
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """One model at one temperature, with the tables that the planner reads. D is the size of the grid."""
+
+    model: str
+    temperature: float
+    p_right: Array
+    """Shape (D,): chance that one sample is right, kept off 0 and 1."""
+    tokens: Array
+    """Shape (D,)."""
+    concentration: float
+    scatter: float
+    votes: Array
+    """Shape (len(ROUND_SIZES), D): accuracy of a majority vote."""
+    prompt_tokens_per_byte: float
+    seconds_per_token: float
+    measured: bool = True
+    """False for a model that was never calibrated: curves of ignorance."""
+
+    @property
+    def greedy(self) -> bool:
+        """Whether a second sample says nothing new."""
+        return self.temperature == 0
+
+    @cached_property
+    def rising(self) -> tuple[Array, Array, Array]:
+        """Sums of logarithms, shape (MOST_VOTES + 1, D) twice and (MOST_VOTES + 1,).
+
+        For k right and m wrong of n samples the beta-binomial likelihood is
+        exp(right[k] + wrong[m] - total[n]).
+        """
+        counts = np.arange(MOST_VOTES)[:, None]
+        zero = np.zeros((1, len(self.p_right)))
+        right = np.log(self.concentration * self.p_right + counts)
+        wrong = np.log(self.concentration * (1 - self.p_right) + counts)
+        total = np.log(self.concentration + counts[:, 0])
+        return (
+            np.vstack([zero, np.cumsum(right, axis=0)]),
+            np.vstack([zero, np.cumsum(wrong, axis=0)]),
+            np.concatenate([[0.0], np.cumsum(total)]),
+        )
+
+    @cached_property
+    def at_least(self) -> Array:
+        """Shape (len(ROUND_SIZES), D, max(ROUND_SIZES) + 2): P(at least r of n samples are right)."""
+        right, wrong, total = self.rising
+        most = max(ROUND_SIZES)
+        table = np.zeros((len(ROUND_SIZES), len(self.p_right), most + 2))
+        for row, n in enumerate(ROUND_SIZES):
+            choose = np.cumsum([0.0, *(np.log((n - i) / (i + 1)) for i in range(n))])
+            mass = np.exp(choose[:, None] + right[: n + 1] + wrong[n::-1] - total[n])
+            table[row, :, : n + 1] = np.cumsum(mass[::-1], axis=0)[::-1].T
+        return np.minimum(table, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """Measured curves."""
+
+    version: str
+    grid: Array
+    """Shape (D,): latent difficulties."""
+    prior: Array
+    """Shape (D,): share of calibration queries, sums to 1."""
+    arms: tuple[Arm, ...]
+    efforts: dict[str, float]
+
+    def belief(self, mean: float, sd: float) -> Array:
+        """A normal belief about difficulty on the grid, shape (D,), sums to 1.
+
+        The estimate was fitted on queries like those of the prior, so its error already accounts for it.
+        """
+        weight = np.exp(-0.5 * ((self.grid - mean) / sd) ** 2) + 1e-12
+        return np.asarray(weight / weight.sum())
+
+    def arm(self, model: Model, greedy: bool, temperature: float | None) -> Arm:
+        """The arm of a model that is nearest to a temperature; curves of ignorance where it has none."""
+        own = [arm for arm in self.arms if arm.model == model.name and arm.greedy == greedy]
+        if not own:
+            return _ignorance(self, model, 0.0 if greedy else 0.8)
+        if temperature is None:
+            return own[0]
+        return min(own, key=lambda arm: abs(arm.temperature - temperature))
+
+
+def _ignorance(profile: Profile, model: Model, temperature: float) -> Arm:
+    """An arm for a model that was never measured: right as often as difficulty says, no better."""
+    p_right = 1 / (1 + np.exp(profile.grid))
+    return Arm(
+        model=model.name,
+        temperature=temperature,
+        p_right=p_right,
+        tokens=np.full(len(profile.grid), min(512.0, (model.context or 2048) / 4)),
+        concentration=2.0,
+        scatter=2.0,
+        votes=np.tile(p_right, (len(ROUND_SIZES), 1)),
+        prompt_tokens_per_byte=1.0,
+        seconds_per_token=0.0,
+        measured=False,
+    )
+
+
+def parse(data: Any) -> Profile:
+    """A profile from decoded JSON; raises ValidationError."""
+    record = ProfileRecord.model_validate(data)
+    prior = np.array(record.prior)
+    arms = []
+    for arm in record.arms:
+        p_right = np.clip(np.array(arm.p_right), 1e-4, 1 - 1e-4)
+        known = sorted(arm.votes) or [1]
+        curves = np.array([arm.votes.get(n, arm.p_right) for n in known])
+        votes = np.array(
+            [[np.interp(np.log(n), np.log(known), column) for column in curves.T] for n in ROUND_SIZES]
+        )
+        arms.append(
+            Arm(
+                model=arm.model,
+                temperature=arm.temperature,
+                p_right=p_right,
+                tokens=np.array(arm.tokens),
+                concentration=arm.concentration,
+                scatter=arm.scatter,
+                votes=votes,
+                prompt_tokens_per_byte=arm.prompt_tokens_per_byte,
+                seconds_per_token=arm.seconds_per_token,
+            )
+        )
+    return Profile(record.version, np.array(record.grid), prior / prior.sum(), tuple(arms), record.efforts)
+
+
+def load(path: Path) -> Profile:
+    """Read a profile; raises ProfileError."""
+    try:
+        return parse(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ProfileError(f"profile {path}: {error.strerror}") from None
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"]) or "it"
+        raise ProfileError(f"profile {path}: {where}: {fault['msg']}") from None
+    except ValueError as error:
+        raise ProfileError(f"profile {path}: not JSON ({error})") from None

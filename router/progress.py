@@ -1,0 +1,82 @@
+"""What has come of a query so far: candidates, votes, and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from isoflop.v1.aggregation_pb2 import AggregateResponse, Cluster
+from isoflop.v1.common_pb2 import Sample
+from isoflop.v1.router_pb2 import Round, Tally
+
+from router.belief import NO_VOTES, Posterior, Votes, update
+from router.planner import Action
+from router.profile import Arm, Array
+from router.strategies.strategy import Candidate
+
+
+class Progress:
+    """Candidates, clusters and rounds of one query."""
+
+    def __init__(self, prior: Array) -> None:
+        self._prior = prior
+        self._arms: dict[str, Arm] = {}
+        self.samples: dict[str, Sample] = {}
+        """Every sample, by id."""
+        self.clusters: list[Cluster] = []
+        """The leader first, as aggregation has it."""
+        self.blanks: list[str] = []
+        """Ids of samples without an answer."""
+        self.stability = 0.0
+        """Probability that the leader stays the leader."""
+        self.rounds: list[Round] = []
+        self.bought: dict[str, int] = {}
+        """Samples started, by model."""
+        self.greedy: set[str] = set()
+        """Models whose greedy sample was bought."""
+        self.posterior: Posterior = update(prior, NO_VOTES)
+        """What the votes say."""
+
+    def buy(self, action: Action) -> int:
+        """Note that a round begins; the index of its first sample among the model's."""
+        first = self.bought.get(action.model.name, 0)
+        self.bought[action.model.name] = first + action.samples
+        if action.arm.greedy:
+            self.greedy.add(action.model.name)
+        return first
+
+    def take(self, action: Action, candidates: Sequence[Candidate], tally: AggregateResponse) -> None:
+        """Take candidates, and the clusters with them in it."""
+        for candidate in candidates:
+            self.samples[candidate.sample.id] = candidate.sample
+            self._arms[candidate.sample.id] = action.arm
+        self.clusters = list(tally.clusters)
+        self.blanks += tally.blanks
+        self.stability = tally.stability
+        self.posterior = update(self._prior, self._votes())
+
+    @property
+    def confidence(self) -> float:
+        """Probability that the answer that would be returned now is right."""
+        return float(self.posterior.answers[0]) if self.clusters else 0.0
+
+    def tally(self) -> Tally:
+        """As the contract has it."""
+        return Tally(
+            clusters=self.clusters,
+            blanks=len(self.blanks),
+            confidence=self.confidence,
+            stability=self.stability,
+        )
+
+    def _votes(self) -> Votes:
+        arms = tuple(dict.fromkeys(self._arms.values()))
+        row = {id(arm): number for number, arm in enumerate(arms)}
+        counts = np.zeros((len(arms), len(self.clusters)))
+        for column, cluster in enumerate(self.clusters):
+            for member in cluster.members:
+                counts[row[id(self._arms[member])], column] += 1
+        blanks = np.zeros(len(arms))
+        for sample in self.blanks:
+            blanks[row[id(self._arms[sample])]] += 1
+        return Votes(arms, counts, blanks)

@@ -1,0 +1,215 @@
+"""The life of a query, in six steps: admit, estimate, plan, act, update, finish."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from google.rpc.code_pb2 import Code
+from isoflop.errors import IsoflopError
+from isoflop.v1.aggregation_pb2 import AggregateRequest
+from isoflop.v1.aggregation_pb2 import Candidate as CandidateMessage
+from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, TextDelta
+from isoflop.v1.difficulty_pb2 import Difficulty, EstimateRequest
+from isoflop.v1.difficulty_pb2 import Query as QueryMessage
+from isoflop.v1.router_pb2 import (
+    STATUS_ABANDONED,
+    STATUS_ANSWERED,
+    PlanResponse,
+    QueryStarted,
+    Round,
+    Savings,
+    SolveResponse,
+    Stopped,
+)
+from isoflop.v1.router_pb2 import StreamSolveResponse as Event
+
+from router import cost
+from router.bench import RoundBench
+from router.cost import TEMPLATE_TOKENS, Allowance, Meter
+from router.metrics import Metrics, outcome
+from router.planner import Action, Decision, Planner, State
+from router.progress import Progress
+from router.query import Query
+from router.stages import Stages
+from router.strategies import STRATEGIES
+from router.strategies.strategy import Candidate
+
+
+@dataclass
+class Life:
+    """One query from admission to its end."""
+
+    query: Query
+    """Admitted: see `router.query.admit`."""
+    stages: Stages
+    planner: Planner
+    metrics: Metrics
+    abort_seconds: float
+    """How long an aborted round may take to tell its bill."""
+    give_up_below: float
+    """A query that stops with less confidence than this was abandoned."""
+    difficulty: Difficulty = field(default_factory=Difficulty)
+    saved: Savings = field(default_factory=Savings)
+    waited: float = 0.0
+    """Seconds spent waiting for models and verifiers."""
+
+    def __post_init__(self) -> None:
+        self.meter = Meter(self.planner.catalog.currency)
+        self.allowance = Allowance(self.query.limit)
+        self.progress: Progress
+
+    async def solve(self) -> AsyncGenerator[Event, None]:
+        """What happens, as it happens; the last event is `final`. Closing it ends all that runs."""
+        begin, ended = time.perf_counter(), "cancelled"
+        self.metrics.began()
+        try:
+            await self.estimate()
+            yield Event(started=QueryStarted(query_id=self.query.query_id, difficulty=self.difficulty))
+            while (decision := self.plan()).action:
+                async with aclosing(self.act(decision.action, decision.reason)) as events:
+                    async for event in events:
+                        yield event
+            final = self.finish(decision)
+            ended = outcome(final)
+            yield Event(stopped=Stopped(reason=final.reason, abandoned=final.status == STATUS_ABANDONED))
+            yield Event(final=final)
+        except IsoflopError as error:
+            ended = f"failed_{Code.Name(error.code).lower()}"
+            raise
+        except Exception:
+            ended = "failed_internal"
+            raise
+        finally:
+            overhead = time.perf_counter() - begin - self.waited
+            self.metrics.ended(ended, self.meter.lines, overhead, self.saved.samples)
+
+    async def estimate(self) -> None:
+        """A belief about the query's latent difficulty."""
+        response = await self.stages.difficulty.estimate(
+            EstimateRequest(queries=[QueryMessage(messages=self.query.messages)])
+        )
+        self.difficulty = response.difficulties[0]
+        self.allowance.spent += self.meter.difficulty(response)
+        belief = self.planner.profile.belief(self.difficulty.mean, self.difficulty.sd)
+        self.progress = Progress(belief)
+
+    def plan(self) -> Decision:
+        """The most worthwhile next round, or stop, given all that is known so far."""
+        progress = self.progress
+        seconds = self.query.deadline - asyncio.get_running_loop().time()
+        state = State(
+            progress.posterior, progress.bought, frozenset(progress.greedy), self.allowance.left, seconds
+        )
+        return self.planner.decide(self.query, state)
+
+    async def act(self, action: Action, reason: str) -> AsyncGenerator[Event, None]:
+        """Reserve the round's worst case, buy it, settle it to what it really cost."""
+        query, progress = self.query, self.progress
+        round = Round(
+            index=len(progress.rounds),
+            action=action.message(),
+            reason=reason,
+            confidence_before=progress.confidence,
+        )
+        yield Event(round=round)
+        prompt_most = query.prompt_bytes + TEMPLATE_TOKENS
+        worst = cost.samples(action.model, action.samples, prompt_most, action.max_tokens)
+        self.allowance.reserve(worst)
+        progress.rounds.append(round)
+        first = progress.buy(action)
+        bench = RoundBench(query, action, first, self.stages, self.meter, self.abort_seconds)
+        try:
+            async with aclosing(STRATEGIES[action.strategy].play(bench)) as batches:
+                async for batch in batches:
+                    if isinstance(batch, TextDelta):
+                        yield Event(text=batch)
+                        continue
+                    for candidate in batch:
+                        yield Event(sample=candidate.sample)
+                        if candidate.scores.id:
+                            yield Event(scores=candidate.scores)
+                    await self.update(action, batch)
+                    yield Event(tally=progress.tally())
+                    round.completed += len(batch)
+                    if round.completed < action.samples and self.enough():
+                        break
+        finally:
+            self.allowance.settle(worst, bench.spent)
+            self.waited += bench.waited
+            round.aborted = action.samples - round.completed
+            round.flops = bench.spent.flops
+            round.confidence_after = progress.confidence
+            self.save(action, round)
+
+    async def update(self, action: Action, candidates: list[Candidate]) -> None:
+        """Tally the answers, update the belief."""
+        tally = await self.stages.aggregation.aggregate(
+            AggregateRequest(
+                format=self.query.format,
+                selection=STRATEGIES[action.strategy].selection,
+                clusters=self.progress.clusters,
+                candidates=[
+                    CandidateMessage(
+                        id=candidate.sample.id,
+                        text=candidate.sample.text,
+                        weight=candidate.weight,
+                        logprob=candidate.sample.logprob if candidate.sample.HasField("logprob") else None,
+                    )
+                    for candidate in candidates
+                    if candidate.sample.finish_reason != FINISH_REASON_ABORTED
+                ],
+            )
+        )
+        self.progress.take(action, candidates, tally)
+
+    def enough(self) -> bool:
+        """Whether what still runs of the round is not worth its price any more."""
+        return not self.query.samples and self.plan().action is None
+
+    def save(self, action: Action, round: Round) -> None:
+        """Note what ending the round early has spared, against its expected cost."""
+        expected = action.message().expected_flops
+        if round.aborted:
+            self.saved.samples += round.aborted
+            self.saved.flops += max(0.0, expected - round.flops)
+
+    def finish(self, decision: Decision) -> SolveResponse:
+        """The answer with a confidence, and the bill."""
+        progress, query = self.progress, self.query
+        leader = progress.clusters[0] if progress.clusters else None
+        given_up = not query.samples and progress.confidence < self.give_up_below
+        late = query.deadline <= asyncio.get_running_loop().time()
+        return SolveResponse(
+            query_id=query.query_id,
+            status=STATUS_ABANDONED if leader is None or given_up else STATUS_ANSWERED,
+            reason="the deadline is near: the best answer so far" if late else decision.reason,
+            answer=leader.answer if leader else "",
+            text=progress.samples[leader.best_member].text if leader else "",
+            confidence=progress.confidence,
+            difficulty=self.difficulty,
+            rounds=progress.rounds,
+            clusters=progress.clusters,
+            candidates=progress.samples.values() if query.return_candidates else (),
+            bill=self.meter.bill(),
+            savings=self.saved,
+            seed=query.seed,
+            profile=self.planner.profile.version,
+        )
+
+    async def dry_run(self) -> PlanResponse:
+        """What would be done first, and why; nothing is sampled."""
+        await self.estimate()
+        decision = self.plan()
+        action = decision.action
+        return PlanResponse(
+            difficulty=self.difficulty,
+            action=action.message() if action else None,
+            reason=decision.reason,
+            rejected=decision.rejected,
+            outlook=action.outlook() if action else None,
+            profile=self.planner.profile.version,
+        )

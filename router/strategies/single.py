@@ -1,0 +1,25 @@
+"""One sample, greedy or at a temperature. Its text streams as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from isoflop.v1.aggregation_pb2 import SELECTION_SUM
+from isoflop.v1.common_pb2 import TextDelta
+
+from router.strategies.strategy import Bench, Candidate
+
+
+class Single:
+    """One sample."""
+
+    selection = SELECTION_SUM
+    verifies = False
+    needs_logprobs = False
+
+    async def play(self, bench: Bench) -> AsyncGenerator[list[Candidate] | TextDelta, None]:
+        """The sample, and its text before it."""
+        async with aclosing(bench.sample(stream_text=True)) as batches:
+            async for batch in batches:
+                yield batch if isinstance(batch, TextDelta) else [Candidate(sample) for sample in batch]

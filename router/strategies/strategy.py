@@ -1,0 +1,51 @@
+"""What a strategy is, what it works with, and what it yields."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from isoflop.v1.aggregation_pb2 import Selection
+from isoflop.v1.common_pb2 import Sample, TextDelta
+from isoflop.v1.verification_pb2 import ChainScore
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A sample and its weight in the vote."""
+
+    sample: Sample
+    weight: float = 1.0
+    scores: ChainScore = field(default_factory=ChainScore)
+    """Of its steps, where it was verified."""
+
+
+class Bench(Protocol):
+    """What a strategy works with: one round of metered access to the services."""
+
+    def sample(self, stream_text: bool = False) -> AsyncGenerator[list[Sample] | TextDelta, None]:
+        """The round's samples as they finish, those together that are there together.
+
+        With their text as it comes, if asked. Closing it aborts the samples that still run.
+        """
+        ...
+
+    async def score(self, samples: Sequence[Sample]) -> Sequence[ChainScore]:
+        """Scores of the samples' steps, in order."""
+        ...
+
+
+class Strategy(Protocol):
+    """A way to spend a round."""
+
+    selection: Selection.ValueType
+    """How the vote's leader is chosen."""
+    verifies: bool
+    """It scores steps."""
+    needs_logprobs: bool
+    """It needs a backend that gives log-probabilities."""
+
+    def play(self, bench: Bench) -> AsyncGenerator[list[Candidate] | TextDelta, None]:
+        """Play one round: candidates as they are there. Closing it aborts what still runs."""
+        ...
