@@ -47,7 +47,7 @@ class ArmRecord(BaseModel):
     tokens: list[float]
     """Expected tokens of a sample."""
     concentration: float = Field(gt=0)
-    """How alike queries of one difficulty are: p of a query is Beta with mean p_right and this many pseudo-counts."""
+    """How alike queries of one difficulty are: p is Beta with mean p_right and so many pseudo-counts."""
     scatter: float = Field(gt=0)
     """How rarely wrong answers agree: the parameter of Ewens's sampling formula."""
     votes: dict[int, list[float]]
@@ -74,7 +74,7 @@ class ProfileRecord(BaseModel):
     arms: list[ArmRecord]
     """Measured arms."""
     efforts: dict[str, float]
-    """FLOPs that a right answer is worth at effort low, medium and high, and `most` for no end of patience."""
+    """FLOPs that a right answer is worth at effort low, medium, high, and `most`: as good as no limit."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ProfileRecord:

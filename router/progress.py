@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from isoflop.v1.aggregation_pb2 import AggregateResponse, Cluster
+from isoflop.v1.aggregation_pb2 import SELECTION_SUM, AggregateResponse, Cluster
 from isoflop.v1.common_pb2 import Sample
 from isoflop.v1.router_pb2 import Round, Tally
 
 from router.belief import NO_VOTES, Posterior, Votes, update
 from router.planner import Action
 from router.profile import Arm, Array
+from router.strategies import STRATEGIES
 from router.strategies.strategy import Candidate
 
 
@@ -24,7 +25,7 @@ class Progress:
         self.samples: dict[str, Sample] = {}
         """Every sample, by id."""
         self.clusters: list[Cluster] = []
-        """The leader first, as aggregation has it."""
+        """The leader first."""
         self.blanks: list[str] = []
         """Ids of samples without an answer."""
         self.stability = 0.0
@@ -47,6 +48,7 @@ class Progress:
 
     def take(self, action: Action, candidates: Sequence[Candidate], tally: AggregateResponse) -> None:
         """Take candidates, and the clusters with them in it."""
+        selection = STRATEGIES[action.strategy].selection
         for candidate in candidates:
             self.samples[candidate.sample.id] = candidate.sample
             self._arms[candidate.sample.id] = action.arm
@@ -54,6 +56,10 @@ class Progress:
         self.blanks += tally.blanks
         self.stability = tally.stability
         self.posterior = update(self._prior, self._votes())
+        if selection == SELECTION_SUM and (leader := self.posterior.leader) > 0:
+            # Votes of several models: the answer most likely right leads, whatever their number.
+            self.clusters.insert(0, self.clusters.pop(leader))
+            self.posterior = update(self._prior, self._votes())
 
     @property
     def confidence(self) -> float:

@@ -1,0 +1,41 @@
+"""Start the router: `python -m router`, beside the four services."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from prometheus_client import CollectorRegistry
+
+from router import profile
+from router.core import Router
+from router.profile import ProfileError
+from router.remote import connect
+from router.servicer import face
+from router.settings import RouterSettings
+from services.common.channels import Channels
+from services.common.server import CannotServe, Face, main
+
+
+@asynccontextmanager
+async def router(settings: RouterSettings, registry: CollectorRegistry) -> AsyncIterator[list[Face]]:
+    """The faces of the router."""
+    try:
+        curves = profile.load(settings.profile)
+    except ProfileError as error:
+        raise CannotServe(str(error)) from None
+    channels = Channels()
+    stages = connect(
+        settings.generation, settings.verification, settings.difficulty, settings.aggregation, channels
+    )
+    core = Router(settings, stages, curves, registry)
+    try:
+        yield [face(core)]
+    finally:
+        await core.close()
+        await channels.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(RouterSettings, router))

@@ -1,0 +1,105 @@
+"""The work of the router: each request of the contract. Imports no grpc."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from isoflop.v1 import router_pb2 as pb
+from prometheus_client import CollectorRegistry
+
+from router import frontier
+from router.catalog import describe
+from router.metrics import Metrics
+from router.planner import Planner
+from router.profile import Profile
+from router.queries import Queries
+from router.query import Bounds, admit
+from router.settings import RouterSettings
+from router.solve import Life
+from router.stages import Stages
+from router.strategies import STRATEGIES
+
+
+class Router:
+    """Answers queries with the cheapest plan that is good enough."""
+
+    def __init__(
+        self, settings: RouterSettings, stages: Stages, profile: Profile, registry: CollectorRegistry
+    ) -> None:
+        self._settings = settings
+        self._stages = stages
+        self._profile = profile
+        self._metrics = Metrics(registry)
+        self._metrics.profile(profile.version)
+        self._queries = Queries(settings.kept_queries, settings.rejoin_seconds)
+        self._bounds = Bounds(settings.max_prompt_bytes, settings.max_samples, settings.max_messages)
+        self._known: Planner | None = None
+
+    async def solve(self, request: pb.SolveRequest, seconds: float = math.inf) -> pb.SolveResponse:
+        """The answer and its bill; `seconds` is the time that the caller gives."""
+        final = pb.SolveResponse()
+        async with aclosing(self.stream(request, seconds)) as events:
+            async for event in events:
+                if event.HasField("final"):
+                    final = event.final
+        return final
+
+    async def stream(
+        self, request: pb.SolveRequest, seconds: float = math.inf
+    ) -> AsyncGenerator[pb.StreamSolveResponse, None]:
+        """The same, with what happens on the way."""
+        running = self._queries.find(request)
+        if running is None:
+            life = await self._life(request, seconds)
+            # Another call with this id may have come in meanwhile.
+            running = self._queries.find(request) or self._queries.begin(life, request)
+        async with aclosing(self._queries.follow(running)) as events:
+            async for event in events:
+                yield event
+
+    async def plan(self, request: pb.SolveRequest, seconds: float = math.inf) -> pb.PlanResponse:
+        """What would be done first, and why; nothing is sampled."""
+        return await (await self._life(request, seconds)).dry_run()
+
+    async def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
+        """What can be asked for."""
+        catalog = (await self._planner()).catalog
+        return pb.ListModelsResponse(
+            models=catalog.models.values(),
+            verifiers=catalog.verifiers.values(),
+            strategies=list(STRATEGIES),
+            profile=self._profile.version,
+        )
+
+    async def frontier(self, request: pb.GetFrontierRequest) -> pb.GetFrontierResponse:
+        """The measured frontier by difficulty."""
+        return frontier.measure(self._profile, (await self._planner()).catalog)
+
+    async def query(self, request: pb.GetQueryRequest) -> pb.GetQueryResponse:
+        """A finished or running query."""
+        return self._queries.get(request.query_id)
+
+    async def close(self) -> None:
+        """Cancel what runs."""
+        await self._queries.close()
+
+    async def _life(self, request: pb.SolveRequest, seconds: float) -> Life:
+        """Admit a request."""
+        planner = await self._planner()
+        margin = self._settings.deadline_margin_seconds
+        deadline = asyncio.get_running_loop().time() + seconds - margin
+        query = admit(request, planner.catalog, self._bounds, deadline)
+        settings = self._settings
+        return Life(
+            query, self._stages, planner, self._metrics, settings.abort_seconds, settings.give_up_below
+        )
+
+    async def _planner(self) -> Planner:
+        """The planner over what the services offer, asked for once they answer."""
+        if self._known is None:
+            catalog = await describe(self._stages)
+            self._known = Planner(self._profile, catalog, self._settings.round_samples)
+        return self._known

@@ -1,0 +1,74 @@
+"""The suite in one process: the cores of all services behind the router, without a wire between them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+from pydantic_settings import SettingsConfigDict
+
+from router import profile
+from router.core import Router
+from router.profile import ProfileError
+from router.servicer import face
+from router.settings import RouterSettings
+from router.stages import Stages
+from services.aggregation.core import Aggregation
+from services.aggregation.settings import AggregationSettings
+from services.common.server import CannotServe, Face
+from services.common.settings import MODELS
+from services.difficulty import estimator
+from services.difficulty.core import Difficulty
+from services.difficulty.estimator import EstimatorError
+from services.difficulty.settings import DifficultySettings
+from services.generation.catalog import CatalogError
+from services.generation.core import Generation
+from services.generation.engines import open_backends
+from services.generation.settings import GenerationSettings
+from services.verification.core import Verification
+from services.verification.settings import VerificationSettings
+
+
+class SuiteSettings(RouterSettings):
+    """Settings of `isoflop up`: those of the router, and what its services read."""
+
+    model_config = SettingsConfigDict(env_prefix="ISOFLOP_")
+
+    catalog: Path = MODELS / "catalog.yaml"
+    """The catalogue of models."""
+    estimator: Path = MODELS / "difficulty.json"
+    """The fitted estimator of difficulty."""
+
+
+@asynccontextmanager
+async def open_router(settings: SuiteSettings, registry: CollectorRegistry) -> AsyncIterator[Router]:
+    """A router with everything that it needs; raises CannotServe where a file is missing or wrong."""
+    async with AsyncExitStack() as stack:
+        try:
+            curves = profile.load(settings.profile)
+            weights = estimator.load(settings.estimator)
+            backends = open_backends(settings.catalog)
+        except (CatalogError, EstimatorError, ProfileError) as error:
+            raise CannotServe(str(error)) from None
+        generation = Generation(GenerationSettings(catalog=settings.catalog), backends, registry)
+        stack.push_async_callback(generation.close)
+        aggregation = Aggregation(AggregationSettings(), registry)
+        stack.push_async_callback(aggregation.close)
+        stages = Stages(
+            generation,
+            Verification(VerificationSettings(), registry),
+            Difficulty(DifficultySettings(estimator=settings.estimator), weights, registry),
+            aggregation,
+        )
+        router = Router(settings, stages, curves, registry)
+        stack.push_async_callback(router.close)
+        yield router
+
+
+@asynccontextmanager
+async def suite(settings: SuiteSettings, registry: CollectorRegistry) -> AsyncIterator[list[Face]]:
+    """The face of the embedded suite, for `services.common.server`."""
+    async with open_router(settings, registry) as router:
+        yield [face(router)]

@@ -1,0 +1,45 @@
+"""What the router can be told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.common.settings import MODELS, ServiceSettings
+
+
+class RouterSettings(ServiceSettings):
+    """Settings of `python -m router`."""
+
+    model_config = SettingsConfigDict(env_prefix="ISOFLOP_ROUTER_")
+
+    generation: str = "127.0.0.1:50052"
+    """Address of the generation service."""
+    verification: str = "127.0.0.1:50053"
+    """Address of the verification service."""
+    difficulty: str = "127.0.0.1:50054"
+    """Address of the difficulty service."""
+    aggregation: str = "127.0.0.1:50055"
+    """Address of the aggregation service."""
+    profile: Path = MODELS / "profile.json"
+    """The measured curves that plans are made on."""
+    round_samples: int = Field(default=4, ge=1, le=256)
+    """Most samples that are bought before deciding anew."""
+    give_up_below: float = Field(default=0.5, ge=0, le=1)
+    """A query that stops with less confidence than this is called abandoned."""
+    max_prompt_bytes: int = Field(default=64 << 10, ge=1)
+    """Longest conversation, in bytes of UTF-8."""
+    max_messages: int = Field(default=256, ge=1)
+    """Most messages in a conversation."""
+    max_samples: int = Field(default=1024, ge=1, le=4096)
+    """Most samples that a caller may ask for."""
+    deadline_margin_seconds: float = Field(default=0.1, ge=0)
+    """So long before a call's deadline the best answer so far is returned."""
+    abort_seconds: float = Field(default=10.0, gt=0)
+    """How long an aborted round may take to tell its bill."""
+    kept_queries: int = Field(default=256, ge=1)
+    """Ended queries whose result is kept for retries and GetQuery."""
+    rejoin_seconds: float = Field(default=10.0, ge=0)
+    """How long a query with a request id goes on after its last caller has left."""
