@@ -7,6 +7,7 @@
      ├─ PermissionDenied     the caller may not do this
      ├─ ResourceExhausted    a quota or budget is used up; `retry_after` says when there is more
      ├─ Unavailable          a part is down, or load was shed; `retry_after` says when to try again
+     │   └─ Unreachable      nobody answers at the address, or the connection broke
      ├─ DeadlineExceeded     it cannot be finished in time; nothing was spent
      ├─ FailedPrecondition   no plan fits the budget; the message has the cheapest that would
      └─ Internal             a bug; `error_id` finds it in the log
@@ -80,7 +81,7 @@ class _Retryable(IsoflopError):
 
     def details(self) -> list[BadRequest | RetryInfo | ErrorInfo]:
         delay = Duration()
-        delay.FromNanoseconds(int(self.retry_after * 1e9))
+        delay.FromNanoseconds(round(self.retry_after * 1e9))
         return [RetryInfo(retry_delay=delay)]
 
 
@@ -97,6 +98,14 @@ class Unavailable(_Retryable):
 
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message, retry_after)
+
+
+class Unreachable(Unavailable):
+    """Nobody answers at `target`, or the connection broke. The caller finds that out; no service says it."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(f"{target} does not answer: is it running?", retry_after=0.5)
+        self.target = target
 
 
 class DeadlineExceeded(IsoflopError):
@@ -136,7 +145,8 @@ def to_status(error: IsoflopError) -> Status:
 
 def from_status(status: Status) -> IsoflopError:
     """The error that a google.rpc.Status tells of."""
-    violation, retry, info = BadRequest(), RetryInfo(), ErrorInfo()
+    violation, info = BadRequest(), ErrorInfo()
+    retry = RetryInfo(retry_delay=Duration(seconds=1 if status.code == Code.UNAVAILABLE else 0))
     for detail in status.details:
         for message in (violation, retry, info):
             if detail.Is(message.DESCRIPTOR):
@@ -152,7 +162,7 @@ def from_status(status: Status) -> IsoflopError:
         case Code.RESOURCE_EXHAUSTED:
             return ResourceExhausted(status.message, after)
         case Code.UNAVAILABLE:
-            return Unavailable(status.message, after or 1.0)
+            return Unavailable(status.message, after)
         case Code.INTERNAL if info.metadata.get("error_id"):
             return Internal(info.metadata["error_id"])
     for plain in (NotFound, Unauthenticated, PermissionDenied, DeadlineExceeded, FailedPrecondition):

@@ -6,7 +6,7 @@ import grpc
 from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
 
-from isoflop.errors import DeadlineExceeded, IsoflopError, Unavailable, from_status
+from isoflop.errors import DeadlineExceeded, IsoflopError, Unreachable, from_status
 
 STATUS_DETAILS = "grpc-status-details-bin"
 """The trailing metadata that carries a google.rpc.Status."""
@@ -35,7 +35,7 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> IsoflopError:
             return from_status(Status.FromString(value if isinstance(value, bytes) else value.encode()))
     code = Code.Value(error.code().name)
     if code == Code.UNAVAILABLE:
-        return Unavailable(f"{target} does not answer: is it running?")
+        return Unreachable(target)
     if code == Code.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"{target} did not answer in time: allow more time")
     return from_status(Status(code=code, message=f"{target}: {error.details()}"))

@@ -1,0 +1,143 @@
+"""How a SolveRequest is made: one function for both clients and the command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypedDict, TypeVar
+
+from isoflop.errors import InvalidArgument
+from isoflop.v1.common_pb2 import AnswerFormat, AnswerType, Message
+from isoflop.v1.router_pb2 import Budget, Effort, Filters, Objective, SolveRequest
+
+AnswerTypeName = Literal["number", "expression", "choice", "text", "code", "pattern"]
+EffortName = Literal["low", "medium", "high"]
+_V = TypeVar("_V")
+
+ANSWER_TYPES: dict[str, AnswerType.ValueType] = {
+    "number": AnswerType.ANSWER_TYPE_NUMBER,
+    "expression": AnswerType.ANSWER_TYPE_EXPRESSION,
+    "choice": AnswerType.ANSWER_TYPE_CHOICE,
+    "text": AnswerType.ANSWER_TYPE_TEXT,
+    "code": AnswerType.ANSWER_TYPE_CODE,
+    "pattern": AnswerType.ANSWER_TYPE_PATTERN,
+}
+EFFORTS: dict[str, Effort.ValueType] = {
+    "low": Effort.EFFORT_LOW,
+    "medium": Effort.EFFORT_MEDIUM,
+    "high": Effort.EFFORT_HIGH,
+}
+
+
+class Options(TypedDict, total=False):
+    """What `solve`, `stream` and `plan` take beside the query."""
+
+    answer_type: AnswerTypeName
+    """How answers are read and compared; "number" where nothing is said."""
+    pattern: str
+    """Regular expression with one group that finds the answer; with answer_type "pattern"."""
+    effort: EffortName | None
+    """A place on the frontier, where no objective is given."""
+    target_accuracy: float | None
+    """Objective: the cheapest way to this probability of being right, in [0, 1)."""
+    flops_per_right_answer: float | None
+    """Objective: what being right is worth, in FLOPs."""
+    most_accurate: bool
+    """Objective: as accurate as the budget allows."""
+    budget: Budget | None
+    """Limits that bind: FLOPs, money in the catalogue's currency, tokens."""
+    models: Sequence[str]
+    """Only these models."""
+    strategies: Sequence[str]
+    """Only these strategies."""
+    samples: int
+    """Exactly this many samples, bought at once; 0: the planner decides."""
+    temperature: float | None
+    """Sampling temperature; None: what calibration chose."""
+    seed: int | None
+    """Seed of the first sample; None: one is drawn and reported."""
+    thinking_tokens: int
+    """Most tokens of a sample; 0: what the model's context leaves."""
+    verifier: str
+    """Verifier for strategies that need one; empty: the first that is there."""
+    request_id: str
+    """Makes the call idempotent, and so safe to try again; empty: none."""
+    return_candidates: bool
+    """Return every candidate."""
+
+
+def solve_request(
+    query: str | Sequence[Message],
+    *,
+    answer_type: AnswerTypeName = "number",
+    pattern: str = "",
+    effort: EffortName | None = None,
+    target_accuracy: float | None = None,
+    flops_per_right_answer: float | None = None,
+    most_accurate: bool = False,
+    budget: Budget | None = None,
+    models: Sequence[str] = (),
+    strategies: Sequence[str] = (),
+    samples: int = 0,
+    temperature: float | None = None,
+    seed: int | None = None,
+    thinking_tokens: int = 0,
+    verifier: str = "",
+    request_id: str = "",
+    return_candidates: bool = False,
+) -> SolveRequest:
+    """The request for a query: one text, or a conversation that ends with the user's message.
+
+    `Options` says what each option means. Whether it makes sense, the router judges; here
+    InvalidArgument is raised only for what no request could say: an unknown name, two
+    objectives, a number that does not fit its field, text that is not Unicode.
+    """
+    objective = _objective(target_accuracy, flops_per_right_answer, most_accurate)
+    try:
+        return SolveRequest(
+            request_id=request_id,
+            prompt=query if isinstance(query, str) else "",
+            messages=() if isinstance(query, str) else query,
+            answer_format=AnswerFormat(
+                type=_named("answer_format.type", answer_type, ANSWER_TYPES), pattern=pattern
+            ),
+            objective=objective,
+            budget=budget,
+            effort=_named("effort", effort, EFFORTS) if effort else Effort.EFFORT_UNSPECIFIED,
+            filters=Filters(
+                models=models,
+                strategies=strategies,
+                samples=samples,
+                thinking_tokens=thinking_tokens,
+                temperature=temperature,
+                seed=seed,
+                verifier=verifier,
+            ),
+            return_candidates=return_candidates,
+        )
+    except UnicodeEncodeError:
+        raise InvalidArgument("request", "a text is not valid Unicode: send UTF-8") from None
+    except ValueError as error:  # What protobuf says of a number too large for its field.
+        raise InvalidArgument("request", str(error)) from None
+
+
+def _objective(
+    target_accuracy: float | None, flops_per_right_answer: float | None, most_accurate: bool
+) -> Objective | None:
+    given: list[Objective] = []
+    if target_accuracy is not None:
+        given.append(Objective(target_accuracy=target_accuracy))
+    if flops_per_right_answer is not None:
+        given.append(Objective(flops_per_right_answer=flops_per_right_answer))
+    if most_accurate:
+        given.append(Objective(most_accurate=True))
+    if len(given) > 1:
+        names = " and ".join(str(objective.WhichOneof("kind")) for objective in given)
+        raise InvalidArgument("objective", f"{names} exclude each other: give one")
+    return given[0] if given else None
+
+
+def _named(field: str, name: str, values: dict[str, _V]) -> _V:
+    try:
+        return values[name]
+    except KeyError:
+        raise InvalidArgument(field, f"{name!r} is none of {', '.join(values)}") from None

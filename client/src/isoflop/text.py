@@ -1,0 +1,251 @@
+"""Messages as plain text for people: the answer first, then short lines and aligned columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from isoflop.v1.common_pb2 import Bill, Sample, SeedPromise, Stage
+from isoflop.v1.difficulty_pb2 import Difficulty
+from isoflop.v1.router_pb2 import (
+    Action,
+    GetFrontierResponse,
+    GetQueryResponse,
+    ListModelsResponse,
+    PlanResponse,
+    Round,
+    SolveResponse,
+    Status,
+)
+
+
+@dataclass(frozen=True)
+class Style:
+    """How words are made to stand out, or not."""
+
+    colour: bool = False
+    """Use the escape sequences of a terminal."""
+
+    def strong(self, text: str) -> str:
+        """What is read first."""
+        return f"\x1b[1m{text}\x1b[0m" if self.colour and text else text
+
+    def faint(self, text: str) -> str:
+        """What names the rest."""
+        return f"\x1b[2m{text}\x1b[0m" if self.colour and text else text
+
+
+def si(value: float) -> str:
+    """Three digits and a prefix, as in `1.23 G`, that `--budget` takes too."""
+    if not 1 <= value < 1e21:
+        return f"{value:.3g}"
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    thousands, shift = divmod(int(exponent), 3)
+    digits = f"{float(mantissa) * 10**shift:.{2 - shift}f}"
+    return f"{digits} {' kMGTPEZ'[thousands]}" if thousands else f"{float(digits):g}"
+
+
+def money(value: float, currency: str) -> str:
+    """An amount with its currency, and enough digits where it is small."""
+    return f"{value:,.2f} {currency}".rstrip() if value >= 1 else f"{value:.3g} {currency}".rstrip()
+
+
+def counted(number: int, noun: str) -> str:
+    """How many of what, as in `1 sample`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def clean(text: str) -> str:
+    """Text from a model or a server without what would steer a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def line(text: str) -> str:
+    """`clean` text on one line."""
+    return " ".join(clean(text).split())
+
+
+def table(align: str, header: Sequence[str], rows: Iterable[Sequence[str]], style: Style) -> list[str]:
+    """Columns under a header, two spaces apart; `align` has an `l` or an `r` for each."""
+    cells = [header, *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if side == "r" else cell.ljust(width)
+            for cell, width, side in zip(row, widths, align, strict=True)
+        ).rstrip()
+        for row in cells
+    ]
+    return [style.faint(lines[0]), *lines[1:]]
+
+
+def solved(response: SolveResponse, style: Style) -> str:
+    """The answer, how it came about, and the bill."""
+    status = Status.Name(response.status).removeprefix("STATUS_").lower()
+    facts = [
+        ("confidence", f"{response.confidence:.0%}"),
+        (status, line(response.reason)),
+        *rounds(response.rounds),
+    ]
+    if response.savings.samples:
+        spared = f"{counted(response.savings.samples, 'sample')}, {si(response.savings.flops)}FLOPs"
+        facts.append(("saved", f"{spared} by ending early"))
+    if response.HasField("difficulty"):
+        facts.append(("difficulty", difficulty(response.difficulty)))
+    facts += [("seed", str(response.seed)), ("query", line(response.query_id))]
+    lines = [style.strong(clean(response.answer)) or "(no answer)", "", *_facts(facts, style), ""]
+    for sample in response.candidates:
+        lines += [*candidate(sample, style), ""]
+    return "\n".join([*lines, *bill(response.bill, style)])
+
+
+def rounds(bought: Iterable[Round]) -> list[tuple[str, str]]:
+    """Name and story of each round."""
+    return [(f"round {each.index + 1}", decided(each)) for each in bought]
+
+
+def decided(each: Round) -> str:
+    """What a round bought, why, and, once it is over, what came of it."""
+    story = f"{action(each.action)}: {line(each.reason)}"
+    if not each.completed and not each.aborted:
+        return story
+    came = [f"{each.confidence_before:.0%} to {each.confidence_after:.0%}", f"{si(each.flops)}FLOPs"]
+    if each.aborted:
+        came.append(f"{each.aborted} aborted")
+    return f"{story} ({', '.join(came)})"
+
+
+def action(each: Action) -> str:
+    """Model, strategy and samples."""
+    parts = [line(each.model), line(each.strategy), str(each.samples)]
+    if each.verifier:
+        parts.append(line(each.verifier))
+    return " × ".join(parts)
+
+
+def difficulty(belief: Difficulty) -> str:
+    """A belief about latent difficulty: mean and standard deviation."""
+    return f"{belief.mean:+.2f} ± {belief.sd:.2f}"
+
+
+def candidate(sample: Sample, style: Style) -> list[str]:
+    """A candidate's name and its text."""
+    return [style.faint(f"{line(sample.id)}, {counted(sample.tokens, 'token')}"), clean(sample.text).rstrip()]
+
+
+def bill(bought: Bill, style: Style) -> list[str]:
+    """A table by stage, model and strategy, and the total."""
+    rows = [
+        (
+            Stage.Name(usage.stage).removeprefix("STAGE_").lower(),
+            line(usage.model),
+            line(usage.strategy),
+            str(usage.calls),
+            str(usage.prompt_tokens),
+            str(usage.cached_tokens),
+            str(usage.completion_tokens),
+            str(usage.aborted_tokens),
+            si(usage.flops),
+            money(usage.money, bought.currency),
+        )
+        for usage in bought.lines
+    ]
+    header = ("stage", "model", "strategy", "calls", "prompt", "cached", "completion", "aborted", "FLOPs")
+    lines = table("lllrrrrrrr", (*header, "money"), rows, style)
+    total = (
+        f"{counted(bought.tokens, 'token')}, {si(bought.flops)}FLOPs, {money(bought.money, bought.currency)}"
+    )
+    return [*lines, f"{style.faint('total')}  {style.strong(total)}"]
+
+
+def planned(response: PlanResponse, style: Style) -> str:
+    """What would be bought first, why, and what was rejected."""
+    chosen = action(response.action) if response.HasField("action") else "buy nothing"
+    facts = [("why", line(response.reason))]
+    if response.HasField("action"):
+        facts.append(("this round", _expected(response.action)))
+    if response.HasField("outlook"):
+        facts.append(
+            ("whole query", f"{counted(response.outlook.samples, 'sample')}, {_expected(response.outlook)}")
+        )
+    if response.HasField("difficulty"):
+        facts.append(("difficulty", difficulty(response.difficulty)))
+    facts.append(("profile", line(response.profile)))
+    lines = [style.strong(chosen), "", *_facts(facts, style)]
+    if response.rejected:
+        rows = [
+            (
+                action(each.action),
+                f"{each.action.expected_accuracy:.0%}",
+                si(each.action.expected_flops),
+                line(each.reason),
+            )
+            for each in response.rejected
+        ]
+        lines += ["", *table("lrrl", ("rejected", "right", "FLOPs", "why"), rows, style)]
+    return "\n".join(lines)
+
+
+def listed(response: ListModelsResponse, style: Style) -> str:
+    """The models in columns, then verifiers, strategies and the profile."""
+    rows = [
+        (
+            line(model.name),
+            line(model.backend),
+            si(model.shape.active_parameters),
+            str(model.context or "?"),
+            f"{model.price.per_million_prompt_tokens:g}",
+            f"{model.price.per_million_completion_tokens:g} {line(model.price.currency)}".rstrip(),
+            _capabilities(model.capabilities.prefix, model.capabilities.logprobs, model.capabilities.seed),
+        )
+        for model in response.models
+    ]
+    header = ("model", "backend", "parameters", "context", "prompt/M", "completion/M", "can")
+    facts = [
+        ("verifiers", ", ".join(line(verifier.name) for verifier in response.verifiers) or "none"),
+        ("strategies", ", ".join(map(line, response.strategies)) or "none"),
+        ("profile", line(response.profile)),
+    ]
+    return "\n".join([*table("llrrrrl", header, rows, style), "", *_facts(facts, style)])
+
+
+def frontier(response: GetFrontierResponse, style: Style) -> str:
+    """The frontier in columns."""
+    rows = [
+        (
+            f"{point.difficulty:+.2f}",
+            action(point.action),
+            f"{point.action.expected_accuracy:.0%}",
+            si(point.action.expected_flops),
+            f"{point.action.expected_money:.3g}",
+        )
+        for point in response.points
+    ]
+    lines = table("rlrrr", ("difficulty", "plan", "right", "FLOPs", "money"), rows, style)
+    return "\n".join([*lines, "", *_facts([("profile", line(response.profile))], style)])
+
+
+def queried(response: GetQueryResponse, style: Style) -> str:
+    """A finished query's result, or the rounds so far of one that runs."""
+    if response.HasField("result"):
+        return solved(response.result, style)
+    state = "running" if response.running else "ended without a result"
+    return "\n".join([style.strong(state), *_facts(rounds(response.rounds), style)])
+
+
+def _expected(each: Action) -> str:
+    return f"{each.expected_accuracy:.0%} right, {si(each.expected_flops)}FLOPs"
+
+
+def _capabilities(prefix: bool, logprobs: bool, seed: SeedPromise.ValueType) -> str:
+    can = ["prefix"] if prefix else []
+    can += ["logprobs"] if logprobs else []
+    if seed in (SeedPromise.SEED_PROMISE_ALONE, SeedPromise.SEED_PROMISE_ALWAYS):
+        can.append(f"seed {SeedPromise.Name(seed).removeprefix('SEED_PROMISE_').lower()}")
+    return ", ".join(can)
+
+
+def _facts(facts: Iterable[tuple[str, str]], style: Style) -> list[str]:
+    pairs = list(facts)
+    width = max((len(name) for name, _ in pairs), default=0)
+    return [f"{style.faint(name.ljust(width))}  {text}".rstrip() for name, text in pairs]

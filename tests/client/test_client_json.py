@@ -1,0 +1,44 @@
+"""JSON for machines: protobuf's form, with numbers for integers."""
+
+from __future__ import annotations
+
+import json
+
+from google.protobuf import json_format
+from hypothesis import given
+from hypothesis import strategies as st
+from isoflop.jsonform import to_dict
+from isoflop.v1.common_pb2 import Usage
+from isoflop.v1.router_pb2 import Filters, SolveRequest, SolveResponse
+from scripted_answers import SOLVED
+
+counts = st.integers(-(2**63), 2**63 - 1)
+
+
+def test_integers_are_numbers_and_defaults_are_there() -> None:
+    solved = to_dict(SOLVED)
+    assert json.loads(json.dumps(solved)) == solved
+    assert solved["seed"] == 9007199254740993
+    assert solved["status"] == "STATUS_ANSWERED"
+    assert solved["candidates"] == []
+    assert solved["bill"]["lines"][1]["strategy"] == ""  # type: ignore[index]
+    assert "seed" not in to_dict(Filters())
+    assert to_dict(Filters(seed=0))["seed"] == 0
+    assert "objective" not in to_dict(SolveRequest())
+
+
+@given(
+    st.builds(
+        SolveResponse,
+        answer=st.text(st.characters(exclude_categories=["Cs"])),
+        confidence=st.floats(allow_nan=False),
+        status=st.integers(0, 5),
+        seed=counts,
+        candidates=st.just(SOLVED.candidates),
+    ),
+    st.builds(Usage, stage=st.integers(0, 3), calls=counts, flops=st.floats(allow_nan=False)),
+)
+def test_protobuf_reads_it(response: SolveResponse, usage: Usage) -> None:
+    response.bill.lines.append(usage)
+    written = json.dumps(to_dict(response), allow_nan=False)
+    assert json_format.Parse(written, SolveResponse()) == response
