@@ -13,13 +13,13 @@ from router.core import Router
 from router.profile import ProfileError
 from router.remote import connect
 from router.servicer import face
-from router.settings import RouterSettings
+from router.settings import DistributedSettings
 from services.common.channels import Channels
 from services.common.server import CannotServe, Face, main
 
 
 @asynccontextmanager
-async def router(settings: RouterSettings, registry: CollectorRegistry) -> AsyncIterator[list[Face]]:
+async def router(settings: DistributedSettings, registry: CollectorRegistry) -> AsyncIterator[list[Face]]:
     """The faces of the router."""
     try:
         curves = profile.load(settings.profile)
@@ -38,4 +38,4 @@ async def router(settings: RouterSettings, registry: CollectorRegistry) -> Async
 
 
 if __name__ == "__main__":
-    sys.exit(main(RouterSettings, router))
+    sys.exit(main(DistributedSettings, router))

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 
 from prometheus_client import CollectorRegistry
-from pydantic_settings import SettingsConfigDict
 
 from router import profile
 from router.core import Router
 from router.profile import ProfileError
 from router.servicer import face
-from router.settings import RouterSettings
+from router.settings import SuiteSettings
 from router.stages import Stages
 from services.aggregation.core import Aggregation
 from services.aggregation.settings import AggregationSettings
 from services.common.server import CannotServe, Face
-from services.common.settings import MODELS
 from services.difficulty import estimator
 from services.difficulty.core import Difficulty
 from services.difficulty.estimator import EstimatorError
@@ -29,17 +26,6 @@ from services.generation.engines import open_backends
 from services.generation.settings import GenerationSettings
 from services.verification.core import Verification
 from services.verification.settings import VerificationSettings
-
-
-class SuiteSettings(RouterSettings):
-    """Settings of `isoflop up`: those of the router, and what its services read."""
-
-    model_config = SettingsConfigDict(env_prefix="ISOFLOP_")
-
-    catalog: Path = MODELS / "catalog.yaml"
-    """The catalogue of models."""
-    estimator: Path = MODELS / "difficulty.json"
-    """The fitted estimator of difficulty."""
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ PROMPT_BYTES = 16
 
 
 def measure(profile: Profile, catalog: Catalog) -> GetFrontierResponse:
-    """Points by rising difficulty, then by rising FLOPs; models that are not in the catalogue are left out."""
+    """Points by rising difficulty, then FLOPs; models that are not in the catalogue are left out."""
     response = GetFrontierResponse(profile=profile.version)
     for at in range(0, len(profile.grid), EVERY):
         plans = []

@@ -11,18 +11,8 @@ from services.common.settings import MODELS, ServiceSettings
 
 
 class RouterSettings(ServiceSettings):
-    """Settings of `python -m router`."""
+    """Settings of the router, wherever its services are."""
 
-    model_config = SettingsConfigDict(env_prefix="ISOFLOP_ROUTER_")
-
-    generation: str = "127.0.0.1:50052"
-    """Address of the generation service."""
-    verification: str = "127.0.0.1:50053"
-    """Address of the verification service."""
-    difficulty: str = "127.0.0.1:50054"
-    """Address of the difficulty service."""
-    aggregation: str = "127.0.0.1:50055"
-    """Address of the aggregation service."""
     profile: Path = MODELS / "profile.json"
     """The measured curves that plans are made on."""
     round_samples: int = Field(default=4, ge=1, le=256)
@@ -43,3 +33,29 @@ class RouterSettings(ServiceSettings):
     """Ended queries whose result is kept for retries and GetQuery."""
     rejoin_seconds: float = Field(default=10.0, ge=0)
     """How long a query with a request id goes on after its last caller has left."""
+
+
+class DistributedSettings(RouterSettings):
+    """Settings of `python -m router`: those of the router, and where its services are."""
+
+    model_config = SettingsConfigDict(env_prefix="ISOFLOP_ROUTER_")
+
+    generation: str = "127.0.0.1:50052"
+    """Address of the generation service."""
+    verification: str = "127.0.0.1:50053"
+    """Address of the verification service."""
+    difficulty: str = "127.0.0.1:50054"
+    """Address of the difficulty service."""
+    aggregation: str = "127.0.0.1:50055"
+    """Address of the aggregation service."""
+
+
+class SuiteSettings(RouterSettings):
+    """Settings of `isoflop up`: those of the router, and what its services read."""
+
+    model_config = SettingsConfigDict(env_prefix="ISOFLOP_")
+
+    catalog: Path = MODELS / "catalog.yaml"
+    """The catalogue of models."""
+    estimator: Path = MODELS / "difficulty.json"
+    """The fitted estimator of difficulty."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from argparse import ArgumentParser
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import structlog
@@ -22,7 +23,7 @@ from isoflop.rpc import MAX_MESSAGE_BYTES
 from prometheus_client import CollectorRegistry, start_http_server
 
 from services.common import log
-from services.common.settings import S, ServiceSettings, load
+from services.common.settings import S, ServiceSettings, load, options
 from services.common.status import StatusInterceptor
 
 logger = structlog.get_logger()
@@ -40,6 +41,10 @@ SERVER_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_connection_age_ms", 300_000),
     ("grpc.max_connection_age_grace_ms", 600_000),
 ]
+
+
+OpenService: TypeAlias = Callable[[S, CollectorRegistry], AbstractAsyncContextManager[Sequence["Face"]]]
+"""Makes a service's faces from its settings, and closes what they need."""
 
 
 class CannotServe(Exception):
@@ -117,16 +122,17 @@ async def until_signal() -> None:
             loop.remove_signal_handler(number)
 
 
-def main(
-    kind: type[S], open_service: Callable[[S, CollectorRegistry], AbstractAsyncContextManager[Sequence[Face]]]
-) -> int:
-    """Run a service until a signal; the exit status. An error is one line on standard error.
-
-    `kind` are its settings, and `open_service` makes its faces and closes what they need.
-    """
-    settings = load(kind)
-    log.configure(settings.log_level, settings.log_format)
+def main(kind: type[S], open_service: OpenService[S]) -> int:
+    """`python -m` of a service: its command line, and then `run`."""
     name = kind.module()
+    parser = ArgumentParser(prog=f"python -m {name}", description=kind.__doc__)
+    source = options(kind, parser)
+    return run(name, load(kind, source, parser.parse_args()), open_service)
+
+
+def run(name: str, settings: S, open_service: OpenService[S]) -> int:
+    """Run a service until a signal; the exit status. An error is one line on standard error."""
+    log.configure(settings.log_level, settings.log_format)
 
     async def serve() -> None:
         registry = CollectorRegistry()

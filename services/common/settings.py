@@ -7,11 +7,12 @@ A setting `metrics_port` of the router is `--metrics-port` on its command line a
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
 MODELS = Path(__file__).parents[2] / "models"
 """The embedded models, and what was measured about them."""
@@ -50,16 +51,18 @@ class ServiceSettings(BaseSettings):
     """Serve the description of the contract to tools such as grpcurl."""
 
 
-def load(kind: type[S], arguments: list[str] | None = None) -> S:
-    """Settings from `arguments` (the process's own where None), the environment and the defaults.
+def options(kind: type[S], parser: ArgumentParser) -> CliSettingsSource[Any]:
+    """Add an option for each setting of `kind` to a parser; `load` takes what it has parsed."""
+    return CliSettingsSource(kind, root_parser=parser)
+
+
+def load(kind: type[S], source: CliSettingsSource[Any], arguments: Namespace) -> S:
+    """Settings from the command line, the environment and the defaults.
 
     Exits with status 2 and one line for each setting that is wrong.
     """
     try:
-        return kind(  # type: ignore[call-arg]
-            _cli_prog_name=f"python -m {kind.module()}",
-            _cli_parse_args=sys.argv[1:] if arguments is None else arguments,
-        )
+        return kind(_cli_settings_source=source(parsed_args=arguments))  # type: ignore[call-arg]
     except ValidationError as error:
         for fault in error.errors():
             name = ".".join(str(part) for part in fault["loc"])
