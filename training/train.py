@@ -58,16 +58,16 @@ class Recipe:
     vector_rate: float
     """Peak learning rate of embedding and norms (AdamW)."""
     seed: int
-    micro_batches: int = 3
+    micro_batches: int = 8
     """Parts of a step, each of problems of like length, so that little is padded."""
 
 
 RECIPES: Final = {
     recipe.name: recipe
     for recipe in (
-        Recipe("abacus-s", Shape(48, 3, 3, 64), 3200, 64, 32, 0.02, 0.005, seed=101),
+        Recipe("abacus-s", Shape(48, 3, 3, 64), 2600, 64, 32, 0.02, 0.005, seed=101),
         Recipe("abacus-m", Shape(96, 4, 3, 192), 2200, 44, 28, 0.02, 0.005, seed=102),
-        Recipe("abacus-l", Shape(192, 5, 6, 448), 1200, 36, 28, 0.02, 0.005, seed=103),
+        Recipe("abacus-l", Shape(192, 5, 6, 448), 1800, 36, 28, 0.02, 0.005, seed=103),
     )
 }
 

@@ -1,0 +1,383 @@
+"""Measure the models on the calibration problems, and write what the router and difficulty go by.
+
+    python -m training.calibrate [--samples 24] [--problems 480]
+
+Samples come from the generation service's own core and are kept in `build/calibration/`, a file for each
+model and temperature, so that a run that was stopped goes on where it was. From them are fitted:
+
+- the latent difficulty of each problem: a two-parameter logistic item-response model over all models
+  (Lord 1980), by penalised maximum likelihood;
+- `models/profile.json`: each arm's curves over difficulty (accuracy of one sample and of votes by
+  resampling, tokens), smoothed, and how alike problems and wrong answers are;
+- `models/difficulty.json`: ridge regression of difficulty on text features, and each model's curve.
+
+Nothing here sees a held-out problem.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime
+import gzip
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from isoflop.v1.common_pb2 import ANSWER_TYPE_NUMBER, Message, Model, Sampling
+from isoflop.v1.generation_pb2 import Branch, GenerateRequest, StartRound
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry
+from rich.progress import Progress
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import betaln, expit, gammaln
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import RidgeCV
+from sklearn.model_selection import cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from router import cost
+from router.profile import ROUND_SIZES, SCHEMA, parse
+from services.aggregation.answers import extract
+from services.common.settings import MODELS
+from services.difficulty.features import NAMES, features
+from services.generation.core import Generation
+from services.generation.engines import open_backends
+from services.generation.settings import GenerationSettings
+
+Array = NDArray[np.float64]
+
+PROBLEMS = Path(__file__).parent / "problems" / "calibration.jsonl"
+STORE = Path("build/calibration")
+TEMPERATURE = 1.0
+"""Of sampled arms: see the model card."""
+GRID = np.linspace(-3.0, 3.0, 41)
+BANDWIDTH = 0.25
+"""Width of the kernel that smooths curves over difficulty."""
+PERMUTATIONS = 50
+"""Resamplings of stored samples for the accuracy of votes."""
+WORTH = {"low": 3.0, "medium": 20.0, "high": 200.0, "most": 1e5}
+"""What a right answer is worth at each effort, in greedy answers of the largest model: at medium, its
+greedy answer is bought for a rise of five points, at high for half a point."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A labelled query."""
+
+    query_id: str
+    prompt: str
+    answer: str
+    group: int
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Stored samples of one problem."""
+
+    answers: list[str | None]
+    tokens: list[int]
+    prompt_tokens: int
+    seconds: float
+    """Of the whole round."""
+
+
+def read_problems(path: Path, most: int) -> list[Problem]:
+    """The first problems of each group, `most` in all."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    groups = sorted({row["group"] for row in rows})
+    each = max(1, most // len(groups))
+    problems = []
+    for group in groups:
+        members = [row for row in rows if row["group"] == group][:each]
+        problems += [Problem(row["query_id"], row["prompt"], row["answer"], group) for row in members]
+    return problems
+
+
+async def sample(
+    generation: Generation, model: str, problem: Problem, temperature: float, samples: int
+) -> Sampled:
+    """One round of the generation service."""
+
+    async def requests() -> AsyncIterator[GenerateRequest]:
+        yield GenerateRequest(
+            start=StartRound(
+                query_id=problem.query_id,
+                model=model,
+                messages=[Message(role="user", content=problem.prompt)],
+                branches=[Branch(samples=samples)],
+                sampling=Sampling(temperature=temperature, seed=20_000),
+            )
+        )
+
+    begin, answers, tokens, prompt = time.perf_counter(), [], [], 0
+    async for response in generation.generate(requests()):
+        if response.HasField("sample"):
+            answers.append(extract(response.sample.text, ANSWER_TYPE_NUMBER))
+            tokens.append(response.sample.tokens)
+        if response.HasField("usage"):
+            prompt = response.usage.prompt_tokens + response.usage.cached_tokens
+    return Sampled(answers, tokens, prompt // samples, time.perf_counter() - begin)
+
+
+async def collect(
+    generation: Generation,
+    model: str,
+    problems: list[Problem],
+    temperature: float,
+    samples: int,
+    progress: Progress,
+) -> list[Sampled]:
+    """Samples of all problems, from the store where it has them."""
+    path = STORE / f"{model}-{temperature:g}-{samples}.jsonl.gz"
+    stored: dict[str, Sampled] = {}
+    if path.exists():
+        with gzip.open(path, "rt") as lines, suppress(EOFError):
+            for line in lines:
+                row = json.loads(line)
+                query_id = row.pop("query_id")
+                stored[query_id] = Sampled(**row)
+    task = progress.add_task(f"{model} T={temperature:g} × {samples}", total=len(problems))
+    with gzip.open(path, "at") as store:
+        for problem in problems:
+            if problem.query_id not in stored:
+                stored[problem.query_id] = await sample(generation, model, problem, temperature, samples)
+                row = {"query_id": problem.query_id, **vars(stored[problem.query_id])}
+                store.write(json.dumps(row) + "\n")
+            progress.advance(task)
+    return [stored[problem.query_id] for problem in problems]
+
+
+def fit_difficulty(right: Array, total: Array) -> tuple[Array, Array, Array]:
+    """Latent difficulties (Q,), abilities (M,) and slopes (M,) from right counts, shape (M, Q).
+
+    Penalised maximum likelihood of the two-parameter logistic model; difficulty has mean 0 and sd 1.
+    """
+    models, queries = right.shape
+
+    def unpack(x: Array) -> tuple[Array, Array, Array]:
+        return x[:queries], x[queries : queries + models], np.exp(x[queries + models :])
+
+    def loss(x: Array) -> tuple[float, Array]:
+        difficulty, ability, slope = unpack(x)
+        gap = ability[:, None] - difficulty[None, :]
+        p = np.clip(expit(slope[:, None] * gap), 1e-9, 1 - 1e-9)
+        fit = right * np.log(p) + (total - right) * np.log(1 - p)
+        error = total * p - right
+        gradient = np.concatenate(
+            [
+                -(slope[:, None] * error).sum(0) + difficulty,
+                (slope[:, None] * error).sum(1) + 0.01 * ability,
+                (slope[:, None] * gap * error).sum(1) + 0.01 * np.log(slope),
+            ]
+        )
+        penalty = 0.5 * (difficulty**2).sum() + 0.005 * ((ability**2).sum() + (np.log(slope) ** 2).sum())
+        return float(-fit.sum() + penalty), gradient
+
+    start = np.concatenate([-(right / total).mean(0) * 2 + 1, np.zeros(models), np.zeros(models)])
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 2000})
+    difficulty, ability, slope = unpack(found.x)
+    mean, sd = float(difficulty.mean()), float(difficulty.std())
+    return (difficulty - mean) / sd, (ability - mean) / sd, slope * sd
+
+
+def smooth(difficulty: Array, values: Array, falling: bool = True) -> Array:
+    """A curve over GRID through values at difficulties, shape (len(GRID),); monotone where asked."""
+    weight = np.exp(-0.5 * ((GRID[:, None] - difficulty[None, :]) / BANDWIDTH) ** 2) + 1e-9
+    curve = weight @ values / weight.sum(1)
+    if falling:
+        curve = IsotonicRegression(increasing=False).fit_transform(GRID, curve, sample_weight=weight.sum(1))
+    return np.asarray(curve)
+
+
+def vote_accuracy(sampled: Sampled, gold: str, size: int, rng: np.random.Generator) -> float:
+    """Accuracy of a majority vote of `size` of the stored samples, ties shared out."""
+    total = 0.0
+    for _ in range(PERMUTATIONS if size > 1 else 1):
+        chosen = rng.permutation(len(sampled.answers))[:size] if size > 1 else range(len(sampled.answers))
+        votes = Counter(sampled.answers[i] for i in chosen if sampled.answers[i] is not None)
+        if size == 1:
+            return sum(answer == gold for answer in sampled.answers) / len(sampled.answers)
+        if votes:
+            most = max(votes.values())
+            leaders = [answer for answer, count in votes.items() if count == most]
+            total += (gold in leaders) / len(leaders)
+    return total / PERMUTATIONS
+
+
+def fit_concentration(p: Array, right: Array, total: Array) -> float:
+    """Pseudo-counts of the beta distribution of p around its curve, by maximum likelihood."""
+
+    def loss(log: float) -> float:
+        k = np.exp(log)
+        return -float(
+            (betaln(k * p + right, k * (1 - p) + total - right) - betaln(k * p, k * (1 - p))).sum()
+        )
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-1.0, 6.0), method="bounded").x))
+
+
+def fit_scatter(partitions: list[list[int]]) -> float:
+    """Ewens's parameter of how wrong answers fall together, by maximum likelihood."""
+    ks = np.array([len(sizes) for sizes in partitions], dtype=float)
+    ns = np.array([sum(sizes) for sizes in partitions], dtype=float)
+
+    def loss(log: float) -> float:
+        a = np.exp(log)
+        return -float((ks * log - gammaln(a + ns) + gammaln(a)).sum())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-2.0, 6.0), method="bounded").x))
+
+
+def fit_arm(
+    model: Model,
+    temperature: float,
+    problems: list[Problem],
+    samples: list[Sampled],
+    difficulty: Array,
+    seconds_per_token: float,
+) -> dict[str, object]:
+    """One arm of the profile."""
+    rng = np.random.default_rng(7)
+    right = np.array(
+        [sum(a == p.answer for a in s.answers) for p, s in zip(problems, samples, strict=True)], float
+    )
+    total = np.array([len(s.answers) for s in samples], float)
+    p_right = smooth(difficulty, right / total)
+    at = np.clip(np.interp(difficulty, GRID, p_right), 1e-3, 1 - 1e-3)
+    wrong = [
+        list(Counter(a for a in s.answers if a is not None and a != p.answer).values())
+        for p, s in zip(problems, samples, strict=True)
+    ]
+    sizes = [n for n in ROUND_SIZES if n <= int(total.min()) * 2 // 3 or n == 1] if temperature else []
+    votes = {
+        n: smooth(
+            difficulty,
+            np.array([vote_accuracy(s, p.answer, n, rng) for p, s in zip(problems, samples, strict=True)]),
+        )
+        for n in sizes
+    }
+    prompt = sum(s.prompt_tokens for s in samples) / sum(len(p.prompt.encode()) for p in problems)
+    return {
+        "model": model.name,
+        "temperature": temperature,
+        "p_right": rounded(p_right),
+        "tokens": rounded(smooth(difficulty, np.array([np.mean(s.tokens) for s in samples]), falling=False), 1),
+        "concentration": round(fit_concentration(at, right, total), 3) if temperature else 2.0,
+        "scatter": round(fit_scatter([sizes for sizes in wrong if sizes]), 3),
+        "votes": {str(n): rounded(curve) for n, curve in votes.items()},
+        "prompt_tokens_per_byte": round(prompt, 4),
+        "seconds_per_token": round(seconds_per_token, 7),
+    }
+
+
+def rounded(values: Array, digits: int = 4) -> list[float]:
+    """For the file."""
+    return [round(float(value), digits) for value in values]
+
+
+async def calibrate(most: int, samples: int, out: Path) -> None:
+    """Sample, fit, write."""
+    problems = read_problems(PROBLEMS, most)
+    STORE.mkdir(parents=True, exist_ok=True)
+    backends = open_backends(MODELS / "catalog.yaml")
+    generation = Generation(GenerationSettings(), backends, CollectorRegistry())
+    models = [backend.model for backend in backends]
+    greedy: dict[str, list[Sampled]] = {}
+    sampled: dict[str, list[Sampled]] = {}
+    with Progress() as progress:
+        for model in models:
+            greedy[model.name] = await collect(generation, model.name, problems, 0.0, 1, progress)
+            sampled[model.name] = await collect(
+                generation, model.name, problems, TEMPERATURE, samples, progress
+            )
+    await generation.close()
+
+    right = np.array(
+        [
+            [sum(a == p.answer for a in s.answers) for p, s in zip(problems, sampled[m.name], strict=True)]
+            for m in models
+        ],
+        float,
+    )
+    difficulty, ability, slope = fit_difficulty(right, np.full_like(right, samples))
+    version = f"abacus-{datetime.datetime.now(datetime.UTC):%Y%m%d}"
+    arms = []
+    for model in models:
+        lone = greedy[model.name]
+        speed = sum(s.seconds for s in lone) / sum(sum(s.tokens) for s in lone)
+        for temperature, stored in ((0.0, lone), (TEMPERATURE, sampled[model.name])):
+            arms.append(fit_arm(model, temperature, problems, stored, difficulty, speed))
+    largest = max(models, key=lambda model: model.shape.active_parameters)
+    tokens = float(np.mean([np.mean(s.tokens) for s in greedy[largest.name]]))
+    once = cost.samples(largest, 1, 16, tokens).flops
+    weight = np.exp(-0.5 * ((GRID[:, None] - difficulty[None, :]) / BANDWIDTH) ** 2).sum(1)
+    profile = {
+        "schema": SCHEMA,
+        "version": version,
+        "grid": rounded(GRID),
+        "prior": rounded(weight / weight.sum(), 6),
+        "arms": arms,
+        "efforts": {name: float(f"{worth * once:.4g}") for name, worth in WORTH.items()},
+    }
+    parse(profile)
+    write(out / "profile.json", profile)
+
+    x = np.array([features(problem.prompt) for problem in problems])
+    pipeline = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 3, 20)))
+    predicted = cross_val_predict(pipeline, x, difficulty, cv=10)
+    scaler, ridge = pipeline.fit(x, difficulty)
+    weights = ridge.coef_ / scaler.scale_
+    curves = []
+    for m, model in enumerate(models):
+        stored = sampled[model.name]
+        trend = np.polyfit(difficulty, np.log([np.mean(s.tokens) for s in stored]), 1)
+        curves.append(
+            {
+                "model": model.name,
+                "ability": round(float(ability[m]), 4),
+                "slope": round(float(slope[m]), 4),
+                "log_tokens": round(float(trend[1]), 4),
+                "tokens_slope": round(float(trend[0]), 4),
+            }
+        )
+    write(
+        out / "difficulty.json",
+        {
+            "name": f"ridge-{version}",
+            "weights": {name: round(float(w), 6) for name, w in zip(NAMES, weights, strict=True)},
+            "intercept": round(float(ridge.intercept_ - weights @ scaler.mean_), 6),
+            "sd": round(float(np.std(predicted - difficulty)), 4),
+            "curves": curves,
+        },
+    )
+    correlation = float(np.corrcoef(predicted, difficulty)[0, 1])
+    print(f"difficulty from text, cross-validated: r = {correlation:.3f}")
+    for m, model in enumerate(models):
+        print(f"{model.name}: ability {ability[m]:.2f}, slope {slope[m]:.2f}, right {right[m].mean() / samples:.3f}")
+
+
+def write(path: Path, data: object) -> None:
+    """As JSON, a line for each short list."""
+    path.write_text(json.dumps(data, indent=1) + "\n")
+    print(f"wrote {path}")
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--problems", type=int, default=480, help="calibration problems that are used")
+    parser.add_argument("--samples", type=int, default=24, help="samples of each at temperature 1")
+    parser.add_argument("--out", type=Path, default=MODELS, help="folder to write to")
+    arguments = parser.parse_args()
+    asyncio.run(calibrate(arguments.problems, arguments.samples, arguments.out))
+
+
+if __name__ == "__main__":
+    main()
