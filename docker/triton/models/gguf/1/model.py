@@ -4,19 +4,19 @@ It speaks the tensors of Triton's vLLM backend, so that one client serves both
 (docker/triton/README.md has the table and the differences). It runs inside Triton's stub
 process; nothing of isoflop is imported here.
 
-Order of reading: `Model.execute` queues each request, `Generation.run` plays one of them,
-`Sampling` says which parameters are understood.
+Order of reading: `TritonPythonModel.execute` queues each request, `Generation.run` plays one of
+them, `Sampling` says which parameters are understood.
 """
 
 from __future__ import annotations
 
 import json
+import queue
 import re
-import shutil
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,14 @@ SAMPLERS = ["temperature", "min_p", "top_k", "top_p"]
 
 # llama.cpp reads this one seed as "draw a random one".
 RANDOM_SEED = 0xFFFFFFFF
+
+
+class BadRequest(Exception):
+    """The caller's mistake; the text says which."""
+
+
+class Cancelled(Exception):
+    """The caller has gone."""
 
 
 @dataclass
@@ -51,16 +59,16 @@ class Sampling:
 
     @classmethod
     def parse(cls, text: str) -> Sampling:
-        """Read the JSON of `sampling_parameters`; ValueError says what is wrong with it."""
+        """Read the JSON of `sampling_parameters`; BadRequest says what is wrong with it."""
         try:
             given = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"sampling_parameters is not JSON: {error}") from None
+            raise BadRequest(f"sampling_parameters is not JSON: {error}") from None
         if not isinstance(given, dict):
-            raise ValueError("sampling_parameters must be a JSON object")
+            raise BadRequest("sampling_parameters must be a JSON object")
         unknown = given.keys() - {field.name for field in fields(cls)}
         if unknown:
-            raise ValueError(f"unsupported sampling parameter: {', '.join(sorted(unknown))}")
+            raise BadRequest(f"unsupported sampling parameter: {', '.join(sorted(unknown))}")
         return cls(**{name: value for name, value in given.items() if value is not None})
 
     def __post_init__(self) -> None:
@@ -74,16 +82,16 @@ class Sampling:
                 try:
                     setattr(self, name, value if value is None else kind(value))
                 except (TypeError, ValueError, OverflowError):
-                    raise ValueError(f"{name} must be a number, not {value!r}") from None
+                    raise BadRequest(f"{name} must be a number, not {value!r}") from None
         for name in ("include_stop_str_in_output", "ignore_eos"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false")
+                raise BadRequest(f"{name} must be true or false")
         if self.stop is None:
             self.stop = []
         elif isinstance(self.stop, str):
             self.stop = [self.stop]
         if not isinstance(self.stop, list) or not all(isinstance(s, str) and s for s in self.stop):
-            raise ValueError("stop must be a string or a list of strings, none of them empty")
+            raise BadRequest("stop must be a string or a list of strings, none of them empty")
         for holds, message in (
             (0 <= self.temperature < float("inf"), "temperature must be 0 or more"),
             (0 < self.top_p <= 1, "top_p must be in (0, 1]"),
@@ -94,7 +102,7 @@ class Sampling:
             (self.n == 1, "n must be 1: send one request for each sample"),
         ):
             if not holds:
-                raise ValueError(message)
+                raise BadRequest(message)
 
     def llama(self, prompt: str) -> dict[str, Any]:
         """The same as a streaming completion request of llama.cpp.
@@ -119,112 +127,126 @@ class Sampling:
         }
 
 
-class Text:
-    """The text so far, given out as it becomes certain, and ended by a stop string."""
+@dataclass(frozen=True)
+class Progress:
+    """How far a generation is: totals since its beginning."""
 
-    def __init__(self, stop: list[str], include_stop: bool) -> None:
-        self._stop = stop
-        self._include_stop = include_stop
-        self._all = ""
-        self._sent = 0
-        # What may yet turn out to be the beginning of a stop string is held back.
-        self._held = 0 if include_stop else max(map(len, stop), default=1) - 1
-
-    def add(self, piece: str) -> bool:
-        """Append a token's text; True when a stop string is now complete."""
-        start = max(0, len(self._all) - max(map(len, self._stop), default=1) + 1)
-        self._all += piece
-        for stop in self._stop:
-            at = self._all.find(stop, start)
-            if at >= 0:
-                self._all = self._all[: at + len(stop) if self._include_stop else at]
-                return True
-        return False
-
-    def take(self, finished: bool) -> str:
-        """The text that is new since the last call."""
-        end = len(self._all) if finished else max(self._sent, len(self._all) - self._held)
-        new, self._sent = self._all[self._sent : end], end
-        return new
-
-
-class Cancelled(Exception):
-    """The caller has gone."""
+    text: str = ""
+    tokens: int = 0  # the end-of-text token included
+    logprob: float = 0.0
+    prompt_tokens: int = 0
+    finish: str | None = None
 
 
 class Generation:
-    """One request: its inputs, what llama.cpp has said so far, and its responses."""
+    """One request, seen by two threads.
 
-    def __init__(self, request: Any) -> None:
+    A thread of the pool is in `run`, where llama.cpp calls `_on_chunk` for each token; the
+    model's one sending thread calls `send`. Sending is slower than generating: were both in one
+    thread, llama.cpp would run far ahead and a cancellation would come late. As in vLLM, a
+    response then simply carries all tokens that are new.
+    """
+
+    def __init__(self, request: Any, sending: queue.SimpleQueue[Generation | None]) -> None:
         self._request = request
         self._sender = request.get_response_sender()
-        self.tokens = 0  # generated so far, the end-of-text token included
-        self.cancelled = False
-        self._reported = 0
-        self._prompt_tokens = 0
-        self._logprob = 0.0
+        self._sending = sending
+        self._waiting = False  # to be sent: in the queue
+        self._latest = Progress()  # what llama.cpp has said
+        self._ready = Progress()  # the same less the last token, whose finish reason is not known yet
         self._finish: str | None = None
         self._failure: Exception | None = None
+        self._last: Any = None  # Progress, or an error response
+        self._ended = False  # `_last` may be sent
+        self._closed = False  # `_last` was sent
+        self._sent = Progress()
+        self._sent_characters = 0
+        self._stream = False
+        self._caller_gone = False
+        self.cancelled = False  # ended because the caller had gone
 
-    def run(self, server: Any) -> Any:
-        """Generate and send all responses but the last, which is returned."""
+    @property
+    def tokens(self) -> int:
+        """Tokens generated so far."""
+        return self._latest.tokens
+
+    def run(self, server: Any) -> None:
+        """Generate to the end, or to an error; the last response waits for `finish`."""
         try:
-            self._read()
-            self._check_caller()  # it may have gone while the request was queued
-            server.handle_completions(self._sampling.llama(self._prompt), self._on_chunk)
-            if self._failure is not None:
-                raise self._failure
-            if self.tokens == 0:
-                raise RuntimeError("llama.cpp generated nothing")
-            return self._response(self._finish)
+            self._last = self._play(server)
         except Cancelled:
             self.cancelled = True
-            return _error("Request was cancelled", pb_utils.TritonError.CANCELLED)
-        except ValueError as error:
-            return _error(f"Error generating stream: {error}", pb_utils.TritonError.INVALID_ARG)
+            self._last = _error("Request was cancelled", pb_utils.TritonError.CANCELLED)
+        except BadRequest as error:
+            self._last = _error(f"Error generating stream: {error}", pb_utils.TritonError.INVALID_ARG)
         except Exception as error:
             pb_utils.Logger.log_error(f"generation failed: {error!r}")
-            return _error(f"Error generating stream: {error}", pb_utils.TritonError.INTERNAL)
+            self._last = _error(f"Error generating stream: {error}", pb_utils.TritonError.INTERNAL)
 
-    def finish(self, response: Any) -> None:
-        """Send the last response."""
-        self._sender.send(response, flags=FINAL)
+    def finish(self) -> None:
+        """Have the last response sent."""
+        self._ended = True
+        self.send_soon()
+
+    def send_soon(self) -> None:
+        """Ask for a call of `send`, once however often it is asked."""
+        if not self._waiting:
+            self._waiting = True
+            self._sending.put(self)
+
+    def send(self) -> None:
+        """Send what is new, and learn whether the caller is still there."""
+        self._waiting = False
+        progress = self._ready
+        if self._closed:
+            return  # `finish` asked again while the last response was being sent
+        if self._ended:
+            self._closed = True
+            last = self._response(self._last) if isinstance(self._last, Progress) else self._last
+            self._sender.send(last, flags=FINAL)
+        elif self._sender.is_cancelled():
+            self._caller_gone = True  # the next token's `_on_chunk` sees it
+        elif self._stream and progress.tokens > self._sent.tokens:
+            self._sender.send(self._response(progress))
+
+    def _play(self, server: Any) -> Progress:
+        self._read()
+        if self._sender.is_cancelled():  # while the request was queued
+            raise Cancelled
+        server.handle_completions(self._sampling.llama(self._prompt), self._on_chunk)
+        if self._failure is not None:
+            raise self._failure
+        if self._finish is None:
+            raise RuntimeError("llama.cpp ended without a finish reason")
+        return replace(self._latest, finish=self._finish)
 
     def _read(self) -> None:
         self._prompt = _text(self._input("text_input"), "text_input")
         if not self._prompt:
-            raise ValueError("text_input is empty")
+            raise BadRequest("text_input is empty")
         parameters = self._input("sampling_parameters")
         self._sampling = Sampling.parse(
-            self._request.parameters()
-            if parameters is None
-            else _text(parameters, "sampling_parameters")
+            self._request.parameters() if parameters is None else _text(parameters, "sampling_parameters")
         )
-        self._stream = bool(self._input("stream"))
+        stream = bool(self._input("stream"))
         exclude = self._input("exclude_input_in_output")
-        echo = not self._stream if exclude is None else not exclude
-        if echo and self._stream:
-            raise ValueError("When streaming, `exclude_input_in_output` = False is not allowed.")
+        echo = not stream if exclude is None else not exclude
+        if echo and stream:
+            raise BadRequest("When streaming, `exclude_input_in_output` = False is not allowed.")
         self._echo = self._prompt if echo else ""
-        self._wants = {
+        self._wanted = {
             name
-            for name in (
-                "finish_reason",
-                "cumulative_logprob",
-                "num_input_tokens",
-                "num_output_tokens",
-            )
+            for name in ("finish_reason", "cumulative_logprob", "num_input_tokens", "num_output_tokens")
             if self._input(f"return_{name}")
         }
-        self._text = Text(self._sampling.stop, self._sampling.include_stop_str_in_output)
+        # What may yet turn out to be the beginning of a stop string is held back.
+        longest = max(map(len, self._sampling.stop), default=1)
+        self._held = 0 if self._sampling.include_stop_str_in_output else longest - 1
+        self._stream = stream
 
     def _input(self, name: str) -> Any:
         tensor = pb_utils.get_input_tensor_by_name(self._request, name)
         return None if tensor is None else tensor.as_numpy().reshape(-1)[0]
-
-    def _check_caller(self) -> None:
-        if self._sender.is_cancelled():
-            raise Cancelled
 
     def _on_chunk(self, chunk: dict[str, Any]) -> bool:
         """llama.cpp's callback, once a token; True makes it stop.
@@ -241,49 +263,59 @@ class Generation:
         if "error" in chunk:
             error = chunk["error"]
             message = error.get("message", str(error))
-            raise (ValueError if error.get("code") == 400 else RuntimeError)(message)
-        choice = chunk["choices"][0]
-        if choice["finish_reason"] is not None:
-            self._finish = choice["finish_reason"]
-            return False
-        # The last token's response also says why it was the last, so each is sent when the
-        # next token arrives.
-        if self._stream and self.tokens:
-            self._sender.send(self._response(None))
-        timings = chunk["timings"]
-        new = timings["predicted_n"] - self.tokens
-        self.tokens = timings["predicted_n"]
-        self._prompt_tokens = timings["prompt_n"] + timings["cache_n"]
+            raise (BadRequest if error.get("code") == 400 else RuntimeError)(message)
+        before, timings, choice = self._latest, chunk["timings"], chunk["choices"][0]
+        self._finish = choice["finish_reason"]
+        tokens, logprob = timings["predicted_n"], before.logprob
         if self._sampling.logprobs is None:
-            self._logprob = float("nan")
-        elif new == 1:
-            self._logprob += choice["logprobs"]["content"][0]["logprob"]
-        else:
+            logprob = float("nan")
+        elif tokens == before.tokens + 1 and choice["logprobs"]:
+            logprob += choice["logprobs"]["content"][0]["logprob"]
+        elif tokens != before.tokens:
             # Tokens that are parts of one character come in one chunk, which has the
             # log-probability of the last of them only: the sum is not known.
-            self._logprob = float("nan")
-        self._check_caller()
-        if self._text.add(choice["text"]):
+            logprob = float("nan")
+        text, stopped = self._cut(before.text, choice["text"])
+        if stopped:
             self._finish = "stop"
-            return True
-        return False
+        self._latest = Progress(text, tokens, logprob, timings["prompt_n"] + timings["cache_n"])
+        if self._caller_gone:
+            raise Cancelled
+        if self._finish is None:
+            self._ready = before
+            self.send_soon()
+        return stopped
 
-    def _response(self, finish: str | None) -> Any:
+    def _cut(self, text: str, piece: str) -> tuple[str, bool]:
+        """Append a token's text; cut it at a stop string, if one is complete now."""
+        stops, keep = self._sampling.stop, self._sampling.include_stop_str_in_output
+        start = max(0, len(text) - max(map(len, stops), default=1) + 1)
+        text += piece
+        for stop in stops:
+            at = text.find(stop, start)
+            if at >= 0:
+                return text[: at + len(stop) if keep else at], True
+        return text, False
+
+    def _response(self, progress: Progress) -> Any:
         """A response with what is new since the last one."""
-        text = self._echo + self._text.take(finished=finish is not None)
-        self._echo = ""
-        new, self._reported = self.tokens - self._reported, self.tokens
+        end = len(progress.text) - (self._held if progress.finish is None else 0)
+        text = self._echo + progress.text[self._sent_characters : max(end, 0)]
         values = {
-            "finish_reason": np.asarray([str(finish)], dtype=np.object_),
-            "cumulative_logprob": np.asarray([self._logprob], dtype=np.float32),
-            "num_input_tokens": np.asarray(self._prompt_tokens, dtype=np.uint32),
-            "num_output_tokens": np.asarray([new], dtype=np.uint32),
+            "finish_reason": np.asarray([str(progress.finish)], dtype=np.object_),
+            "cumulative_logprob": np.asarray([progress.logprob], dtype=np.float32),
+            # No dimension at all, although the configuration says one: so does vLLM's backend.
+            "num_input_tokens": np.asarray(progress.prompt_tokens, dtype=np.uint32),
+            "num_output_tokens": np.asarray([progress.tokens - self._sent.tokens], dtype=np.uint32),
         }
-        tensors = [
-            pb_utils.Tensor("text_output", np.asarray([text.encode()], dtype=np.object_)),
-            *(pb_utils.Tensor(name, values[name]) for name in values if name in self._wants),
-        ]
-        return pb_utils.InferenceResponse(output_tensors=tensors)
+        self._echo = ""
+        self._sent, self._sent_characters = progress, max(end, self._sent_characters)
+        return pb_utils.InferenceResponse(
+            output_tensors=[
+                pb_utils.Tensor("text_output", np.asarray([text.encode()], dtype=np.object_)),
+                *(pb_utils.Tensor(name, value) for name, value in values.items() if name in self._wanted),
+            ]
+        )
 
 
 class Counters:
@@ -335,7 +367,6 @@ class TritonPythonModel:
         if not gguf.is_file():
             raise pb_utils.TritonModelException(f"there is no model file {gguf}")
         parallel, threads = int(options["parallel"]), int(options["threads"])
-        self._folder = tempfile.mkdtemp(prefix="triton-gguf-")
 
         params = xllamacpp.CommonParams()
         params.model.path = str(gguf)
@@ -347,43 +378,52 @@ class TritonPythonModel:
         params.cache_ram_mib = 0  # 8 GiB otherwise
         params.verbosity = 0
         params.endpoint_metrics = True
-        # llama.cpp always opens an HTTP listener; on a socket file it takes no port.
-        params.hostnames = [f"{self._folder}/llama.sock"]
-        try:
-            self._server = xllamacpp.Server(params)
-        except RuntimeError:
-            raise pb_utils.TritonModelException(f"llama.cpp cannot load {gguf}") from None
+        # llama.cpp always opens an HTTP listener: on a socket file, gone at once, nobody finds it.
+        with tempfile.TemporaryDirectory() as folder:
+            params.hostnames = [f"{folder}/llama.sock"]
+            try:
+                self._server = xllamacpp.Server(params)
+            except RuntimeError:
+                raise pb_utils.TritonModelException(f"llama.cpp cannot load {gguf}") from None
         self._counters = Counters(args["model_name"])
         # The queue is here because llama.cpp notices a cancelled request only at its first
         # token, and one without a slot has none.
         self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="generation")
+        self._sending: queue.SimpleQueue[Generation | None] = queue.SimpleQueue()
+        self._sender = threading.Thread(target=self._send, name="sending")
+        self._sender.start()
 
     def execute(self, requests: list[Any]) -> None:
-        """Queue the requests; their responses are sent from the pool."""
+        """Queue the requests; their responses are sent by the sending thread."""
         for request in requests:
-            self._pool.submit(self._serve, Generation(request))
+            self._pool.submit(self._serve, Generation(request, self._sending))
 
     def finalize(self) -> None:
         """Let the running requests end, then free llama.cpp."""
         self._pool.shutdown()
+        self._sending.put(None)
+        self._sender.join()
         del self._server
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _serve(self, generation: Generation) -> None:
-        try:
-            last = generation.run(self._server)
-            # Counted first: who has seen the last response finds it in the metrics.
-            self._counters.record(generation, self._server)
-            generation.finish(last)
-        except Exception as error:
-            pb_utils.Logger.log_error(f"a response could not be sent: {error!r}")
+        generation.run(self._server)
+        # Counted first: who has seen the last response finds it in the metrics.
+        self._counters.record(generation, self._server)
+        generation.finish()
+
+    def _send(self) -> None:
+        while (generation := self._sending.get()) is not None:
+            try:
+                generation.send()
+            except Exception as error:
+                pb_utils.Logger.log_error(f"a response could not be sent: {error!r}")
 
 
 def _text(value: Any, name: str) -> str:
     try:
         return value.decode() if isinstance(value, bytes) else str(value)
     except UnicodeDecodeError:
-        raise ValueError(f"{name} is not UTF-8") from None
+        raise BadRequest(f"{name} is not UTF-8") from None
 
 
 def _error(message: str, code: Any) -> Any:

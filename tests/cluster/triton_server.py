@@ -1,0 +1,165 @@
+"""A real CPU Triton for tests: installed once, started on free ports, stopped cleanly."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+
+ROOT = Path(__file__).resolve().parents[2]
+INSTALL = ROOT / "docker" / "triton" / "install.py"
+
+# The first start installs 350 MB; afterwards Triton is ready within about a second.
+INSTALL_TIMEOUT_S = 300.0
+READY_TIMEOUT_S = 60.0
+# Triton looks once a second whether its models are unloaded.
+STOP_TIMEOUT_S = 15.0
+
+_SAMPLE = re.compile(r"^(?P<name>\w+)\{(?P<labels>.*)\} (?P<value>\S+)$", re.MULTILINE)
+
+
+class TritonServerError(RuntimeError):
+    """Triton could not be installed or started; the text says why, with the end of its log."""
+
+
+class TritonServer:
+    """A tritonserver process that serves GGUF files; a context manager.
+
+    `abacus-s.gguf` is served as the model `abacus_s`. `folder` receives the model repository and
+    `triton.log`. Triton itself is kept between runs, in the folder that ISOFLOP_TRITON_HOME names
+    or else in `build/triton`.
+    """
+
+    def __init__(self, ggufs: Sequence[Path], folder: Path) -> None:
+        self._ggufs = ggufs
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self.log_path = folder / "triton.log"
+        self.grpc_address = ""
+        self.http_address = ""
+        self.metrics_address = ""
+
+    def __enter__(self) -> TritonServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Install Triton if need be, start it and return when all models are ready."""
+        home = Path(os.environ.get("ISOFLOP_TRITON_HOME") or ROOT / "build" / "triton")
+        repository = self._folder / "repository"
+        launcher = _install(home, repository, self._ggufs)
+        grpc, http, metrics = _free_ports(3)
+        self.grpc_address, self.http_address, self.metrics_address = (
+            f"127.0.0.1:{port}" for port in (grpc, http, metrics)
+        )
+        command = [
+            str(launcher),
+            f"--model-repository={repository}",
+            "--disable-auto-complete-config",
+            *(f"--{face}-address=127.0.0.1" for face in ("grpc", "http", "metrics")),
+            f"--grpc-port={grpc}",
+            f"--http-port={http}",
+            f"--metrics-port={metrics}",
+        ]
+        with self.log_path.open("wb") as log:
+            # A group of its own, since a killed Triton may leave its models' processes behind.
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        try:
+            self._wait_until_ready(self._process)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop Triton; harmless where it does not run."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_TIMEOUT_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """End Triton and its models at once, as a crash would."""
+        process, self._process = self._process, None
+        if process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def metrics(self, model: str) -> dict[str, float]:
+        """The counters of one model on Triton's metrics page, by name.
+
+        Those that have further labels, as the reasons of failures, are summed.
+        """
+        totals: dict[str, float] = {}
+        for sample in _SAMPLE.finditer(_get(f"http://{self.metrics_address}/metrics")):
+            if f'model="{model}"' in sample["labels"].split(","):
+                totals[sample["name"]] = totals.get(sample["name"], 0.0) + float(sample["value"])
+        return totals
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while True:
+            if process.poll() is not None:
+                raise TritonServerError(f"Triton ended with status {process.returncode}\n{self._log_end()}")
+            try:
+                _get(f"http://{self.http_address}/v2/health/ready")
+            except (urllib.error.URLError, OSError):
+                pass
+            else:
+                return
+            if time.monotonic() > deadline:
+                raise TritonServerError(
+                    f"Triton was not ready after {READY_TIMEOUT_S:.0f} s\n{self._log_end()}"
+                )
+            time.sleep(0.05)
+
+    def _log_end(self) -> str:
+        lines = self.log_path.read_text(errors="replace").splitlines()
+        told = [line for line in lines if not line.startswith(("|", "+"))]  # Triton prints wide tables
+        return "\n".join([f"--- the end of {self.log_path}:", *told[-25:]])
+
+
+def _install(home: Path, repository: Path, ggufs: Sequence[Path]) -> Path:
+    command = [sys.executable, str(INSTALL), str(home), *map(str, ggufs), "--repository", str(repository)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise TritonServerError(
+            f"Triton was not installed in {home} after {INSTALL_TIMEOUT_S:.0f} s"
+        ) from None
+    if done.returncode:
+        raise TritonServerError(f"Triton was not installed in {home}: {done.stderr.strip()}")
+    return Path(done.stdout.strip())
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that were free just now; all are held until the last is found, so that they differ."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+
+
+def _get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as response:
+        return str(response.read().decode())
