@@ -407,8 +407,11 @@ class TritonPythonModel:
 
     def _serve(self, generation: Generation) -> None:
         generation.run(self._server)
-        # Counted first: who has seen the last response finds it in the metrics.
-        self._counters.record(generation, self._server)
+        try:
+            # Counted first: who has seen the last response finds it in the metrics.
+            self._counters.record(generation, self._server)
+        except Exception as error:
+            pb_utils.Logger.log_error(f"a request could not be counted: {error!r}")
         generation.finish()
 
     def _send(self) -> None:
