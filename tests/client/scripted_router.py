@@ -50,16 +50,16 @@ class ScriptedRouter(RouterServiceServicer):
         self.deadlines.append(context.time_remaining())
         self.called.set()
         assert self._script[method], f"{method} was not expected"
-        for outcome in self._script[method].popleft():
+        outcomes = self._script[method].popleft()
+        if HANG in outcomes:
+            context.add_done_callback(lambda _: self.cancelled.set())
+        for outcome in outcomes:
             if isinstance(outcome, IsoflopError):
                 status = to_status(outcome)
                 details = ((STATUS_DETAILS, status.SerializeToString()),)
                 await context.abort(CODES[status.code], status.message, details)
             if outcome == HANG:
-                try:
-                    await asyncio.Event().wait()
-                finally:
-                    self.cancelled.set()
+                await asyncio.Event().wait()
             yield outcome
 
     async def _one(self, method: str, request: Any, context: Any) -> Any:

@@ -10,7 +10,7 @@ import pty
 import shlex
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
@@ -449,6 +449,15 @@ async def test_an_argument_that_is_no_text() -> None:
     assert ended == Ended(1, "", "isoflop: request: a text is not valid Unicode: send UTF-8\n")
 
 
+@pytest.fixture
+def heard_sigint() -> Iterator[None]:
+    """SIGINT as a terminal gives it: jobs in a shell's background ignore it, and so would their children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard_sigint")
 @pytest.mark.parametrize("options", [[], ["--stream"], ["--stream", "--json"]], ids=" ".join)
 async def test_ctrl_c_cancels_the_query(router: ScriptedRouter, address: str, options: list[str]) -> None:
     router.expect(*(("StreamSolve", EVENTS[0], HANG) if options else ("Solve", HANG)))
