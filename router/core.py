@@ -64,7 +64,7 @@ class Router:
         """What would be done first, and why; nothing is sampled."""
         return await (await self._life(request, seconds)).dry_run()
 
-    async def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
+    async def models(self) -> pb.ListModelsResponse:
         """What can be asked for."""
         catalog = (await self._planner()).catalog
         return pb.ListModelsResponse(
@@ -74,13 +74,13 @@ class Router:
             profile=self._profile.version,
         )
 
-    async def frontier(self, request: pb.GetFrontierRequest) -> pb.GetFrontierResponse:
+    async def frontier(self) -> pb.GetFrontierResponse:
         """The measured frontier by difficulty."""
         return frontier.measure(self._profile, (await self._planner()).catalog)
 
-    async def query(self, request: pb.GetQueryRequest) -> pb.GetQueryResponse:
+    async def query(self, query_id: str) -> pb.GetQueryResponse:
         """A finished or running query."""
-        return self._queries.get(request.query_id)
+        return self._queries.get(query_id)
 
     async def close(self) -> None:
         """Cancel what runs."""

@@ -37,13 +37,13 @@ class RouterServicer(rpc.RouterServiceServicer):
         return await self._core.plan(request.query, _seconds(context))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        return await self._core.list_models(request)
+        return await self._core.models()
 
     async def GetFrontier(self, request: pb.GetFrontierRequest, context: Context) -> pb.GetFrontierResponse:
-        return await self._core.frontier(request)
+        return await self._core.frontier()
 
     async def GetQuery(self, request: pb.GetQueryRequest, context: Context) -> pb.GetQueryResponse:
-        return await self._core.query(request)
+        return await self._core.query(request.query_id)
 
 
 def _seconds(context: Context) -> float:

@@ -216,9 +216,7 @@ def fit_concentration(p: Array, right: Array, total: Array) -> float:
 
     def loss(log: float) -> float:
         k = np.exp(log)
-        return -float(
-            (betaln(k * p + right, k * (1 - p) + total - right) - betaln(k * p, k * (1 - p))).sum()
-        )
+        return -float((betaln(k * p + right, k * (1 - p) + total - right) - betaln(k * p, k * (1 - p))).sum())
 
     return float(np.exp(minimize_scalar(loss, bounds=(-1.0, 6.0), method="bounded").x))
 
@@ -268,7 +266,9 @@ def fit_arm(
         "model": model.name,
         "temperature": temperature,
         "p_right": rounded(p_right),
-        "tokens": rounded(smooth(difficulty, np.array([np.mean(s.tokens) for s in samples]), falling=False), 1),
+        "tokens": rounded(
+            smooth(difficulty, np.array([np.mean(s.tokens) for s in samples]), falling=False), 1
+        ),
         "concentration": round(fit_concentration(at, right, total), 3) if temperature else 2.0,
         "scatter": round(fit_scatter([sizes for sizes in wrong if sizes]), 3),
         "votes": {str(n): rounded(curve) for n, curve in votes.items()},
@@ -360,7 +360,9 @@ async def calibrate(most: int, samples: int, out: Path) -> None:
     correlation = float(np.corrcoef(predicted, difficulty)[0, 1])
     print(f"difficulty from text, cross-validated: r = {correlation:.3f}")
     for m, model in enumerate(models):
-        print(f"{model.name}: ability {ability[m]:.2f}, slope {slope[m]:.2f}, right {right[m].mean() / samples:.3f}")
+        print(
+            f"{model.name}: ability {ability[m]:.2f}, slope {slope[m]:.2f}, right {right[m].mean() / samples:.3f}"
+        )
 
 
 def write(path: Path, data: object) -> None:

@@ -22,23 +22,36 @@ class Growing:
         self._logprob: float | None = 0.0
 
     def add(self, piece: Piece) -> None:
-        """Take the next piece. Blank lines belong to the step before them."""
+        """Take the next piece. One of several lines is shared out to their steps by length."""
+        lines = piece.text.splitlines(keepends=True) or [""]
+        told, length = 0, 0
+        for line in lines:
+            length += len(line)
+            share = length / len(piece.text) if piece.text else 1.0
+            tokens = round(piece.tokens * share) - told
+            told += tokens
+            part = len(line) / len(piece.text) if piece.text else 1.0
+            self._line(line, tokens, None if piece.logprob is None else piece.logprob * part)
         self.tokens += piece.tokens
-        step = self._open
-        if not piece.text.strip() and not step.end and self._steps:
-            step = self._steps[-1]
-        step.tokens += piece.tokens
         if piece.logprob is None:
             self._logprob = None if piece.tokens else self._logprob
-        else:
-            step.logprob += piece.logprob
-            self._logprob = None if self._logprob is None else self._logprob + piece.logprob
-        if not piece.text:
+        elif self._logprob is not None:
+            self._logprob += piece.logprob
+
+    def _line(self, text: str, tokens: int, logprob: float | None) -> None:
+        """A stretch in which no step ends but at its end. Blank lines belong to the step before them."""
+        step = self._open
+        if not text.strip() and not step.end and self._steps:
+            step = self._steps[-1]
+        step.tokens += tokens
+        if logprob is not None:
+            step.logprob += logprob
+        if not text:
             return
-        self._texts.append(piece.text)
-        self._length += len(piece.text)
+        self._texts.append(text)
+        self._length += len(text)
         step.end = self._length
-        if step is self._open and piece.text.endswith("\n"):
+        if step is self._open and text.endswith("\n"):
             self._steps.append(step)
             self._open = Step()
 

@@ -57,7 +57,7 @@ NEVER_STARTED = End(FINISH_REASON_ABORTED, 0)
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The next piece of a sample; no step ends inside of it."""
+    """The next piece of a sample. Steps are told apart exactly where none ends inside of a piece."""
 
     sample_id: str
     text: str = ""

@@ -70,8 +70,8 @@ class RecordedBackend:
             if round.aborted(job.sample_id):
                 round.put(Piece(job.sample_id, end=NEVER_STARTED))
                 continue
-            for piece in _pieces(job.sample_id, recorded):
-                round.put(piece)
+            end = End(FINISH_REASON_STOP, 0)
+            round.put(Piece(job.sample_id, recorded.text, recorded.tokens, end=end))
             # Let the caller read, and say that it has seen enough.
             await asyncio.sleep(0)
 
@@ -90,19 +90,6 @@ class RecordedBackend:
         order = list(range(len(samples)))
         random.Random(f"{job.sampling.seed}/{self.model.name}/{prompt}").shuffle(order)
         return samples[order[job.index]]
-
-
-def _pieces(sample_id: str, recorded: Recorded) -> list[Piece]:
-    """The sample in steps, its tokens shared out by length."""
-    lines = recorded.text.splitlines(keepends=True) or [""]
-    pieces, told, length = [], 0, 0
-    for line in lines:
-        length += len(line)
-        until = round(recorded.tokens * length / max(1, len(recorded.text)))
-        pieces.append(Piece(sample_id, line, until - told))
-        told = until
-    pieces.append(Piece(sample_id, tokens=recorded.tokens - told, end=End(FINISH_REASON_STOP, 0)))
-    return pieces
 
 
 def read(path: Path, model: str) -> dict[str, list[Recorded]]:

@@ -1,0 +1,259 @@
+"""`isoflop demo`: the suite in one process solves 30 held-out problems, live, beside two fixed plans."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from isoflop.errors import IsoflopError
+from isoflop.v1.router_pb2 import Filters, SolveRequest, SolveResponse, Tally
+from prometheus_client import CollectorRegistry
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from router.core import Router
+from router.embedded import open_router
+from router.settings import SuiteSettings
+from services.common import log
+from services.common.server import CannotServe
+
+PROBLEMS = Path(__file__).parents[1] / "training" / "problems" / "demo.jsonl"
+
+SEED = 1
+"""Of the first problem's samples."""
+
+LEVELS = ((2, "trivial"), (4, "easy"), (7, "medium"), (10, "hard"), (99, "beyond reach"))
+"""Most operations of each level. Models were trained on up to ten."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A held-out problem."""
+
+    prompt: str
+    answer: str
+    level: str
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A problem, and what came of it."""
+
+    problem: Problem
+    response: SolveResponse
+
+    @property
+    def right(self) -> bool:
+        """Whether the answer is the true one."""
+        return self.response.answer == self.problem.answer
+
+    @property
+    def samples(self) -> int:
+        """Samples started."""
+        return sum(round.action.samples for round in self.response.rounds)
+
+    @property
+    def flops(self) -> float:
+        """All stages together."""
+        return self.response.bill.flops
+
+
+@dataclass
+class Run:
+    """Everything solved by one policy."""
+
+    name: str
+    filters: Filters = field(default_factory=Filters)
+    solved: list[Solved] = field(default_factory=list)
+
+    def accuracy(self, level: str = "") -> float:
+        """Share of right answers, of all or of one level."""
+        chosen = self.of(level)
+        return sum(one.right for one in chosen) / len(chosen)
+
+    def flops(self, level: str = "") -> float:
+        """Sum over queries, of all or of one level."""
+        return sum(one.flops for one in self.of(level))
+
+    def of(self, level: str) -> list[Solved]:
+        """What was solved, of all or of one level."""
+        return [one for one in self.solved if level in ("", one.problem.level)]
+
+
+def read() -> list[Problem]:
+    """The demo's problems."""
+    rows = [json.loads(line) for line in PROBLEMS.read_text().splitlines()]
+    return [
+        Problem(row["prompt"], row["answer"], next(name for most, name in LEVELS if row["group"] <= most))
+        for row in rows
+    ]
+
+
+def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """solve 30 held-out problems live, and compare with fixed plans"""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    return lambda arguments: demo(arguments.json)
+
+
+def demo(out: Path | None) -> int:
+    """Run it; the exit status. An error is one line on standard error."""
+    log.configure("warning", "text")
+    try:
+        runs = asyncio.run(solve_all(Console()))
+    except (CannotServe, IsoflopError) as error:
+        print(f"isoflop demo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    Console().print(summary(runs))
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(figures(runs), indent=1) + "\n")
+        Console().print(f"figures: {out}", style="dim")
+    return 0
+
+
+async def solve_all(console: Console) -> list[Run]:
+    """Solve all problems by isoflop and by the fixed plans, in turn."""
+    async with open_router(SuiteSettings(), CollectorRegistry()) as router:
+        models = list((await router.models()).models)
+        runs = [
+            Run("isoflop"),
+            Run("largest model once", Filters(models=[models[-1].name], strategies=["single"], samples=1)),
+            Run(
+                "smallest model, 16 votes",
+                Filters(models=[models[0].name], strategies=["majority"], samples=16),
+            ),
+        ]
+        begin = time.perf_counter()
+        problems = read()
+        rows: list[Sequence[Text | str]] = []
+        with Live(console=console, refresh_per_second=12) as live:
+            for number, problem in enumerate(problems):
+                for run in runs:
+                    run.filters.seed = SEED + 1000 * number
+
+                def show(row: Sequence[Text | str], at: int = number) -> None:
+                    rows[at:] = [row]
+                    live.update(board(rows, at + 1, len(problems), time.perf_counter() - begin))
+
+                runs[0].solved.append(await watch(router, problem, runs[0].filters, show))
+                for run in runs[1:]:
+                    request = SolveRequest(prompt=problem.prompt, filters=run.filters)
+                    run.solved.append(Solved(problem, await router.solve(request)))
+        return runs
+
+
+async def watch(
+    router: Router, problem: Problem, filters: Filters, show: Callable[[Sequence[Text | str]], None]
+) -> Solved:
+    """Solve one problem, and show what happens as it happens."""
+    difficulty, bought, tally = 0.0, "", Tally()
+    plans: dict[str, int] = {}
+    async for event in router.stream(SolveRequest(prompt=problem.prompt, filters=filters)):
+        match event.WhichOneof("event"):
+            case "started":
+                difficulty = event.started.difficulty.mean
+            case "round":
+                model = event.round.action.model
+                plans[model] = plans.get(model, 0) + event.round.action.samples
+                bought = " → ".join(f"{model}×{count}" for model, count in plans.items())
+            case "tally":
+                tally = event.tally
+            case "final":
+                solved = Solved(problem, event.final)
+                verdict = Text("right", "green") if solved.right else Text(f"wrong: {problem.answer}", "red")
+                answer = event.final.answer or "none"
+                show(
+                    [
+                        *_row(problem, difficulty, bought, tally),
+                        answer,
+                        verdict,
+                        f"{event.final.confidence:.0%}",
+                        f"{solved.flops / 1e6:.1f}",
+                    ]
+                )
+                return solved
+        show([*_row(problem, difficulty, bought, tally), Text("…", "dim"), "", "", ""])
+    raise AssertionError("a query ends with its result")
+
+
+def _row(problem: Problem, difficulty: float, bought: str, tally: Tally) -> list[Text | str]:
+    votes = "  ".join(f"{cluster.answer}:{len(cluster.members)}" for cluster in tally.clusters[:3])
+    return [problem.prompt, problem.level, f"{difficulty:+.1f}", bought, votes]
+
+
+def board(rows: Sequence[Sequence[Text | str]], number: int, of: int, seconds: float) -> Table:
+    """What is shown while it runs."""
+    table = Table(
+        title=f"isoflop: {number} of {of} held-out problems, {seconds:.0f} s", box=None, title_justify="left"
+    )
+    table.add_column("problem", overflow="ellipsis", no_wrap=True, max_width=34)
+    table.add_column("made to be")
+    table.add_column("estimate", justify="right")
+    table.add_column("model × samples")
+    table.add_column("votes", overflow="ellipsis", no_wrap=True, max_width=26)
+    table.add_column("answer", justify="right")
+    table.add_column("")
+    table.add_column("sure", justify="right")
+    table.add_column("MFLOP", justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def summary(runs: Sequence[Run]) -> Table:
+    """By difficulty: accuracy, samples and FLOPs, beside the fixed plans."""
+    first = runs[0]
+    table = Table(title="by difficulty (FLOPs: mean of a query, all stages)", title_justify="left")
+    table.add_column("difficulty")
+    table.add_column("queries", justify="right")
+    for run in runs:
+        table.add_column(f"{run.name}\nright", justify="right")
+        if run is first:
+            table.add_column("\nsamples", justify="right")
+        table.add_column("\nMFLOP", justify="right")
+    for level in [name for _, name in LEVELS] + [""]:
+        solved = first.of(level)
+        if not solved:
+            continue
+        row = [level or "all", str(len(solved))]
+        for run in runs:
+            row.append(f"{run.accuracy(level):.0%}")
+            if run is first:
+                row.append(f"{sum(one.samples for one in solved) / len(solved):.1f}")
+            row.append(f"{run.flops(level) / len(solved) / 1e6:.1f}")
+        if not level:
+            table.add_section()
+        table.add_row(*row)
+    return table
+
+
+def figures(runs: Sequence[Run]) -> dict[str, object]:
+    """For machines. FLOPs are sums over the queries."""
+    first = runs[0]
+    levels = [name for _, name in LEVELS if first.of(name)]
+    return {
+        "by_difficulty": [
+            {
+                "difficulty": level,
+                "queries": len(first.of(level)),
+                "accuracy": first.accuracy(level),
+                "mean_samples": sum(one.samples for one in first.of(level)) / len(first.of(level)),
+                "flops": first.flops(level),
+            }
+            for level in levels
+        ],
+        "baselines": [
+            {"name": run.name, "accuracy": run.accuracy(), "flops": run.flops()} for run in runs[1:]
+        ],
+        "total": {"accuracy": first.accuracy(), "flops": first.flops()},
+    }
