@@ -1,6 +1,6 @@
 """Generate the stubs in `client/` from the protos, or check that those checked in are current.
 
-    python protos/generate.py [--check]
+python protos/generate.py [--check]
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder))
-        comparison = filecmp.dircmp(Path(folder) / PACKAGE, STUBS / PACKAGE, ignore=["__init__.py", "__pycache__"])
+        comparison = filecmp.dircmp(
+            Path(folder) / PACKAGE, STUBS / PACKAGE, ignore=["__init__.py", "__pycache__"]
+        )
         stale = sorted({*comparison.left_only, *comparison.right_only, *comparison.diff_files})
     if stale:
         print(f"not current, run `make proto`: {', '.join(stale)}", file=sys.stderr)

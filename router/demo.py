@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from services.common import log
 from services.common.server import CannotServe
 
 PROBLEMS = Path(__file__).parents[1] / "training" / "problems" / "demo.jsonl"
+
+WIDE = 112
+"""Columns of a terminal that has room for the votes; of what is no terminal, too."""
 
 SEED = 1
 """Of the first problem's samples."""
@@ -107,17 +111,18 @@ def demo(out: Path | None) -> int:
     """Run it; the exit status. An error is one line on standard error."""
     log.configure("warning", "text")
     try:
-        runs = asyncio.run(solve_all(Console()))
+        console = Console() if sys.stdout.isatty() else Console(width=WIDE)
+        runs = asyncio.run(solve_all(console))
     except (CannotServe, IsoflopError) as error:
         print(f"isoflop demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    Console().print(summary(runs))
+    console.print("\n", summary(runs))
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(figures(runs), indent=1) + "\n")
-        Console().print(f"figures: {out}", style="dim")
+        console.print(f"figures: {out}", style="dim")
     return 0
 
 
@@ -143,7 +148,8 @@ async def solve_all(console: Console) -> list[Run]:
 
                 def show(row: Sequence[Text | str], at: int = number) -> None:
                     rows[at:] = [row]
-                    live.update(board(rows, at + 1, len(problems), time.perf_counter() - begin))
+                    seconds = time.perf_counter() - begin
+                    live.update(board(rows, at + 1, len(problems), seconds, console.width >= WIDE))
 
                 runs[0].solved.append(await watch(router, problem, runs[0].filters, show))
                 for run in runs[1:]:
@@ -156,84 +162,63 @@ async def watch(
     router: Router, problem: Problem, filters: Filters, show: Callable[[Sequence[Text | str]], None]
 ) -> Solved:
     """Solve one problem, and show what happens as it happens."""
-    difficulty, bought, tally = 0.0, "", Tally()
-    plans: dict[str, int] = {}
-    async for event in router.stream(SolveRequest(prompt=problem.prompt, filters=filters)):
-        match event.WhichOneof("event"):
-            case "started":
-                difficulty = event.started.difficulty.mean
-            case "round":
-                model = event.round.action.model
-                plans[model] = plans.get(model, 0) + event.round.action.samples
-                bought = " → ".join(f"{model}×{count}" for model, count in plans.items())
-            case "tally":
-                tally = event.tally
-            case "final":
-                solved = Solved(problem, event.final)
-                verdict = Text("right", "green") if solved.right else Text(f"wrong: {problem.answer}", "red")
-                answer = event.final.answer or "none"
-                show(
-                    [
-                        *_row(problem, difficulty, bought, tally),
-                        answer,
-                        verdict,
-                        f"{event.final.confidence:.0%}",
-                        f"{solved.flops / 1e6:.1f}",
-                    ]
-                )
-                return solved
-        show([*_row(problem, difficulty, bought, tally), Text("…", "dim"), "", "", ""])
-    raise AssertionError("a query ends with its result")
+    difficulty, tally, result = 0.0, Tally(), SolveResponse()
+    bought: dict[str, int] = {}
+    async with aclosing(router.stream(SolveRequest(prompt=problem.prompt, filters=filters))) as events:
+        async for event in events:
+            match event.WhichOneof("event"):
+                case "started":
+                    difficulty = event.started.difficulty.mean
+                case "round":
+                    action = event.round.action
+                    bought[action.model] = bought.get(action.model, 0) + action.samples
+                case "tally":
+                    tally = event.tally
+                case "final":
+                    result = event.final
+            votes = " ".join(f"{cluster.answer}:{len(cluster.members)}" for cluster in tally.clusters[:3])
+            plan = " → ".join(f"{model}×{count}" for model, count in bought.items())
+            begun = [problem.prompt, f"{difficulty:+.1f}", plan, votes]
+            show([*begun, "…", "", "", ""])
+    solved = Solved(problem, result)
+    verdict = Text("right", "green") if solved.right else Text(f"wrong, {problem.answer}", "red")
+    answer, sure = result.answer or "none", f"{result.confidence:.0%}"
+    show([*begun, answer, verdict, sure, f"{solved.flops / 1e6:.1f}"])
+    return solved
 
 
-def _row(problem: Problem, difficulty: float, bought: str, tally: Tally) -> list[Text | str]:
-    votes = "  ".join(f"{cluster.answer}:{len(cluster.members)}" for cluster in tally.clusters[:3])
-    return [problem.prompt, problem.level, f"{difficulty:+.1f}", bought, votes]
-
-
-def board(rows: Sequence[Sequence[Text | str]], number: int, of: int, seconds: float) -> Table:
-    """What is shown while it runs."""
-    table = Table(
-        title=f"isoflop: {number} of {of} held-out problems, {seconds:.0f} s", box=None, title_justify="left"
-    )
-    table.add_column("problem", overflow="ellipsis", no_wrap=True, max_width=34)
-    table.add_column("made to be")
-    table.add_column("estimate", justify="right")
-    table.add_column("model × samples")
-    table.add_column("votes", overflow="ellipsis", no_wrap=True, max_width=26)
-    table.add_column("answer", justify="right")
-    table.add_column("")
-    table.add_column("sure", justify="right")
-    table.add_column("MFLOP", justify="right")
+def board(rows: Sequence[Sequence[Text | str]], number: int, of: int, seconds: float, wide: bool) -> Table:
+    """What is shown while it runs; in a narrow terminal, without the votes."""
+    title = f"isoflop: {number} of {of} held-out problems, {seconds:.0f} s"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    columns = ("problem", "hard", "model × samples", "votes", "answer", "", "sure", "MFLOP")
+    for name in columns:
+        if wide or name != "votes":
+            right = name in ("hard", "answer", "sure", "MFLOP")
+            most = {"problem": 26 if wide else 18, "votes": 22}.get(name)
+            table.add_column(name, "", justify="right" if right else "left", no_wrap=True, max_width=most)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(cell for name, cell in zip(columns, row, strict=True) if wide or name != "votes"))
     return table
 
 
 def summary(runs: Sequence[Run]) -> Table:
     """By difficulty: accuracy, samples and FLOPs, beside the fixed plans."""
     first = runs[0]
-    table = Table(title="by difficulty (FLOPs: mean of a query, all stages)", title_justify="left")
+    title = "right, and MFLOP a query (all stages), by difficulty"
+    table = Table(title=title, title_justify="left", show_edge=False)
     table.add_column("difficulty")
     table.add_column("queries", justify="right")
+    table.add_column("samples", justify="right")
     for run in runs:
-        table.add_column(f"{run.name}\nright", justify="right")
-        if run is first:
-            table.add_column("\nsamples", justify="right")
-        table.add_column("\nMFLOP", justify="right")
-    for level in [name for _, name in LEVELS] + [""]:
+        table.add_column(run.name.replace(" ", "\n", 1), justify="right")
+    for level in [*(name for _, name in LEVELS if first.of(name)), ""]:
         solved = first.of(level)
-        if not solved:
-            continue
-        row = [level or "all", str(len(solved))]
-        for run in runs:
-            row.append(f"{run.accuracy(level):.0%}")
-            if run is first:
-                row.append(f"{sum(one.samples for one in solved) / len(solved):.1f}")
-            row.append(f"{run.flops(level) / len(solved) / 1e6:.1f}")
         if not level:
             table.add_section()
-        table.add_row(*row)
+        mean_samples = sum(one.samples for one in solved) / len(solved)
+        cells = [f"{run.accuracy(level):4.0%} {run.flops(level) / len(solved) / 1e6:7.1f}" for run in runs]
+        table.add_row(level or "all", str(len(solved)), f"{mean_samples:.1f}", *cells)
     return table
 
 

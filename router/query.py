@@ -82,12 +82,12 @@ def admit(request: SolveRequest, catalog: Catalog, bounds: Bounds, deadline: flo
             raise NotFound(f"there is no strategy {name!r}; there are: {', '.join(STRATEGIES)}")
     if filters.verifier:
         catalog.verifier(filters.verifier)
-    if not 0 <= filters.samples <= bounds.samples:
+    if filters.HasField("samples") and not 1 <= filters.samples <= bounds.samples:
         raise InvalidArgument("filters.samples", f"must be from 1 to {bounds.samples}, or left out")
     if filters.samples > 1 and set(filters.strategies) == {"single"}:
         raise InvalidArgument("filters.samples", "strategy single has one sample")
-    if filters.thinking_tokens < 0:
-        raise InvalidArgument("filters.thinking_tokens", "must not be negative")
+    if filters.HasField("thinking_tokens") and filters.thinking_tokens < 1:
+        raise InvalidArgument("filters.thinking_tokens", "must be at least 1, or left out")
     temperature = filters.temperature if filters.HasField("temperature") else None
     if temperature is not None and not (math.isfinite(temperature) and 0 <= temperature <= 10):
         raise InvalidArgument("filters.temperature", "must be from 0 to 10")
@@ -99,7 +99,7 @@ def admit(request: SolveRequest, catalog: Catalog, bounds: Bounds, deadline: flo
         messages=_messages(request, bounds),
         format=request.answer_format,
         objective=_objective(request),
-        limit=_limit(request.budget),
+        limit=_limit(request.budget, catalog.currency),
         deadline=deadline,
         models=tuple(filters.models),
         strategies=tuple(filters.strategies),
@@ -153,7 +153,9 @@ def _objective(request: SolveRequest) -> Objective:
     return Objective(None, None, effort)
 
 
-def _limit(budget: Budget) -> Cost:
+def _limit(budget: Budget, currency: str) -> Cost:
+    if budget.currency not in ("", currency):
+        raise InvalidArgument("budget.currency", f"must be {currency}, in which models are priced")
     for name in ("flops", "money", "tokens"):
         value = getattr(budget, name)
         if not (math.isfinite(value) and value >= 0):

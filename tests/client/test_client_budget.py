@@ -23,9 +23,9 @@ from isoflop.v1.router_pb2 import Budget
         ([".5k"], Budget(flops=500)),
         (["1000tok"], Budget(tokens=1000)),
         (["1.5k tokens"], Budget(tokens=1500)),
-        (["0.02usd"], Budget(money=0.02)),
-        (["0.02 USD"], Budget(money=0.02)),
-        (["2e9,1000tok", "0.02usd"], Budget(flops=2e9, tokens=1000, money=0.02)),
+        (["0.02usd"], Budget(money=0.02, currency="USD")),
+        (["0.02 USD"], Budget(money=0.02, currency="USD")),
+        (["2e9,1000tok", "0.02usd"], Budget(flops=2e9, tokens=1000, money=0.02, currency="USD")),
     ],
 )
 def test_budgets(words: list[str], budget: Budget) -> None:

@@ -47,6 +47,8 @@ def parse_budget(texts: Iterable[str]) -> Budget:
             if getattr(budget, field):
                 raise ValueError(f"{text!r}: a second limit on {field}: give one")
             setattr(budget, field, amount)
+            if field == "money":
+                budget.currency = "USD"
     return budget
 
 

@@ -197,7 +197,6 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples",
         type=_count,
-        default=0,
         metavar="N",
         help="exactly so many samples; else as many as it takes",
     )

@@ -49,14 +49,14 @@ class Options(TypedDict, total=False):
     """Only these models."""
     strategies: Sequence[str]
     """Only these strategies."""
-    samples: int
-    """Exactly this many samples, bought at once; 0: the planner decides."""
+    samples: int | None
+    """Exactly this many samples, bought at once; None: the planner decides."""
     temperature: float | None
     """Sampling temperature; None: what calibration chose."""
     seed: int | None
     """Seed of the first sample; None: one is drawn and reported."""
-    thinking_tokens: int
-    """Most tokens of a sample; 0: what the model's context leaves."""
+    thinking_tokens: int | None
+    """Most tokens of a sample; None: what the model's context leaves."""
     verifier: str
     """Verifier for strategies that need one; empty: the first that is there."""
     request_id: str
@@ -77,10 +77,10 @@ def solve_request(
     budget: Budget | None = None,
     models: Sequence[str] = (),
     strategies: Sequence[str] = (),
-    samples: int = 0,
+    samples: int | None = None,
     temperature: float | None = None,
     seed: int | None = None,
-    thinking_tokens: int = 0,
+    thinking_tokens: int | None = None,
     verifier: str = "",
     request_id: str = "",
     return_candidates: bool = False,

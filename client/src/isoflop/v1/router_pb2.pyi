@@ -187,22 +187,26 @@ class Budget(_message.Message):
     FLOPS_FIELD_NUMBER: _builtins.int
     MONEY_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
     flops: _builtins.float
     """Floating-point operations."""
     money: _builtins.float
-    """Money, in the catalogue's currency."""
+    """Money."""
     tokens: _builtins.int
     """Prompt and generated tokens."""
+    currency: _builtins.str
+    """ISO 4217 code of the money; empty: the catalogue's. Another than the catalogue's is refused."""
     def __init__(
         self,
         *,
         flops: _builtins.float = ...,
         money: _builtins.float = ...,
         tokens: _builtins.int = ...,
+        currency: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flops", b"flops", "money", b"money", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "flops", b"flops", "money", b"money", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -222,9 +226,9 @@ class Filters(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     VERIFIER_FIELD_NUMBER: _builtins.int
     samples: _builtins.int
-    """Exactly this many samples, bought at once and all completed: a fixed plan. 0: the planner decides."""
+    """Exactly this many samples, bought at once and all completed: a fixed plan. None: the planner decides."""
     thinking_tokens: _builtins.int
-    """Most tokens of a sample. 0: what the model's context leaves."""
+    """Most tokens of a sample. None: what the model's context leaves."""
     temperature: _builtins.float
     """Sampling temperature; none: what calibration chose."""
     seed: _builtins.int
@@ -244,24 +248,32 @@ class Filters(_message.Message):
         *,
         models: _abc.Iterable[_builtins.str] | None = ...,
         strategies: _abc.Iterable[_builtins.str] | None = ...,
-        samples: _builtins.int = ...,
-        thinking_tokens: _builtins.int = ...,
+        samples: _builtins.int | None = ...,
+        thinking_tokens: _builtins.int | None = ...,
         temperature: _builtins.float | None = ...,
         seed: _builtins.int | None = ...,
         verifier: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_temperature", b"_temperature", "seed", b"seed", "temperature", b"temperature"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_samples", b"_samples", "_seed", b"_seed", "_temperature", b"_temperature", "_thinking_tokens", b"_thinking_tokens", "samples", b"samples", "seed", b"seed", "temperature", b"temperature", "thinking_tokens", b"thinking_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_temperature", b"_temperature", "models", b"models", "samples", b"samples", "seed", b"seed", "strategies", b"strategies", "temperature", b"temperature", "thinking_tokens", b"thinking_tokens", "verifier", b"verifier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_samples", b"_samples", "_seed", b"_seed", "_temperature", b"_temperature", "_thinking_tokens", b"_thinking_tokens", "models", b"models", "samples", b"samples", "seed", b"seed", "strategies", b"strategies", "temperature", b"temperature", "thinking_tokens", b"thinking_tokens", "verifier", b"verifier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__samples: _TypeAlias = _typing.Literal["samples"]  # noqa: Y015
+    _WhichOneofArgType__samples: _TypeAlias = _typing.Literal["_samples", b"_samples"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    _WhichOneofReturnType__thinking_tokens: _TypeAlias = _typing.Literal["thinking_tokens"]  # noqa: Y015
+    _WhichOneofArgType__thinking_tokens: _TypeAlias = _typing.Literal["_thinking_tokens", b"_thinking_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__samples) -> _WhichOneofReturnType__samples | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__thinking_tokens) -> _WhichOneofReturnType__thinking_tokens | None: ...
 
 Global___Filters: _TypeAlias = Filters  # noqa: Y015
 
