@@ -192,16 +192,16 @@ def train(recipe: Recipe, checkpoint: Path, report: Callable[[Report], None]) ->
             partial.replace(checkpoint)
 
 
-def _train_in_process(recipe: Recipe, reports: Queue[Report]) -> None:
-    """One model in a process of its own, on one thread."""
-    torch.set_num_threads(1)
+def _train_in_process(recipe: Recipe, threads: int, reports: Queue[Report]) -> None:
+    """One model in a process of its own."""
+    torch.set_num_threads(threads)
     train(recipe, CHECKPOINTS / f"{recipe.name}.pt", reports.put)
 
 
-def train_all(recipes: Sequence[Recipe], processes: int) -> None:
+def train_all(recipes: Sequence[Recipe], processes: int, threads: int) -> None:
     """Train side by side, the largest first, with a bar for each model.
 
-    Models this small gain little from a second thread, so each has one.
+    Models this small gain little from a second thread, so each has one by default.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -222,7 +222,7 @@ def train_all(recipes: Sequence[Recipe], processes: int) -> None:
             for recipe in recipes
         }
         largest_first = sorted(recipes, key=lambda recipe: -recipe.shape.parameters)
-        running = {pool.submit(_train_in_process, recipe, reports) for recipe in largest_first}
+        running = {pool.submit(_train_in_process, recipe, threads, reports) for recipe in largest_first}
         while running:
             done, running = wait(running, timeout=0.5)
             while not reports.empty():
@@ -258,6 +258,7 @@ def main() -> None:
     parser.add_argument("--stages", default=",".join(STAGES), help=f"of {','.join(STAGES)}")
     parser.add_argument("--steps", type=int, help="another number of steps, for a quick try")
     parser.add_argument("--processes", type=int, default=2, help="models trained side by side (default 2)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each of them (default 1)")
     arguments = parser.parse_args()
     stages = arguments.stages.split(",")
     if unknown := set(stages) - set(STAGES):
@@ -270,7 +271,7 @@ def main() -> None:
         write_splits()
     CHECKPOINTS.mkdir(parents=True, exist_ok=True)
     if "train" in stages:
-        train_all(recipes, arguments.processes)
+        train_all(recipes, arguments.processes, arguments.threads)
     if "export" in stages:
         from training.export import export_checkpoint, write_hashes
 

@@ -154,7 +154,7 @@ async def test_every_option_of_a_query_reaches_the_router(router: ScriptedRouter
     )
     expected = solve_request(
         "1+1",
-        budget=Budget(flops=5e9, tokens=1000, money=0.02),
+        budget=Budget(flops=5e9, tokens=1000, money=0.02, currency="USD"),
         effort="high",
         models=["a", "b"],
         strategies=["majority"],
