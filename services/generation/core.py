@@ -101,10 +101,12 @@ class Generation:
                 async for piece in pieces:
                     sample = growing[piece.sample_id]
                     sample.add(piece)
+                    if piece.end is not None:
+                        # Before anything is said: the caller may go away at that.
+                        self._count(backend, usage, growing.pop(piece.sample_id), piece)
                     if start.stream_text and piece.text:
                         yield GenerateResponse(delta=TextDelta(sample_id=piece.sample_id, text=piece.text))
                     if piece.end is not None:
-                        self._count(backend, usage, growing.pop(piece.sample_id), piece)
                         yield GenerateResponse(sample=sample.sample(piece))
         finally:
             aborts.cancel()
@@ -133,6 +135,8 @@ class Generation:
         size = sum(len(message.content.encode()) for message in start.messages)
         if size > self._settings.max_prompt_bytes:
             raise InvalidArgument("messages", f"at most {self._settings.max_prompt_bytes} bytes")
+        if any(len(branch.prefix.encode()) > self._settings.max_prompt_bytes for branch in start.branches):
+            raise InvalidArgument("branches", f"a prefix has at most {self._settings.max_prompt_bytes} bytes")
         sampling = start.sampling
         if not (math.isfinite(sampling.temperature) and 0 <= sampling.temperature <= 10):
             raise InvalidArgument("sampling.temperature", "must be from 0 to 10")
@@ -140,6 +144,8 @@ class Generation:
             raise InvalidArgument("sampling.top_p", "must be from 0 to 1")
         if sampling.max_tokens < 0:
             raise InvalidArgument("sampling.max_tokens", "must not be negative")
+        if not all(sampling.stop):
+            raise InvalidArgument("sampling.stop", "must not be empty texts")
         return start
 
     def _count(self, backend: Backend, usage: RoundUsage, sample: Growing, last: Piece) -> None:
