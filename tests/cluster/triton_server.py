@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+
+from tests.cluster.processes import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALL = ROOT / "docker" / "triton" / "install.py"
@@ -63,7 +64,7 @@ class TritonServer:
         home = Path(os.environ.get("ISOFLOP_TRITON_HOME") or ROOT / "build" / "triton")
         repository = self._folder / "repository"
         launcher = _install(home, repository, self._ggufs)
-        grpc, http, metrics = _free_ports(3)
+        grpc, http, metrics = free_ports(3)
         self.grpc_address, self.http_address, self.metrics_address = (
             f"127.0.0.1:{port}" for port in (grpc, http, metrics)
         )
@@ -149,15 +150,6 @@ def _install(home: Path, repository: Path, ggufs: Sequence[Path]) -> Path:
     if done.returncode:
         raise TritonServerError(f"Triton was not installed in {home}: {done.stderr.strip()}")
     return Path(done.stdout.strip())
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that were free just now; all are held until the last is found, so that they differ."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
 
 
 def _get(url: str) -> str:

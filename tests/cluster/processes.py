@@ -1,0 +1,107 @@
+"""The suite's own processes for tests: started on free ports, found by what they print, stopped cleanly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+ROOT = Path(__file__).resolve().parents[2]
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 20.0
+
+
+class Process:
+    """One process of the suite: `python -m <module>`, or `isoflop up`."""
+
+    def __init__(self, command: Sequence[str], folder: Path) -> None:
+        """Start it, and return when it serves; `folder` receives its log."""
+        (metrics,) = free_ports(1)
+        name = "-".join(command).replace("/", "_")[:60]
+        self.log_path = folder / f"{name}.log"
+        self.metrics_port = metrics
+        full = [*launch(command[0]), *command[1:], "--metrics-port", str(metrics)]
+        if "--address" not in command:
+            full += ["--address", "127.0.0.1:0"]
+        with self.log_path.open("wb") as log:
+            self._process = subprocess.Popen(full, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        self.address = self._until_serving()
+
+    @property
+    def pid(self) -> int:
+        """For signals."""
+        return self._process.pid
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit status."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            return self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise AssertionError(f"it did not stop\n{self.log()}") from None
+
+    def log(self) -> str:
+        """What it has printed."""
+        return self.log_path.read_text(errors="replace")
+
+    def metrics(self, name: str, **labels: str) -> float:
+        """Sum of the samples of that name that have these labels, on its metrics page."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as page:
+            families = text_string_to_metric_families(page.read().decode())
+        return sum(
+            sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def _until_serving(self) -> str:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            for line in self.log().splitlines():
+                if "serving on " in line:
+                    return line.rpartition(" ")[2]
+            if self._process.poll() is not None:
+                raise AssertionError(f"it ended with status {self._process.returncode}\n{self.log()}")
+            time.sleep(0.02)
+        self._process.kill()
+        raise AssertionError(f"it does not serve\n{self.log()}")
+
+
+def launch(module: str) -> list[str]:
+    """The command line that starts a module, or the `isoflop` command."""
+    binary = Path(sys.executable).parent / "isoflop"
+    return [str(binary)] if module == "isoflop" else [sys.executable, "-m", module]
+
+
+def run(*command: str, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a module or `isoflop` to its end."""
+    return subprocess.run(
+        [*launch(command[0]), *command[1:]],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free just now; all are held until the last is found, so that they differ."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
