@@ -1,0 +1,1 @@
+"""What the suite is measured by. Run each as `python -m benchmarks.NAME`; see the Makefile."""
