@@ -1,0 +1,385 @@
+"""Accuracy against FLOPs on held-out problems: isoflop's efforts beside fixed plans, in one run.
+
+    python -m benchmarks.embedded [--problems 504] [--seeds 3]
+
+Every policy goes through the same suite in one process and is billed by it, all stages included. Each
+(seed, policy, problem) is kept in `build/bench-embedded/`, so that a run that was stopped goes on. Votes
+of fewer than 16 samples are counted on the first of the same 16, and billed by their own tokens.
+Intervals are 95 % bootstrap over problems, seeds averaged within each. Nothing was tuned on these problems.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from isoflop.v1.common_pb2 import ANSWER_TYPE_NUMBER, Model
+from isoflop.v1.router_pb2 import (
+    EFFORT_HIGH,
+    EFFORT_LOW,
+    EFFORT_MEDIUM,
+    Filters,
+    SolveRequest,
+    SolveResponse,
+)
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from router import cost
+from router.core import Router
+from router.embedded import open_router
+from router.settings import SuiteSettings
+from services.aggregation.answers import extract
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).parents[1]
+PROBLEMS = ROOT / "training" / "problems" / "heldout.jsonl"
+STORE = ROOT / "build" / "bench-embedded"
+EFFORTS = {"low": EFFORT_LOW, "medium": EFFORT_MEDIUM, "high": EFFORT_HIGH}
+VOTES = (1, 4, 16)
+AT_A_TIME = 4
+"""Queries in flight."""
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A held-out problem."""
+
+    query_id: str
+    prompt: str
+    answer: str
+    group: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One policy on one problem under one seed."""
+
+    policy: str
+    seed: int
+    query_id: str
+    right: bool
+    flops: float
+    samples: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One policy over all problems. FLOPs and samples are means of a query."""
+
+    policy: str
+    accuracy: float
+    interval: tuple[float, float]
+    flops: float
+    samples: float
+
+
+def read(most: int) -> list[Problem]:
+    """The first problems of each group, `most` in all."""
+    rows = [json.loads(line) for line in PROBLEMS.read_text().splitlines()]
+    groups = sorted({row["group"] for row in rows})
+    return [
+        Problem(row["query_id"], row["prompt"], row["answer"], group)
+        for group in groups
+        for row in [row for row in rows if row["group"] == group][: most // len(groups)]
+    ]
+
+
+def seed_of(problem: Problem, seed: int, number: int) -> int:
+    """Seed of the first sample: no two problems of a run share one."""
+    return seed * 1_000_000 + number * 100
+
+
+async def adaptive(router: Router, problem: Problem, effort: str, seed: int, first: int) -> list[Outcome]:
+    """isoflop at one effort."""
+    request = SolveRequest(prompt=problem.prompt, effort=EFFORTS[effort], filters=Filters(seed=first))
+    response = await router.solve(request)
+    samples = sum(round.action.samples for round in response.rounds)
+    return [_outcome(f"isoflop {effort}", seed, problem, response, samples)]
+
+
+async def once(router: Router, problem: Problem, model: Model, seed: int, first: int) -> list[Outcome]:
+    """One greedy sample; the same under each seed."""
+    filters = Filters(models=[model.name], strategies=["single"], samples=1, temperature=0, seed=first)
+    response = await router.solve(SolveRequest(prompt=problem.prompt, filters=filters))
+    return [_outcome(f"{model.name} greedy", seed, problem, response, 1)]
+
+
+async def votes(router: Router, problem: Problem, model: Model, seed: int, first: int) -> list[Outcome]:
+    """Majority votes of 1, 4 and 16 samples."""
+    filters = Filters(models=[model.name], strategies=["majority"], samples=max(VOTES), seed=first)
+    response = await router.solve(
+        SolveRequest(prompt=problem.prompt, filters=filters, return_candidates=True)
+    )
+    samples = sorted(response.candidates, key=lambda sample: int(sample.id.rpartition("/")[2]))
+    prompt = len(problem.prompt.encode()) + 1
+    outcomes = []
+    for n in VOTES:
+        answers = [extract(sample.text, ANSWER_TYPE_NUMBER) for sample in samples[:n]]
+        counts = Counter(answer for answer in answers if answer is not None)
+        answer = counts.most_common(1)[0][0] if counts else ""
+        flops = sum(cost.samples(model, 1, prompt, sample.tokens).flops for sample in samples[:n])
+        outcomes.append(
+            Outcome(
+                f"{model.name} × {n}",
+                seed,
+                problem.query_id,
+                answer == problem.answer,
+                flops,
+                n,
+                response.confidence,
+            )
+        )
+    return outcomes
+
+
+def _outcome(policy: str, seed: int, problem: Problem, response: SolveResponse, samples: int) -> Outcome:
+    right = response.answer == problem.answer
+    return Outcome(policy, seed, problem.query_id, right, response.bill.flops, samples, response.confidence)
+
+
+async def collect(problems: list[Problem], seeds: int) -> tuple[list[Outcome], str]:
+    """All outcomes, from the store where it has them, and the profile's version."""
+    STORE.mkdir(parents=True, exist_ok=True)
+    async with open_router(SuiteSettings(), CollectorRegistry()) as router:
+        listed = await router.models()
+        path = STORE / f"{listed.profile}.jsonl"
+        stored = (
+            [Outcome(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+        )
+        known = {(one.policy, one.seed, one.query_id) for one in stored}
+        plans: list[tuple[str, Callable[..., object], object]] = [
+            *((f"isoflop {effort}", adaptive, effort) for effort in EFFORTS),
+            *((f"{model.name} greedy", once, model) for model in listed.models),
+            *((f"{model.name} × {max(VOTES)}", votes, model) for model in listed.models),
+        ]
+        # Interleaved: each problem by every policy before the next problem.
+        jobs = [
+            (play, what, problem, seed, number)
+            for seed in range(seeds)
+            for number, problem in enumerate(problems)
+            for name, play, what in plans
+            if (name, seed, problem.query_id) not in known
+        ]
+        gate = asyncio.Semaphore(AT_A_TIME)
+        with Progress() as progress, path.open("a") as store:
+            task = progress.add_task(f"{len(problems)} problems × {seeds} seeds", total=len(jobs))
+
+            async def play_one(job: tuple) -> None:  # type: ignore[type-arg]
+                play, what, problem, seed, number = job
+                async with gate:
+                    outcomes = await play(router, problem, what, seed, seed_of(problem, seed, number))
+                stored.extend(outcomes)
+                store.writelines(json.dumps(asdict(one)) + "\n" for one in outcomes)
+                progress.advance(task)
+
+            for at in range(0, len(jobs), 64):
+                await asyncio.gather(*(play_one(job) for job in jobs[at : at + 64]))
+    wanted = {problem.query_id for problem in problems}
+    return [one for one in stored if one.query_id in wanted and one.seed < seeds], listed.profile
+
+
+def by_problem(
+    outcomes: Iterable[Outcome], policy: str, what: Callable[[Outcome], float]
+) -> NDArray[np.float64]:
+    """Mean over seeds for each problem, shape (problems,)."""
+    values: dict[str, list[float]] = {}
+    for one in outcomes:
+        if one.policy == policy:
+            values.setdefault(one.query_id, []).append(what(one))
+    return np.array([np.mean(values[query_id]) for query_id in sorted(values)])
+
+
+def rows(outcomes: list[Outcome]) -> list[Row]:
+    """A row for each policy, by rising FLOPs."""
+    rng = np.random.default_rng(0)
+    found = []
+    for policy in dict.fromkeys(one.policy for one in outcomes):
+        right = by_problem(outcomes, policy, lambda one: one.right)
+        again = right[rng.integers(0, len(right), (RESAMPLES, len(right)))].mean(1)
+        low, high = np.quantile(again, [0.025, 0.975])
+        found.append(
+            Row(
+                policy,
+                float(right.mean()),
+                (float(low), float(high)),
+                float(by_problem(outcomes, policy, lambda one: one.flops).mean()),
+                float(by_problem(outcomes, policy, lambda one: one.samples).mean()),
+            )
+        )
+    return sorted(found, key=lambda row: row.flops)
+
+
+def against_fixed(outcomes: list[Outcome], table: list[Row]) -> list[dict[str, object]]:
+    """Each effort against the fixed plan nearest in accuracy from below, paired over problems."""
+    rng = np.random.default_rng(1)
+    fixed = [row for row in table if not row.policy.startswith("isoflop")]
+    found = []
+    for row in table:
+        if row in fixed:
+            continue
+        rivals = [other for other in fixed if other.accuracy >= row.accuracy - 0.005] or fixed
+        rival = min(rivals, key=lambda other: other.flops)
+        mine = by_problem(outcomes, row.policy, lambda one: one.flops)
+        theirs = by_problem(outcomes, rival.policy, lambda one: one.flops)
+        gain = by_problem(outcomes, row.policy, lambda one: one.right) - by_problem(
+            outcomes, rival.policy, lambda one: one.right
+        )
+        at = rng.integers(0, len(mine), (RESAMPLES, len(mine)))
+        ratio = np.quantile(mine[at].mean(1) / theirs[at].mean(1), [0.025, 0.975])
+        points = np.quantile(100 * gain[at].mean(1), [0.025, 0.975])
+        found.append(
+            {
+                "policy": row.policy,
+                "cheapest_fixed_plan_as_accurate": rival.policy,
+                "flops_ratio": float(mine.mean() / theirs.mean()),
+                "flops_ratio_interval": [float(v) for v in ratio],
+                "accuracy_points": float(100 * gain.mean()),
+                "accuracy_points_interval": [float(v) for v in points],
+            }
+        )
+    return found
+
+
+def calibration(outcomes: list[Outcome], policy: str) -> dict[str, float]:
+    """Expected calibration error (10 equal-width bins) and Brier skill over the base rate."""
+    chosen = [one for one in outcomes if one.policy == policy]
+    p = np.array([one.confidence for one in chosen])
+    right = np.array([one.right for one in chosen], float)
+    bins = np.minimum((p * 10).astype(int), 9)
+    ece = sum(abs(p[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean() for b in set(bins))
+    base = right.mean()
+    skill = 1 - ((p - right) ** 2).mean() / max(base * (1 - base), 1e-9)
+    return {"ece": float(ece), "brier_skill": float(skill), "queries": len(chosen)}
+
+
+def draw(table: list[Row], path: Path) -> None:
+    """Accuracy against FLOPs, log axis."""
+    figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
+    families = dict.fromkeys(row.policy.split(" ")[0] for row in table)
+    for family in families:
+        mine = [row for row in table if row.policy.split(" ")[0] == family]
+        x, y = [row.flops for row in mine], [100 * row.accuracy for row in mine]
+        spread = np.array(
+            [[100 * (r.accuracy - r.interval[0]), 100 * (r.interval[1] - r.accuracy)] for r in mine]
+        )
+        own = family == "isoflop"
+        axes.errorbar(
+            x, y, spread.T, marker="o", ms=7 if own else 4, lw=2 if own else 1, capsize=2, label=family
+        )
+        for row in mine:
+            label = row.policy.removeprefix(family).strip()
+            axes.annotate(
+                label, (row.flops, 100 * row.accuracy), (3, -11), textcoords="offset points", fontsize=7
+            )
+    axes.set(xscale="log", xlabel="FLOPs a query, all stages", ylabel="right answers, %")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=140)
+
+
+def report(
+    table: list[Row], pairs: list[dict[str, object]], sure: dict[str, dict[str, float]], about: str
+) -> str:
+    """The page for people."""
+    lines = [
+        "# Held-out problems, embedded models",
+        "",
+        f"Written by `make bench-embedded`; not edited by hand. {about}",
+        "",
+        "![accuracy against FLOPs](embedded.png)",
+        "",
+        "| policy | right, % | 95 % interval | MFLOP a query | samples |",
+        "|---|---:|---:|---:|---:|",
+        *(
+            f"| {r.policy} | {100 * r.accuracy:.1f} | {100 * r.interval[0]:.1f} to {100 * r.interval[1]:.1f} "
+            f"| {r.flops / 1e6:.1f} | {r.samples:.1f} |"
+            for r in table
+        ),
+        "",
+        "Each effort beside the cheapest fixed plan that is as accurate to half a point (or, where there is",
+        "none, the cheapest of all); paired over problems:",
+        "",
+        "| policy | fixed plan | FLOPs, ratio | interval | accuracy, points | interval |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for pair in pairs:
+        ratio, points = pair["flops_ratio_interval"], pair["accuracy_points_interval"]
+        assert isinstance(ratio, list)
+        assert isinstance(points, list)
+        lines.append(
+            f"| {pair['policy']} | {pair['cheapest_fixed_plan_as_accurate']} | {pair['flops_ratio']:.2f} "
+            f"| {ratio[0]:.2f} to {ratio[1]:.2f} | {pair['accuracy_points']:+.1f} "
+            f"| {points[0]:+.1f} to {points[1]:+.1f} |"
+        )
+    lines += ["", "Confidence (ECE in ten bins; Brier skill over the base rate):", ""]
+    lines += ["| policy | queries | ECE | Brier skill |", "|---|---:|---:|---:|"]
+    lines += [
+        f"| {name} | {one['queries']:.0f} | {one['ece']:.3f} | {one['brier_skill']:.3f} |"
+        for name, one in sure.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "--problems", type=int, default=504, help="held-out problems, equal numbers of each group"
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "embedded.json")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results" / "embedded.md")
+    arguments = parser.parse_args()
+    problems = read(arguments.problems)
+    outcomes, profile = asyncio.run(collect(problems, arguments.seeds))
+    table = rows(outcomes)
+    pairs = against_fixed(outcomes, table)
+    sure = {name: calibration(outcomes, name) for name in (f"isoflop {effort}" for effort in EFFORTS)}
+    about = (
+        f"{len(problems)} problems, {arguments.seeds} seeds, profile `{profile}`, "
+        f"{platform.machine()}, Python {platform.python_version()}."
+    )
+    for path in (arguments.json, arguments.page):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    figures = {
+        "problems": len(problems),
+        "seeds": arguments.seeds,
+        "profile": profile,
+        "policies": [asdict(row) for row in table],
+        "against_fixed": pairs,
+        "confidence": sure,
+    }
+    arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    draw(table, arguments.page.with_suffix(".png"))
+    arguments.page.write_text(report(table, pairs, sure, about))
+    shown = Table("policy", "right, %", "95 %", "MFLOP", "samples")
+    for row in table:
+        low, high = row.interval
+        shown.add_row(
+            row.policy,
+            f"{100 * row.accuracy:.1f}",
+            f"{100 * low:.1f}-{100 * high:.1f}",
+            f"{row.flops / 1e6:.1f}",
+            f"{row.samples:.1f}",
+        )
+    Console().print(shown)
+
+
+if __name__ == "__main__":
+    main()
