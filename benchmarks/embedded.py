@@ -15,9 +15,10 @@ import asyncio
 import json
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -53,6 +54,9 @@ VOTES = (1, 4, 16)
 AT_A_TIME = 4
 """Queries in flight."""
 RESAMPLES = 2000
+
+Play = Callable[[Router, "Problem", Any, int, int], Awaitable[list["Outcome"]]]
+"""Plays a policy: router, problem, effort or model, seed, and the seed of the first sample."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ async def collect(problems: list[Problem], seeds: int) -> tuple[list[Outcome], s
             [Outcome(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
         )
         known = {(one.policy, one.seed, one.query_id) for one in stored}
-        plans: list[tuple[str, Callable[..., object], object]] = [
+        plans: list[tuple[str, Play, Any]] = [
             *((f"isoflop {effort}", adaptive, effort) for effort in EFFORTS),
             *((f"{model.name} greedy", once, model) for model in listed.models),
             *((f"{model.name} × {max(VOTES)}", votes, model) for model in listed.models),
@@ -180,7 +184,7 @@ async def collect(problems: list[Problem], seeds: int) -> tuple[list[Outcome], s
         with Progress() as progress, path.open("a") as store:
             task = progress.add_task(f"{len(problems)} problems × {seeds} seeds", total=len(jobs))
 
-            async def play_one(job: tuple) -> None:  # type: ignore[type-arg]
+            async def play_one(job: tuple[Play, Any, Problem, int, int]) -> None:
                 play, what, problem, seed, number = job
                 async with gate:
                     outcomes = await play(router, problem, what, seed, seed_of(problem, seed, number))
@@ -225,7 +229,7 @@ def rows(outcomes: list[Outcome]) -> list[Row]:
     return sorted(found, key=lambda row: row.flops)
 
 
-def against_fixed(outcomes: list[Outcome], table: list[Row]) -> list[dict[str, object]]:
+def against_fixed(outcomes: list[Outcome], table: list[Row]) -> list[dict[str, Any]]:
     """Each effort against the fixed plan nearest in accuracy from below, paired over problems."""
     rng = np.random.default_rng(1)
     fixed = [row for row in table if not row.policy.startswith("isoflop")]
@@ -294,7 +298,7 @@ def draw(table: list[Row], path: Path) -> None:
 
 
 def report(
-    table: list[Row], pairs: list[dict[str, object]], sure: dict[str, dict[str, float]], about: str
+    table: list[Row], pairs: list[dict[str, Any]], sure: dict[str, dict[str, float]], about: str
 ) -> str:
     """The page for people."""
     lines = [
@@ -320,8 +324,6 @@ def report(
     ]
     for pair in pairs:
         ratio, points = pair["flops_ratio_interval"], pair["accuracy_points_interval"]
-        assert isinstance(ratio, list)
-        assert isinstance(points, list)
         lines.append(
             f"| {pair['policy']} | {pair['cheapest_fixed_plan_as_accurate']} | {pair['flops_ratio']:.2f} "
             f"| {ratio[0]:.2f} to {ratio[1]:.2f} | {pair['accuracy_points']:+.1f} "
