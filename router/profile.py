@@ -95,6 +95,10 @@ class ProfileRecord(BaseModel):
                 raise ValueError(f"{arm.model}: a curve has not {size} values")
             if any(not 0 <= value <= 1 for curve in (arm.p_right, *arm.votes.values()) for value in curve):
                 raise ValueError(f"{arm.model}: a probability is not in [0, 1]")
+            if min(arm.tokens) <= 0:
+                raise ValueError(f"{arm.model}: expected tokens are not positive")
+            if min(arm.votes, default=1) < 1:
+                raise ValueError(f"{arm.model}: votes of {min(arm.votes)} samples")
             if 1 not in arm.votes and arm.temperature > 0:
                 raise ValueError(f"{arm.model}: the accuracy of one sample is missing")
         return self

@@ -1,0 +1,86 @@
+"""A router whose aggregation and verification are the real ones, in this process; the rest is scripted."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from scripted_stages import Script, ScriptedDifficulty, ScriptedGeneration
+from synthetic import MIDDLE, make_model, make_profile
+
+from router.core import Router
+from router.settings import RouterSettings
+from router.stages import Stages
+from services.aggregation.core import Aggregation
+from services.aggregation.settings import AggregationSettings
+from services.verification.core import Verification
+from services.verification.settings import VerificationSettings
+
+
+@dataclass
+class Suite:
+    """A router and what it works with."""
+
+    router: Router
+    generation: ScriptedGeneration
+    difficulty: ScriptedDifficulty
+    registry: CollectorRegistry
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of a metric of the router; 0 where it has none."""
+        return self.registry.get_sample_value(f"isoflop_router_{name}", labels) or 0.0
+
+
+MakeSuite = Callable[..., Suite]
+
+
+@pytest.fixture(scope="session")
+async def aggregation() -> AsyncIterator[Aggregation]:
+    core = Aggregation(AggregationSettings(), CollectorRegistry())
+    yield core
+    await core.close()
+
+
+@pytest.fixture(scope="session")
+def verification() -> Verification:
+    return Verification(VerificationSettings(), CollectorRegistry())
+
+
+@pytest.fixture
+async def make_suite(aggregation: Aggregation, verification: Verification) -> AsyncIterator[MakeSuite]:
+    """Makes routers over scripts; closes them, and sees that no round is left running."""
+    made: list[Suite] = []
+
+    def make(
+        script: Script,
+        difficulty: float = MIDDLE,
+        *,
+        profile: Any = None,
+        models: Any = None,
+        stages: dict[str, Any] | None = None,
+        generation: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> Suite:
+        scripted = ScriptedGeneration(
+            models or [make_model(name) for name in ("s", "m", "l")], script, **(generation or {})
+        )
+        estimates = ScriptedDifficulty(difficulty)
+        registry = CollectorRegistry()
+        all_stages = replace(Stages(scripted, verification, estimates, aggregation), **(stages or {}))
+        router = Router(
+            RouterSettings(**{"abort_seconds": 2.0, **settings}),
+            all_stages,
+            profile or make_profile(),
+            registry,
+        )
+        suite = Suite(router, scripted, estimates, registry)
+        made.append(suite)
+        return suite
+
+    yield make
+    for suite in made:
+        await suite.router.close()
+        assert not suite.generation.running

@@ -1,0 +1,211 @@
+"""What votes say: promises of the posterior, over all the votes that hypothesis can think of."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from synthetic import GRID, make_arm, make_profile, make_votes
+
+from router.belief import NO_VOTES, Posterior, Votes, update
+from router.profile import Arm, Array
+
+SIZE = 3
+"""Of the grid."""
+
+chances = st.floats(0.001, 0.999)
+counts = st.integers(0, 12)
+
+
+@st.composite
+def priors(draw: st.DrawFn) -> Array:
+    weights = np.array(draw(st.lists(st.floats(0.01, 1), min_size=SIZE, max_size=SIZE)))
+    return np.asarray(weights / weights.sum())
+
+
+@st.composite
+def arms(draw: st.DrawFn) -> Arm:
+    return make_arm(
+        p_right=np.array(draw(st.lists(chances, min_size=SIZE, max_size=SIZE))),
+        concentration=draw(st.floats(0.2, 50)),
+        scatter=draw(st.floats(0.2, 50)),
+    )
+
+
+@st.composite
+def ballots(draw: st.DrawFn, most_arms: int = 3, blanks: bool = True) -> Votes:
+    """Votes in which each cluster has at least one, as aggregation makes them."""
+    voters = draw(st.lists(arms(), min_size=1, max_size=most_arms))
+    clusters = draw(st.integers(0, 4))
+    rows = [draw(st.lists(counts, min_size=clusters, max_size=clusters)) for _ in voters]
+    for column in range(clusters):
+        if not any(row[column] for row in rows):
+            rows[0][column] = 1
+    empty = [draw(counts) if blanks else 0 for _ in voters]
+    return make_votes(*zip(voters, rows, empty, strict=True))
+
+
+def after(prior: Array, *rows: tuple[Arm, list[int], int]) -> Posterior:
+    return update(prior, make_votes(*rows))
+
+
+EVEN = np.array([0.5, 0.5])
+
+
+@given(priors(), ballots())
+def test_probabilities_are_not_negative_and_sum_to_one(prior: Array, votes: Votes) -> None:
+    posterior = update(prior, votes)
+    assert (posterior.joint >= 0).all()
+    assert posterior.joint.sum() == pytest.approx(1)
+    assert posterior.difficulty.sum() == pytest.approx(1)
+    assert posterior.answers.sum() <= 1 + 1e-12
+
+
+@given(priors())
+def test_without_votes_the_posterior_is_the_prior(prior: Array) -> None:
+    posterior = update(prior, NO_VOTES)
+    assert posterior.difficulty == pytest.approx(prior)
+    assert posterior.confidence == 0.0
+    assert posterior.leader == -1
+    assert math.isnan(posterior.scatter)
+
+
+@given(priors(), ballots(), st.randoms(use_true_random=False))
+def test_the_order_of_clusters_and_of_arms_does_not_matter(
+    prior: Array, votes: Votes, random: object
+) -> None:
+    columns = list(range(votes.counts.shape[1]))
+    rows = list(range(len(votes.arms)))
+    random.shuffle(columns)  # type: ignore[attr-defined]
+    random.shuffle(rows)  # type: ignore[attr-defined]
+    shuffled = Votes(
+        tuple(votes.arms[row] for row in rows), votes.counts[rows][:, columns], votes.blanks[rows]
+    )
+    plain, other = update(prior, votes), update(prior, shuffled)
+    assert other.answers == pytest.approx(plain.answers[columns], abs=1e-9)
+    assert other.difficulty == pytest.approx(plain.difficulty, abs=1e-9)
+
+
+@given(priors(), ballots(), st.data())
+def test_a_further_vote_raises_a_cluster_exactly_where_it_was_likelier_with_the_cluster_right(
+    prior: Array, votes: Votes, data: st.DataObject
+) -> None:
+    """The exact condition, where all arms scatter alike: the vote supports the cluster if and only if
+    P(next vote is for it | it is right) is at least P(next vote is for it | it is not)."""
+    assume(votes.counts.shape[1])
+    scatter = votes.arms[0].scatter
+    voters = tuple(
+        make_arm(p_right=a.p_right, concentration=a.concentration, scatter=scatter) for a in votes.arms
+    )
+    votes = Votes(voters, votes.counts, votes.blanks)
+    column = data.draw(st.integers(0, votes.counts.shape[1] - 1))
+    row = data.draw(st.integers(0, len(voters) - 1))
+    before = update(prior, votes)
+    more = votes.counts.copy()
+    more[row, column] += 1
+    now = update(prior, Votes(voters, more, votes.blanks))
+
+    arm, had = voters[row], votes.counts[row].sum() + votes.blanks[row]
+    sizes = votes.counts.sum(axis=0)
+    support = np.empty_like(before.joint)
+    for j in range(len(support)):
+        right = votes.counts[row, j] if j < len(sizes) else 0.0
+        if j == column:
+            chance = (arm.concentration * arm.p_right + right) / (arm.concentration + had)
+        else:
+            wrong = (arm.concentration * (1 - arm.p_right) + had - right) / (arm.concentration + had)
+            others = sizes.sum() - (sizes[j] if j < len(sizes) else 0.0)
+            chance = wrong * sizes[column] / (scatter + others)
+        support[j] = chance
+    here = before.joint[column] @ support[column] / before.joint[column].sum()
+    rest = np.delete(before.joint, column, axis=0)
+    elsewhere = (rest * np.delete(support, column, axis=0)).sum() / rest.sum()
+    assume(abs(here - elsewhere) > 1e-9)
+    rose = now.answers[column] - before.answers[column]
+    assert rose * (here - elsewhere) >= -1e-12
+
+
+@given(priors(), ballots(most_arms=1, blanks=False), st.data())
+def test_a_further_vote_never_lowers_a_cluster_where_wrong_answers_scatter_enough(
+    prior: Array, votes: Votes, data: st.DataObject
+) -> None:
+    """Of one arm without blanks it is enough that scatter >= concentration x (1 - 2 x its least p_right):
+    then it is right more often than chance agreement explains."""
+    assume(votes.counts.shape[1])
+    arm = votes.arms[0]
+    least = arm.concentration * (1 - 2 * arm.p_right.min())
+    arm = make_arm(p_right=arm.p_right, concentration=arm.concentration, scatter=max(arm.scatter, least))
+    row = [int(count) for count in votes.counts[0]]
+    column = data.draw(st.integers(0, len(row) - 1))
+    before = after(prior, (arm, row, 0))
+    row[column] += 1
+    assert after(prior, (arm, row, 0)).answers[column] >= before.answers[column] - 1e-9
+
+
+@given(priors(), ballots(most_arms=1))
+def test_blanks_never_raise_the_answer_with_most_votes(prior: Array, votes: Votes) -> None:
+    assume(votes.counts.shape[1])
+    most = int(votes.counts[0].argmax())
+    before = update(prior, votes).answers[most]
+    more = update(prior, Votes(votes.arms, votes.counts, votes.blanks + 3)).answers[most]
+    assert more <= before + 1e-9
+
+
+def test_blanks_lower_confidence() -> None:
+    arm = make_arm()
+    by_blanks = [after(EVEN, (arm, [2], blanks)).confidence for blanks in (0, 1, 4, 16)]
+    assert by_blanks == sorted(by_blanks, reverse=True)
+    assert by_blanks[-1] < by_blanks[0] - 0.02
+
+
+def test_agreement_of_a_good_arm_gives_confidence_and_grows_with_it() -> None:
+    by_votes = [after(EVEN, (make_arm(), [k], 0)).confidence for k in (1, 2, 4, 8)]
+    assert by_votes[0] == pytest.approx(0.7)  # One vote is worth the arm's chance to be right.
+    assert by_votes == sorted(by_votes)
+    assert by_votes[2] > 0.97
+    assert by_votes[3] > 0.995
+
+
+def test_different_answers_give_little_confidence() -> None:
+    by_answers = [after(EVEN, (make_arm(), [1] * k, 0)).confidence for k in (1, 2, 4, 8)]
+    assert by_answers == sorted(by_answers, reverse=True)
+    assert by_answers[-1] < 0.15
+
+
+def test_different_answers_speak_for_difficulty_and_agreement_against_it() -> None:
+    profile = make_profile(["m"])
+    arm = profile.arms[0]
+    mean = [
+        update(profile.prior, make_votes((arm, row, 0))).difficulty @ GRID
+        for row in ([6], [2, 2, 2], [1] * 6)
+    ]
+    assert mean == sorted(mean)
+    assert mean[0] < profile.prior @ GRID < mean[2]
+
+
+def test_a_vote_of_a_better_arm_outweighs_one_of_a_worse_arm() -> None:
+    good, bad = make_arm(p_right=np.full(2, 0.8)), make_arm(model="bad", p_right=np.full(2, 0.3))
+    posterior = after(EVEN, (bad, [1, 0], 0), (good, [0, 1], 0))
+    assert posterior.leader == 1
+    assert posterior.answers[1] > 3 * posterior.answers[0]
+
+
+def test_votes_of_a_bad_arm_can_outweigh_one_of_a_good_arm() -> None:
+    good, bad = make_arm(p_right=np.full(2, 0.8)), make_arm(model="bad", p_right=np.full(2, 0.3))
+    assert after(EVEN, (bad, [5, 0], 0), (good, [0, 1], 0)).leader == 0
+
+
+def test_the_answer_of_an_arm_that_is_never_right_is_not_believed() -> None:
+    arm = make_arm(p_right=np.full(2, 0.001), scatter=0.5)
+    assert after(EVEN, (arm, [8, 1], 0)).confidence < 0.05
+
+
+@pytest.mark.parametrize("row", [[4096], [2000, 2000], [1500, 900, 3, 1], [1] * 300], ids=str)
+def test_thousands_of_votes_stay_finite(row: list[int]) -> None:
+    blanks = 4096 - sum(row)
+    posterior = after(EVEN, (make_arm(p_right=np.array([0.0001, 0.9999])), row, blanks))
+    assert np.isfinite(posterior.joint).all()
+    assert posterior.joint.sum() == pytest.approx(1)
