@@ -78,6 +78,8 @@ class LlamaCppBackend:
             )
         except RuntimeError as error:
             raise CatalogError(f"model {entry.name}: llama.cpp cannot load {path} ({error})") from None
+        # Freed before its loop runs, the engine would wait for the loop's end for ever: let it answer once.
+        self._server.handle_completions({"prompt": "", "n_predict": 0}, lambda answer: False)
         self._slots = asyncio.Semaphore(entry.parallel)
         self._threads = ThreadPoolExecutor(entry.parallel, thread_name_prefix=entry.name)
 
@@ -146,7 +148,8 @@ class LlamaCppBackend:
             "timings_per_token": True,
         }
         if job.seed is not None:
-            request["seed"] = job.seed % (1 << 32)
+            # The largest number asks the engine for a seed of its own choice.
+            request["seed"] = job.seed % ((1 << 32) - 1)
         return request
 
 
@@ -158,7 +161,8 @@ class Completion:
         self._job = job
         self._loop = loop
         self._text = ""
-        self._logprob = 0.0
+        self._logprob: float | None = None
+        """None until one is told: bytes that are no character yet come without."""
         self._counted = 0
         """Tokens that were put into pieces."""
         self._timings: dict[str, Any] = {}
@@ -177,11 +181,18 @@ class Completion:
         if "error" in chunk:
             self._error = _error(chunk["error"])
             return True
-        self._timings = chunk.get("timings") or self._timings
         choice = chunk["choices"][0]
+        text: str = choice["text"]
+        before, line_end, after = text.rpartition("\n")
+        if line_end and after:
+            # A line end that was held back, as a stop text might have begun with it: the step ends there.
+            self._text += before + line_end
+            self._flush(None)
+            text = after
+        self._timings = chunk.get("timings") or self._timings
         for token in (choice.get("logprobs") or {}).get("content") or ():
-            self._logprob += token["logprob"]
-        self._text += choice["text"]
+            self._logprob = (self._logprob or 0.0) + token["logprob"]
+        self._text += text
         if choice.get("finish_reason"):
             self._reason = FINISH_REASON_LENGTH if choice["finish_reason"] == "length" else FINISH_REASON_STOP
         elif self._text.endswith("\n"):
@@ -191,7 +202,7 @@ class Completion:
     def _flush(self, end: End | None) -> None:
         generated = int(self._timings.get("predicted_n", self._counted))
         piece = Piece(self._job.sample_id, self._text, generated - self._counted, self._logprob, end)
-        self._counted, self._text, self._logprob = generated, "", 0.0
+        self._counted, self._text, self._logprob = generated, "", None
         self._loop.call_soon_threadsafe(self._round.put, piece)
 
     def _end(self) -> End:
