@@ -13,6 +13,7 @@ import asyncio
 import gzip
 import json
 import random
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,10 +64,9 @@ class RecordedBackend:
 
     async def run(self, round: Round) -> None:
         """Play the samples of all jobs, in order; a job that is aborted by then is not played."""
-        for job in round.jobs:
-            if job.prefix:
-                raise InvalidArgument("branches", "a recording cannot continue a prefix")
-            recorded = self._find(job)
+        # All are found before one is played: a round that cannot be played costs nothing.
+        found = [self._find(job) for job in round.jobs]
+        for job, recorded in zip(round.jobs, found, strict=True):
             if round.aborted(job.sample_id):
                 round.put(Piece(job.sample_id, end=NEVER_STARTED))
                 continue
@@ -79,6 +79,8 @@ class RecordedBackend:
         """Nothing to let go of."""
 
     def _find(self, job: Job) -> Recorded:
+        if job.prefix:
+            raise InvalidArgument("branches", "a recording cannot continue a prefix")
         prompt = job.messages[-1].content
         samples = self._samples.get(prompt)
         if samples is None:
@@ -97,7 +99,8 @@ def read(path: Path, model: str) -> dict[str, list[Recorded]]:
     found: dict[str, list[Recorded]] = {}
     number = 0
     try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
+        packed = path.suffix == ".gz"
+        with gzip.open(path, "rt", encoding="utf-8") if packed else path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):  # noqa: B007 (the error names it)
                 row = json.loads(line)
                 if row["model"] == model:
@@ -105,7 +108,7 @@ def read(path: Path, model: str) -> dict[str, list[Recorded]]:
                     found.setdefault(row.get("prompt") or row["query_id"], []).extend(samples)
     except OSError as error:
         raise CatalogError(f"recording {path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zlib.error) as error:
         raise CatalogError(f"recording {path}: line {number} is not a recorded query ({error!r})") from None
     return found
 
@@ -116,4 +119,7 @@ def _sample(row: dict[str, object]) -> Recorded:
     tokens = row.get("tokens")
     if tokens is None:
         tokens = -(-int(str(row.get("chars") or len(text))) // CHARS_A_TOKEN)
-    return Recorded(text, int(str(tokens)))
+    recorded = Recorded(text, int(str(tokens)))
+    if recorded.tokens < 0:
+        raise ValueError("negative tokens")
+    return recorded
