@@ -30,24 +30,28 @@ class CatalogError(Exception):
     """The catalogue, or a file that it names, is not usable; `str(error)` says where and why."""
 
 
+LARGEST = 2**31 - 1
+"""Largest number of the contract's counts."""
+
+
 class Entry(BaseModel):
     """Base of what a catalogue holds: unknown keys are mistakes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ShapeEntry(Entry):
     """The numbers of a transformer that its FLOPs depend on."""
 
-    active_parameters: float = Field(gt=0)
+    active_parameters: float = Field(ge=1, le=1e18)
     """Parameters that take part in computing one token."""
-    layers: int = Field(default=0, ge=0)
+    layers: int = Field(default=0, ge=0, le=LARGEST)
     """Layers with attention; 0 leaves attention out of the FLOPs."""
-    heads: int = Field(default=0, ge=0)
+    heads: int = Field(default=0, ge=0, le=LARGEST)
     """Query heads of a layer."""
-    head_size: int = Field(default=0, ge=0)
+    head_size: int = Field(default=0, ge=0, le=LARGEST)
     """Size of a head."""
-    window: int = Field(default=0, ge=0)
+    window: int = Field(default=0, ge=0, le=LARGEST)
     """Sliding window of attention in tokens; 0: none."""
 
     def message(self) -> pb.Shape:
@@ -107,7 +111,7 @@ class LlamaCppEntry(ModelEntry):
     """Samples that run at a time; more wait."""
     threads: int = Field(default=1, ge=1)
     """Threads; tiny models are fastest with one."""
-    context: int = Field(default=0, ge=0)
+    context: int = Field(default=0, ge=0, le=LARGEST)
     """Tokens of prompt and sample together; 0: what the file says."""
     shape: ShapeEntry | None = None
     """What FLOPs depend on; none: read from the file."""
@@ -123,7 +127,7 @@ class TritonEntry(ModelEntry):
     """The model's name on that server; empty: the same name."""
     shape: ShapeEntry
     """What FLOPs depend on."""
-    context: int = Field(default=0, ge=0)
+    context: int = Field(default=0, ge=0, le=LARGEST)
     """Tokens of prompt and sample together."""
 
 
@@ -167,5 +171,5 @@ def load(path: Path) -> Catalog:
         raise CatalogError(f"catalogue {path}: not YAML ({str(error).splitlines()[0]})") from None
     except ValidationError as error:
         fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
+        where = ".".join(str(part) for part in fault["loc"]) or "as a whole"
         raise CatalogError(f"catalogue {path}: {where}: {fault['msg']}") from None

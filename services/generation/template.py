@@ -31,7 +31,8 @@ class ChatTemplate:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             return self._template.render(messages=turns, add_generation_prompt=True, **self._tokens) + prefix
-        except TemplateError as error:
+        except Exception as error:
+            # Whatever it raises: the template is not ours.
             raise InvalidArgument("messages", f"the model's chat template refuses them: {error}") from None
 
 
