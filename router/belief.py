@@ -13,7 +13,6 @@ is worth. Pure functions, numpy only.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,15 +79,11 @@ def update(prior: Array, votes: Votes) -> Posterior:
     for arm, counts, blanks in zip(votes.arms, votes.counts, votes.blanks, strict=True):
         right, wrong, total = arm.rising
         samples = int(counts.sum() + blanks)
-        for j in range(clusters):
-            log[j] += right[int(counts[j])] + wrong[samples - int(counts[j])] - total[samples]
-        log[-1] += wrong[samples] - total[samples]
+        agreed = np.append(counts, 0).astype(int)  # The last row: none of the clusters is right.
+        log += right[agreed] + wrong[samples - agreed] - total[samples]
     scatter = _scatter(votes)
     if clusters:
-        everything = _log_partition(sizes, scatter)
-        log[-1] += everything
-        for j in range(clusters):
-            log[j] += _log_partition(np.delete(sizes, j), scatter)
+        log += _log_partitions(sizes, scatter)[:, None]
     log -= log.max()
     joint = np.exp(log)
     return Posterior(joint / joint.sum(), scatter, sizes)
@@ -102,10 +97,12 @@ def _scatter(votes: Votes) -> float:
     return float(np.average([arm.scatter for arm in votes.arms], weights=weights))
 
 
-def _log_partition(sizes: Sequence[float] | Array, scatter: float) -> float:
-    """Logarithm of Ewens's sampling formula: probability that wrong samples fall into these clusters."""
-    total, log = 0, 0.0
-    for size in sizes:
-        log += math.log(scatter) + math.lgamma(size)
-        total += int(size)
-    return log - sum(math.log(scatter + i) for i in range(total))
+def _log_partitions(sizes: Array, scatter: float) -> Array:
+    """Logarithm of Ewens's sampling formula: probability that wrong samples fall into these clusters.
+
+    Shape (J + 1,): where all but cluster j are wrong, and last where all are.
+    """
+    pieces = np.array([math.log(scatter) + math.lgamma(size) for size in sizes])
+    wrong = np.append(sizes.sum() - sizes, sizes.sum())
+    rising = np.array([math.lgamma(scatter + total) for total in wrong]) - math.lgamma(scatter)
+    return np.asarray(np.append(pieces.sum() - pieces, pieces.sum()) - rising)

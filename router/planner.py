@@ -16,13 +16,12 @@ from isoflop.errors import DeadlineExceeded, FailedPrecondition
 from isoflop.v1.common_pb2 import Model
 from isoflop.v1.router_pb2 import Action as ActionMessage
 from isoflop.v1.router_pb2 import Rejected
-from numpy.typing import NDArray
 
 from router import cost
 from router.belief import Posterior
 from router.catalog import Catalog
 from router.cost import TEMPLATE_TOKENS, Cost
-from router.profile import ROUND_SIZES, Arm, Array, Profile
+from router.profile import MOST_VOTES, ROUND_SIZES, Arm, Profile
 from router.query import Query
 from router.strategies import STRATEGIES
 
@@ -133,7 +132,7 @@ class Planner:
         if not offers:
             return Decision(None, self._nothing_fits(query, state))
         worth = self.worth(query)
-        ranked = sorted(offers, key=lambda offer: -self._value(offer, confidence, worth, target))
+        ranked = sorted(offers, key=lambda offer: self._value(offer, confidence, worth, target), reverse=True)
         best = ranked[0]
         gain = best.accuracy - confidence
         rejected = [
@@ -156,19 +155,24 @@ class Planner:
         """Actions that the filters, the backends, the budget and the deadline leave."""
         strategies = query.strategies or PLANNED
         horizons = [n for n in ROUND_SIZES if n <= (query.samples or max(ROUND_SIZES))]
+        if query.samples:
+            horizons = horizons[-1:]
         for model in self._models(query):
             had = state.bought.get(model.name, 0)
-            most = model.capabilities.samples - had if model.capabilities.samples else math.inf
+            most = (model.capabilities.samples or MOST_VOTES) - had
             for strategy in strategies:
                 single = strategy == "single"
                 greedy = single and not query.temperature
-                if single and (model.name in state.greedy or (query.strategies == ("single",) and had)):
+                once = query.strategies == ("single",) or query.temperature == 0
+                if single and (model.name in state.greedy or (once and had)):
+                    continue
+                if not single and query.temperature == 0:
                     continue
                 if STRATEGIES[strategy].needs_logprobs and not model.capabilities.logprobs:
                     continue
                 arm = self.profile.arm(model, greedy, query.temperature)
                 for horizon in (1,) if single else horizons:
-                    if horizon <= most:
+                    if (query.samples or horizon) <= most:
                         offer = self._offer(query, state, model, arm, strategy, horizon)
                         if offer:
                             yield offer
@@ -190,6 +194,8 @@ class Planner:
         if query.max_tokens:
             tokens = min(tokens, query.max_tokens)
         seconds = tokens * arm.seconds_per_token
+        had = state.bought.get(model.name, 0)
+        ahead = query.samples or horizon
         prompt_most = query.prompt_bytes + TEMPLATE_TOKENS
         max_tokens = cost.longest(model, samples, prompt_most, query.max_tokens, state.left)
         wanted = min(tokens * HEADROOM, query.max_tokens or math.inf)
@@ -201,12 +207,12 @@ class Planner:
             arm=arm,
             strategy=strategy,
             samples=samples,
-            horizon=horizon,
+            horizon=ahead,
             max_tokens=max_tokens,
-            accuracy=expected_accuracy(state.posterior, arm, horizon),
-            cost=cost.samples(model, horizon, prompt, tokens),
+            accuracy=expected_accuracy(state.posterior, arm, horizon, had),
+            cost=cost.samples(model, ahead, prompt, tokens),
             seconds=seconds,
-            temperature=0.0 if arm.greedy else query.temperature or arm.temperature,
+            temperature=arm.temperature if query.temperature is None else query.temperature,
             verifier=self.catalog.verifier(query.verifier).name if STRATEGIES[strategy].verifies else "",
         )
 
@@ -214,23 +220,21 @@ class Planner:
         gain = offer.accuracy - confidence
         if target is None:
             return gain * worth - offer.cost.flops
-        # The cheapest way to the target: what is gained beyond it does not count.
-        return min(gain, target - confidence) / offer.cost.flops
+        # The cheapest way to the target: what is gained beyond it does not count, nor what is no gain.
+        return min(gain, target - confidence) / offer.cost.flops if gain >= LEAST_GAIN else 0.0
 
     def _fixed(self, query: Query, state: State) -> Decision:
         """The caller's own plan: all samples at once, of the model that is worth most."""
         if sum(state.bought.values()):
             return Decision(None, f"the {query.samples} samples that were asked for have been bought")
-        strategy = query.strategies[0] if query.strategies else "majority" if query.samples > 1 else "single"
+        strategies = query.strategies or (("majority",) if query.samples > 1 else ("single",))
+        strategy = next(name for name in strategies if name != "single" or query.samples == 1)
         planned = replace(query, strategies=(strategy,))
-        offers = [replace(offer, horizon=query.samples) for offer in self.offers(planned, state)]
+        offers = list(self.offers(planned, state))
         if not offers:
             return Decision(None, self._nothing_fits(planned, state))
         worth = self.worth(query)
         best = max(offers, key=lambda offer: offer.accuracy * worth - offer.cost.flops)
-        tokens = float(state.posterior.difficulty @ best.arm.tokens)
-        prompt = query.prompt_bytes * best.arm.prompt_tokens_per_byte
-        best = replace(best, cost=cost.samples(best.model, query.samples, prompt, tokens))
         return Decision(best, f"{best.name}: the caller's own plan")
 
     def _nothing_fits(self, query: Query, state: State) -> str:
@@ -248,11 +252,12 @@ class Planner:
             raise DeadlineExceeded(
                 f"the quickest plan, {soonest.name}, takes about {soonest.seconds:.1f} s: allow more time"
             )
-        cheapest = min(offers, key=lambda offer: offer.cost.flops)
+        in_time = (offer for offer in offers if offer.seconds <= state.seconds)
+        cheapest = min(in_time, key=lambda offer: offer.cost.flops)
         least = self._least(query, cheapest)
         raise FailedPrecondition(
-            f"no plan fits the budget; the cheapest, {cheapest.name}, needs {least.flops:.3g} FLOPs, "
-            f"{least.tokens:.0f} tokens and {least.money:.2g} {self.catalog.currency}"
+            f"no plan fits the budget; the cheapest, {cheapest.name}, needs {_enough(least.flops)} FLOPs, "
+            f"{math.ceil(least.tokens)} tokens and {_enough(least.money)} {self.catalog.currency}"
         )
 
     def _least(self, query: Query, offer: Action) -> Cost:
@@ -269,38 +274,36 @@ class Planner:
 UNLIMITED = Cost(math.inf, math.inf, math.inf)
 
 
-def expected_accuracy(posterior: Posterior, arm: Arm, samples: int) -> float:
+def expected_accuracy(posterior: Posterior, arm: Arm, samples: int, had: int = 0) -> float:
     """Expected P(the returned answer is right) after so many more samples of an arm (one of ROUND_SIZES).
 
     Without clusters, what calibration measured for a vote of that size. Otherwise: the leader stays where
     it is right; where another answer is right (one that has been seen, or none yet), it must gather
-    enough votes to overtake, while wrong votes still fall to the leader.
+    enough votes to overtake, while wrong votes still fall to the leader. Of the `had` samples so far of the
+    arm at most the votes of that answer were right: it is right so much less often than its curve says.
     """
     row = ROUND_SIZES.index(samples)
     if not len(posterior.sizes):
-        return float(posterior.difficulty @ (arm.p_right if arm.greedy else arm.votes[row]))
-    leader = posterior.leader
-    confidence = posterior.confidence
+        doubt = arm.concentration / (arm.concentration + had)
+        return float(posterior.difficulty @ (arm.p_right if arm.greedy else arm.votes[row])) * doubt
+    leader, confidence, scatter = posterior.leader, posterior.confidence, posterior.scatter
     wrong = float(posterior.sizes.sum() - posterior.sizes[leader])
+    # Rows are the clusters and, last, an answer that was not seen yet.
+    sizes = np.append(posterior.sizes, 0.0)[:, None]
+    mass = posterior.joint.sum(axis=1)[:, None]
     odds = np.log(arm.p_right / (1 - arm.p_right))
-    scatter = posterior.scatter
+    worth = np.maximum(odds + np.log((scatter + wrong + 1) / np.maximum(sizes, min(1.0, scatter))), 1e-3)
+    behind = np.log(max(confidence, 1e-12) / np.maximum(mass, 1e-12))
     # Where the leader is wrong, so much of the wrong votes falls to it.
     share = posterior.sizes[leader] / (scatter + posterior.sizes.sum())
-    total = confidence
-    for j, mass in enumerate(posterior.joint):
-        if j == leader:
-            continue
-        size = posterior.sizes[j] if j < len(posterior.sizes) else 0.0
-        worth = np.maximum(odds + math.log((scatter + wrong + 1) / max(size, min(1.0, scatter))), 1e-3)
-        behind = math.log(max(confidence, 1e-12) / max(float(mass.sum()), 1e-12))
-        needed = np.floor((behind / worth + samples * share) / (1 + share)).astype(int) + 1
-        needed = np.clip(needed, 1, max(ROUND_SIZES) + 1)
-        total += float(mass @ _pick(arm.at_least[row], needed))
-    return min(total, 1.0)
-
-
-def _pick(table: Array, column: NDArray[np.int64]) -> Array:
-    return np.asarray(np.take_along_axis(table, column[:, None], axis=1)[:, 0])
+    needed = np.floor((behind / worth + samples * share) / (1 + share)).astype(int) + 1
+    needed = np.clip(needed, 1, max(ROUND_SIZES) + 1)
+    chance = arm.at_least[row][np.arange(len(arm.p_right)), needed]
+    weight = arm.concentration * arm.p_right
+    doubt = np.minimum(1.0, (weight + sizes) / (weight + had * arm.p_right))
+    gain = posterior.joint * chance * doubt
+    gain[leader] = 0.0
+    return min(confidence + float(gain.sum()), 1.0)
 
 
 def _why_not(other: Action, best: Action, confidence: float, worth: float) -> str:
@@ -323,6 +326,12 @@ def _stop_reason(best: Action, confidence: float, worth: float) -> str:
         f"P(right) {confidence:.3f}; the best further round, {best.name}, would add {gain:.3f} for "
         f"{_si(best.cost.flops)}FLOP, and is worth {_si(gain * worth)}FLOP"
     )
+
+
+def _enough(value: float) -> str:
+    """Three digits, rounded up: who allows so much allows the value."""
+    step = 10.0 ** (math.floor(math.log10(value)) - 2) if value > 0 else 1.0
+    return f"{math.ceil(value / step) * step:.3g}"
 
 
 def _si(value: float) -> str:

@@ -182,6 +182,9 @@ class Profile:
     def arm(self, model: Model, greedy: bool, temperature: float | None) -> Arm:
         """The arm of a model that is nearest to a temperature; curves of ignorance where it has none."""
         own = [arm for arm in self.arms if arm.model == model.name and arm.greedy == greedy]
+        if not own and greedy:
+            # Its greedy sample was never measured: one at a temperature is what is known.
+            own = [arm for arm in self.arms if arm.model == model.name]
         if not own:
             return _ignorance(self, model, 0.0 if greedy else 0.8)
         if temperature is None:

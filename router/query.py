@@ -91,6 +91,8 @@ def admit(request: SolveRequest, catalog: Catalog, bounds: Bounds, deadline: flo
     temperature = filters.temperature if filters.HasField("temperature") else None
     if temperature is not None and not (math.isfinite(temperature) and 0 <= temperature <= 10):
         raise InvalidArgument("filters.temperature", "must be from 0 to 10")
+    if temperature == 0 and (filters.samples > 1 or "single" not in (filters.strategies or ("single",))):
+        raise InvalidArgument("filters.temperature", "at 0 all samples are the same: ask for one, of single")
     seed = filters.seed if filters.HasField("seed") else random.getrandbits(31)
     if not 0 <= seed < 1 << 62:
         raise InvalidArgument("filters.seed", "must be from 0 to 2^62")
@@ -101,8 +103,8 @@ def admit(request: SolveRequest, catalog: Catalog, bounds: Bounds, deadline: flo
         objective=_objective(request),
         limit=_limit(request.budget, catalog.currency),
         deadline=deadline,
-        models=tuple(filters.models),
-        strategies=tuple(filters.strategies),
+        models=tuple(dict.fromkeys(filters.models)),
+        strategies=tuple(dict.fromkeys(filters.strategies)),
         samples=filters.samples,
         max_tokens=filters.thinking_tokens,
         temperature=temperature,

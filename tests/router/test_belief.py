@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from synthetic import GRID, make_arm, make_profile, make_votes
+from synthetic import GRID, make_arm, make_profile, make_votes, relaxed
 
 from router.belief import NO_VOTES, Posterior, Votes, update
 from router.profile import Arm, Array
@@ -56,6 +56,7 @@ EVEN = np.array([0.5, 0.5])
 
 
 @given(priors(), ballots())
+@relaxed
 def test_probabilities_are_not_negative_and_sum_to_one(prior: Array, votes: Votes) -> None:
     posterior = update(prior, votes)
     assert (posterior.joint >= 0).all()
@@ -65,6 +66,7 @@ def test_probabilities_are_not_negative_and_sum_to_one(prior: Array, votes: Vote
 
 
 @given(priors())
+@relaxed
 def test_without_votes_the_posterior_is_the_prior(prior: Array) -> None:
     posterior = update(prior, NO_VOTES)
     assert posterior.difficulty == pytest.approx(prior)
@@ -74,6 +76,7 @@ def test_without_votes_the_posterior_is_the_prior(prior: Array) -> None:
 
 
 @given(priors(), ballots(), st.randoms(use_true_random=False))
+@relaxed
 def test_the_order_of_clusters_and_of_arms_does_not_matter(
     prior: Array, votes: Votes, random: object
 ) -> None:
@@ -90,6 +93,7 @@ def test_the_order_of_clusters_and_of_arms_does_not_matter(
 
 
 @given(priors(), ballots(), st.data())
+@relaxed
 def test_a_further_vote_raises_a_cluster_exactly_where_it_was_likelier_with_the_cluster_right(
     prior: Array, votes: Votes, data: st.DataObject
 ) -> None:
@@ -129,6 +133,7 @@ def test_a_further_vote_raises_a_cluster_exactly_where_it_was_likelier_with_the_
 
 
 @given(priors(), ballots(most_arms=1, blanks=False), st.data())
+@relaxed
 def test_a_further_vote_never_lowers_a_cluster_where_wrong_answers_scatter_enough(
     prior: Array, votes: Votes, data: st.DataObject
 ) -> None:
@@ -146,6 +151,7 @@ def test_a_further_vote_never_lowers_a_cluster_where_wrong_answers_scatter_enoug
 
 
 @given(priors(), ballots(most_arms=1))
+@relaxed
 def test_blanks_never_raise_the_answer_with_most_votes(prior: Array, votes: Votes) -> None:
     assume(votes.counts.shape[1])
     most = int(votes.counts[0].argmax())

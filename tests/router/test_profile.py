@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from synthetic import GRID, arm_record, make_arm, make_model, make_profile, p_right, record, vote
+from synthetic import GRID, arm_record, make_arm, make_model, make_profile, p_right, record, relaxed, vote
 
 from router.profile import ROUND_SIZES, ProfileError, load, parse
 
@@ -136,7 +136,7 @@ def test_a_missing_profile_is_refused(tmp_path: Path) -> None:
     st.floats(0.1, 100),
     st.sampled_from(ROUND_SIZES),
 )
-@settings(max_examples=40)
+@relaxed
 def test_the_table_of_right_samples_is_the_beta_binomial_sum(
     chances: list[float], concentration: float, samples: int
 ) -> None:

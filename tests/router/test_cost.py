@@ -1,0 +1,219 @@
+"""The bill adds up, and a round that was reserved surely fits in what is left."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from isoflop.errors import FailedPrecondition
+from isoflop.v1.common_pb2 import (
+    STAGE_DIFFICULTY,
+    STAGE_GENERATION,
+    STAGE_VERIFICATION,
+    Bill,
+    Model,
+    Shape,
+)
+from isoflop.v1.difficulty_pb2 import Difficulty, EstimateResponse
+from isoflop.v1.generation_pb2 import RoundUsage
+from isoflop.v1.verification_pb2 import ChainScore, ScoreResponse
+from synthetic import make_model, relaxed
+
+from router.cost import Allowance, Cost, Meter, longest, samples
+from services.common.flops import attended
+
+UNLIMITED = Cost(math.inf, math.inf, math.inf)
+tokens = st.integers(0, 5000)
+
+
+@st.composite
+def usages(draw: st.DrawFn) -> RoundUsage:
+    names = [field.name for field in RoundUsage.DESCRIPTOR.fields]
+    return RoundUsage(**{name: draw(tokens) for name in names})
+
+
+@st.composite
+def models(draw: st.DrawFn) -> Model:
+    shape = Shape(
+        active_parameters=draw(st.integers(1, 10**6)),
+        layers=draw(st.integers(0, 8)),
+        heads=4,
+        head_size=draw(st.sampled_from([8, 64])),
+        window=draw(st.sampled_from([0, 0, 16, 100])),
+    )
+    return make_model(draw(st.sampled_from("sml")), shape=shape, context=draw(st.sampled_from([0, 64, 2048])))
+
+
+@given(st.lists(st.tuples(models(), st.sampled_from(["single", "majority"]), usages()), max_size=6))
+def test_a_bill_is_the_sum_of_its_lines_and_of_what_each_round_cost(
+    rounds: list[tuple[Model, str, RoundUsage]],
+) -> None:
+    meter = Meter("USD")
+    costs = [meter.generation(model, strategy, usage) for model, strategy, usage in rounds]
+    bill = meter.bill()
+    assert bill.flops == pytest.approx(math.fsum(cost.flops for cost in costs))
+    assert bill.money == pytest.approx(math.fsum(cost.money for cost in costs))
+    assert bill.tokens == sum(cost.tokens for cost in costs)
+    for name in ("flops", "flops_without_attention", "money"):
+        assert getattr(bill, name) == pytest.approx(math.fsum(getattr(line, name) for line in bill.lines))
+    assert bill.tokens == sum(u.prompt_tokens + u.completion_tokens + u.aborted_tokens for _, _, u in rounds)
+    for name in ("prompt_tokens", "cached_tokens", "completion_tokens", "aborted_tokens", "unseen_tokens"):
+        assert sum(getattr(line, name) for line in bill.lines) == sum(getattr(u, name) for _, _, u in rounds)
+    assert sum(line.calls for line in bill.lines) == sum(u.samples for _, _, u in rounds)
+
+
+def test_a_bill_has_a_line_for_each_stage_model_and_strategy() -> None:
+    meter = Meter("USD")
+    usage = RoundUsage(samples=2, prompt_tokens=10, completion_tokens=20)
+    for name, strategy in (("s", "majority"), ("m", "majority"), ("s", "best_of_n"), ("s", "majority")):
+        meter.generation(make_model(name), strategy, usage)
+    scored = meter.verification("logprob", "best_of_n", ScoreResponse(scores=[ChainScore()] * 2, flops=8))
+    estimated = meter.difficulty(EstimateResponse(difficulties=[Difficulty()], estimator="linear", flops=90))
+    bill = meter.bill()
+    assert [(line.stage, line.model, line.strategy, line.calls) for line in bill.lines] == [
+        (STAGE_GENERATION, "s", "majority", 4),
+        (STAGE_GENERATION, "m", "majority", 2),
+        (STAGE_GENERATION, "s", "best_of_n", 2),
+        (STAGE_VERIFICATION, "logprob", "best_of_n", 2),
+        (STAGE_DIFFICULTY, "linear", "", 1),
+    ]
+    assert (scored, estimated) == (Cost(flops=8), Cost(flops=90))
+    assert bill.currency == "USD"
+
+
+def test_an_empty_bill_is_nothing() -> None:
+    assert Meter("EUR").bill() == Bill(currency="EUR")
+
+
+def test_flops_are_two_for_each_parameter_and_token_and_attention() -> None:
+    model = make_model(shape=Shape(active_parameters=1000, layers=2, heads=3, head_size=4))
+    usage = RoundUsage(samples=1, prompt_tokens=3, completion_tokens=2, context_tokens=15)
+    meter = Meter("USD")
+    cost = meter.generation(model, "single", usage)
+    assert cost.flops == 2 * 1000 * 5 + 4 * 2 * 3 * 4 * 15
+    assert meter.bill().flops_without_attention == 2 * 1000 * 5
+
+
+def test_aborted_tokens_cost_what_completion_tokens_cost() -> None:
+    model = make_model()
+    completed = Meter("USD").generation(model, "majority", RoundUsage(completion_tokens=90, context_tokens=9))
+    aborted = Meter("USD").generation(model, "majority", RoundUsage(aborted_tokens=90, context_tokens=9))
+    assert aborted == completed
+    assert completed.flops > 0
+    assert completed.money > 0
+
+
+def test_cached_prompt_tokens_cost_their_price_and_no_flops() -> None:
+    cost = Meter("USD").generation(make_model(), "majority", RoundUsage(cached_tokens=1_000_000))
+    assert cost == Cost(flops=0.0, money=0.01, tokens=0)
+
+
+def test_unseen_tokens_are_told_and_not_billed() -> None:
+    meter = Meter("USD")
+    assert meter.generation(make_model(), "majority", RoundUsage(unseen_tokens=50)) == Cost()
+    assert meter.lines[0].unseen_tokens == 50
+
+
+@given(models(), st.integers(1, 40), st.integers(0, 300), st.integers(1, 500))
+@relaxed
+def test_what_samples_are_expected_to_cost_is_what_they_are_billed(
+    model: Model, count: int, prompt: int, completion: int
+) -> None:
+    usage = RoundUsage(
+        samples=count,
+        prompt_tokens=count * prompt,
+        completion_tokens=count * completion,
+        context_tokens=count * attended(1, prompt + completion, model.shape.window),
+    )
+    expected, billed = samples(model, count, prompt, completion), Meter("USD").generation(model, "", usage)
+    assert expected.flops == pytest.approx(billed.flops)
+    assert expected.money == pytest.approx(billed.money)
+    assert expected.tokens == billed.tokens
+
+
+@given(
+    models(),
+    st.integers(1, 64),
+    st.integers(0, 300),
+    st.sampled_from([0, 1, 7, 100, 10_000]),
+    st.sampled_from(["flops", "money", "tokens"]),
+    st.floats(0, 3),
+)
+@relaxed
+def test_the_longest_samples_that_fit_do_fit_and_one_token_more_does_not(
+    model: Model, count: int, prompt: int, limit: int, respect: str, share: float
+) -> None:
+    """In whatever respect is tight: `share` of what samples of 100 tokens cost is left."""
+    left = Cost(
+        **{
+            name: getattr(samples(model, count, prompt, 100), name) * share if name == respect else math.inf
+            for name in ("flops", "money", "tokens")
+        }
+    )
+    found = longest(model, count, prompt, limit, left)
+    room = model.context - prompt if model.context > prompt else model.context or 1_000_000
+    most = min(limit or 1_000_000, room)
+    assert 0 <= found <= most
+    if found:
+        assert samples(model, count, prompt, found).within(left)
+    if found < most:
+        assert not samples(model, count, prompt, found + 1).within(left)
+
+
+def test_without_a_budget_samples_may_have_what_the_context_leaves() -> None:
+    assert longest(make_model(context=1024), 8, 100, 0, UNLIMITED) == 924
+    assert longest(make_model(context=1024), 8, 100, 50, UNLIMITED) == 50
+    assert longest(make_model(context=0), 8, 100, 0, UNLIMITED) == 1_000_000
+
+
+def test_nothing_fits_in_nothing() -> None:
+    assert longest(make_model(), 1, 10, 0, Cost()) == 0
+
+
+amounts = st.floats(0, 100)
+
+
+@given(
+    st.tuples(amounts, amounts, amounts),
+    st.lists(st.tuples(st.tuples(amounts, amounts, amounts), st.floats(0, 1)), max_size=20),
+)
+def test_reservations_never_let_more_be_spent_than_the_limit(
+    limit: tuple[float, float, float], rounds: list[tuple[tuple[float, float, float], float]]
+) -> None:
+    """A round costs at most what was reserved for it; one that does not fit is refused, and costs nothing."""
+    allowance = Allowance(Cost(*limit))
+    spent = Cost()
+    for amount, share in rounds:
+        worst = Cost(*amount)
+        actual = Cost(*(value * share for value in amount))
+        left = allowance.left
+        try:
+            allowance.reserve(worst)
+        except FailedPrecondition:
+            assert not worst.within(left)
+            assert allowance.left == left
+            continue
+        assert allowance.reserved.flops >= worst.flops - 1e-9
+        allowance.settle(worst, actual)
+        spent += actual
+        assert allowance.spent == spent
+        assert allowance.spent.within(allowance.limit + Cost(1e-9, 1e-9, 1e-9))
+        assert abs(allowance.reserved.flops) < 1e-9
+
+
+def test_two_rounds_cannot_reserve_the_same_room() -> None:
+    allowance = Allowance(Cost(10.0, math.inf, math.inf))
+    allowance.reserve(Cost(6.0))
+    with pytest.raises(FailedPrecondition):
+        allowance.reserve(Cost(6.0))
+    allowance.settle(Cost(6.0), Cost(1.0))
+    allowance.reserve(Cost(6.0))
+
+
+def test_without_a_limit_everything_fits() -> None:
+    allowance = Allowance(UNLIMITED)
+    allowance.reserve(Cost(1e30, 1e30, 1e30))
+    allowance.settle(Cost(1e30, 1e30, 1e30), Cost(1e29, 1e29, 1e29))
+    assert allowance.left == UNLIMITED
