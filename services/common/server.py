@@ -136,9 +136,12 @@ def run(name: str, settings: S, open_service: OpenService[S]) -> int:
 
     async def serve() -> None:
         registry = CollectorRegistry()
+        # Before anything else: a signal that comes while models are loading, too, is an orderly end.
+        signalled = asyncio.create_task(until_signal())
+        await asyncio.sleep(0)
         async with open_service(settings, registry) as faces, serving(settings, faces, registry) as address:
             print(f"{name}: serving on {address}", flush=True)
-            await until_signal()
+            await signalled
 
     try:
         uvloop.run(serve())

@@ -11,7 +11,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -49,6 +49,15 @@ class ServiceSettings(BaseSettings):
     """On SIGTERM: how long calls that are running may take to end."""
     reflection: bool = True
     """Serve the description of the contract to tools such as grpcurl."""
+
+    @field_validator("address")
+    @classmethod
+    def _has_a_port(cls, address: str) -> str:
+        host, _, port = address.rpartition(":")
+        # grpc would take the port modulo 65536, and another one for none.
+        if not host or not port.isdecimal() or int(port) > 65535:
+            raise ValueError("host:port, with a port from 0 to 65535")
+        return address
 
 
 def options(kind: type[S], parser: ArgumentParser) -> CliSettingsSource[Any]:
