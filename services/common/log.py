@@ -10,7 +10,9 @@ import structlog
 
 def configure(level: str, form: str) -> None:
     """Write messages of `level` and above to standard error, as `text` or `json`."""
-    renderer = structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer()
+    # Plain tracebacks: the pretty ones show local variables, and so prompts.
+    console = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    renderer = structlog.processors.JSONRenderer() if form == "json" else console
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
