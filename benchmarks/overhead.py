@@ -2,7 +2,7 @@
 
 A fake Triton answers in no time; it is called directly, and by the suite embedded, as one process, and
 as five. One client first, then many at a time. Writes benchmarks/results/overhead.json and
-docs/results/overhead.md, but with --quick only what --json names.
+docs/results/overhead.md; with --json only the file that it names, and with --quick alone nothing.
 """
 
 from __future__ import annotations
@@ -100,10 +100,10 @@ def main() -> int:
         print(f"benchmarks.overhead: {error}", file=sys.stderr)
         return 1
     show(rows)
-    path = options.json or (None if options.quick else JSON)
-    if path:
-        write_json(path, on, options.chunks, rows)
-    if not options.quick:
+    if options.json:
+        write_json(options.json, on, options.chunks, rows)
+    elif not options.quick:
+        write_json(JSON, on, options.chunks, rows)
         write_page(PAGE, on, options.chunks, len(SOLUTION), rows)
     return 0
 
@@ -112,7 +112,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=__doc__)
     parser.add_argument("--queries", type=int, default=200, help="of each system by one client (200)")
     parser.add_argument("--quick", action="store_true", help="few queries: to see that it works")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the numbers")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the numbers here, and no page")
     parser.add_argument(
         "--backend-ms", type=float, nargs="+", default=[0.0], help="time that a sample takes (0)"
     )
