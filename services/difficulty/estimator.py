@@ -10,6 +10,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from isoflop.v1.difficulty_pb2 import Difficulty, ModelOutlook
@@ -42,7 +43,7 @@ class Curve:
 
     def tokens(self, difficulty: float) -> float:
         """Expected tokens of a sample."""
-        return math.exp(self.log_tokens + self.tokens_slope * difficulty)
+        return math.exp(max(-50.0, min(50.0, self.log_tokens + self.tokens_slope * difficulty)))
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,29 @@ def load(path: Path) -> Estimator:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         weights = np.array([data["weights"][name] for name in NAMES], dtype=np.float64)
-        curves = tuple(Curve(**curve) for curve in data["curves"])
-        estimator = Estimator(data["name"], weights, float(data["intercept"]), float(data["sd"]), curves)
+        curves = tuple(_curve(row) for row in data["curves"])
+        name = _text(data["name"])
+        estimator = Estimator(name, weights, float(data["intercept"]), float(data["sd"]), curves)
     except OSError as error:
         raise EstimatorError(f"estimator {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise EstimatorError(f"estimator {path}: not an estimator ({error!r})") from None
-    if not (np.isfinite(weights).all() and math.isfinite(estimator.intercept) and estimator.sd > 0):
+    if not (
+        np.isfinite(weights).all() and math.isfinite(estimator.intercept) and 0 < estimator.sd < math.inf
+    ):
         raise EstimatorError(f"estimator {path}: a weight is not a finite number")
     return estimator
+
+
+def _curve(row: dict[str, Any]) -> Curve:
+    curve = Curve(**row)
+    _text(curve.model)
+    if not all(map(math.isfinite, (curve.ability, curve.slope, curve.log_tokens, curve.tokens_slope))):
+        raise ValueError(f"a number of {curve.model} is not finite")
+    return curve
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a name")
+    return value
