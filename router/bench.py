@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import TypeVar
 
 from isoflop.errors import Unavailable
-from isoflop.v1.common_pb2 import Sample, Sampling, TextDelta
+from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, Sample, Sampling, TextDelta
 from isoflop.v1.generation_pb2 import AbortSamples, Branch, GenerateRequest, RoundUsage, StartRound
 from isoflop.v1.verification_pb2 import Chain, ChainScore, ScoreRequest
 
@@ -17,6 +17,7 @@ from router.cost import Cost, Meter
 from router.planner import Action
 from router.query import Query
 from router.stages import Stages
+from services.common.flops import attended
 
 T = TypeVar("T")
 
@@ -43,6 +44,8 @@ class RoundBench:
         """What has been billed; generation is, when its round has ended."""
         self.waited = 0.0
         """Seconds spent waiting for models and verifiers."""
+        self._usage = RoundUsage()
+        """Of the samples that have come; the round's own, once it is told."""
 
     async def sample(self, stream_text: bool = False) -> AsyncGenerator[list[Sample] | TextDelta, None]:
         """The round's samples as they finish, those together that are there together.
@@ -81,33 +84,41 @@ class RoundBench:
             begin = time.perf_counter()
             await asyncio.wait({round}, timeout=self._abort_seconds)
             self.waited += time.perf_counter() - begin
-            if not round.cancel() and not round.exception():
-                self.spent += self._meter.generation(
-                    self._action.model, self._action.strategy, round.result()
-                )
+            if not round.cancel():
+                round.exception()  # Raised below, where the caller is still there.
+            self.spent += self._meter.generation(self._action.model, self._action.strategy, self._usage)
         if round.done():
             round.result()
 
     async def _round(
         self, ready: asyncio.Queue[Sample | TextDelta | None], enough: asyncio.Event, stream_text: bool
-    ) -> RoundUsage:
-        """Play the round to its end, whatever becomes of the caller; its usage."""
-        usage = None
+    ) -> None:
+        """Play the round to its end, whatever becomes of the caller."""
+        told = False
         try:
             requests = self._requests(enough, stream_text)
             async with aclosing(self._stages.generation.generate(requests)) as responses:
                 async for response in responses:
                     if response.HasField("sample"):
                         ready.put_nowait(response.sample)
+                        self._note(response.sample)
                     elif response.HasField("delta"):
                         ready.put_nowait(response.delta)
                     else:
-                        usage = response.usage
+                        self._usage, told = response.usage, True
         finally:
             ready.put_nowait(None)
-        if usage is None:
+        if not told:
             raise Unavailable(f"{self._action.model.name} ended a round without its usage: ask again")
-        return usage
+
+    def _note(self, sample: Sample) -> None:
+        """What is billed of a sample where the round never tells its usage."""
+        self._usage.samples += 1
+        if sample.finish_reason == FINISH_REASON_ABORTED:
+            self._usage.aborted_tokens += sample.tokens
+        else:
+            self._usage.completion_tokens += sample.tokens
+        self._usage.context_tokens += attended(1, sample.tokens, self._action.model.shape.window)
 
     async def score(self, samples: Sequence[Sample]) -> Sequence[ChainScore]:
         """Scores of the samples' steps, in order."""

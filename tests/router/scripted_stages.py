@@ -77,6 +77,8 @@ class ScriptedGeneration:
     batch: int = 1
     """So many samples are sent without a pause between them."""
     tells_usage: bool = True
+    unseen: int = 0
+    """Tokens that it says may be unseen."""
     deaf: bool = False
     """It does not react to an abort."""
     starts: list[StartRound] = field(default_factory=list)
@@ -102,7 +104,7 @@ class ScriptedGeneration:
         self.running += 1
         aborted = asyncio.Event()
         listening = asyncio.create_task(_listen(requests, aborted))
-        usage = RoundUsage()
+        usage = RoundUsage(unseen_tokens=self.unseen)
         try:
             async for response in self._samples(start, usage, aborted):
                 yield response

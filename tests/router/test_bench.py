@@ -1,0 +1,270 @@
+"""One round: samples as they finish, and its bill however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from isoflop.errors import NotFound, Unavailable
+from isoflop.v1.common_pb2 import STAGE_GENERATION, STAGE_VERIFICATION, Sample, TextDelta, Usage
+from isoflop.v1.router_pb2 import Filters
+from scripted_stages import (
+    ABORTED_TOKENS,
+    CACHED_TOKENS,
+    HOLD,
+    PROMPT_TOKENS,
+    Said,
+    Script,
+    ScriptedDifficulty,
+    ScriptedGeneration,
+    listed,
+    number,
+    same,
+)
+from synthetic import MIDDLE, make_model, make_planner, make_query, make_state
+
+from router.bench import RoundBench
+from router.cost import Cost, Meter
+from router.stages import Stages
+from services.aggregation.core import Aggregation
+from services.verification.core import Verification
+
+Item = list[Sample] | TextDelta
+
+
+class Table:
+    """A bench with its script and its meter."""
+
+    def __init__(
+        self,
+        script: Script,
+        verification: Verification,
+        aggregation: Aggregation,
+        samples: int = 4,
+        seconds: float = math.inf,
+        abort_seconds: float = 2.0,
+        first_sample: int = 0,
+        strategy: str = "majority",
+        **generation: Any,
+    ) -> None:
+        planner = make_planner(None, make_model("m"))
+        filters = Filters(samples=samples, strategies=[strategy], seed=11)
+        query = replace(
+            make_query(planner, filters=filters), deadline=asyncio.get_running_loop().time() + seconds
+        )
+        action = planner.decide(query, make_state(planner, MIDDLE)).action
+        assert action is not None
+        self.generation = ScriptedGeneration([make_model("m")], script, **generation)
+        self.meter = Meter("USD")
+        stages = Stages(self.generation, verification, ScriptedDifficulty(MIDDLE), aggregation)
+        self.action, self.query = action, query
+        self.bench = RoundBench(query, action, first_sample, stages, self.meter, abort_seconds)
+
+    async def all(self, stream_text: bool = False) -> list[Item]:
+        async with aclosing(self.bench.sample(stream_text)) as items:
+            return [item async for item in items]
+
+    def billed(self) -> Usage:
+        """The line of generation; the bench has spent what it says."""
+        lines = [line for line in self.meter.lines if line.stage == STAGE_GENERATION]
+        line = lines[0] if lines else Usage()
+        assert self.bench.spent.flops == pytest.approx(self.meter.bill().flops)
+        return line
+
+    def check(self) -> Usage:
+        """The bill is what generation counted, exactly."""
+        line, counted = self.billed(), self.generation.counted["m"]
+        assert line.calls == counted.samples
+        for name in ("prompt_tokens", "cached_tokens", "completion_tokens", "aborted_tokens"):
+            assert getattr(line, name) == getattr(counted, name)
+        assert line.flops == pytest.approx(self.generation.flops())
+        return line
+
+
+MakeTable = Callable[..., Table]
+
+
+@pytest.fixture
+async def table(verification: Verification, aggregation: Aggregation) -> AsyncIterator[MakeTable]:
+    """Makes benches; afterwards no task is left over."""
+    before = asyncio.all_tasks()
+    yield lambda script, **fields: Table(script, verification, aggregation, **fields)
+    await asyncio.sleep(0)
+    left = {task for task in asyncio.all_tasks() - before if task is not asyncio.current_task()}
+    assert not left
+
+
+@contextmanager
+def taking_at_most(seconds: float) -> Iterator[None]:
+    begin = asyncio.get_running_loop().time()
+    yield
+    assert asyncio.get_running_loop().time() - begin < seconds
+
+
+async def test_samples_come_as_they_finish_and_together_where_they_are_there_together(
+    table: MakeTable,
+) -> None:
+    one_by_one = await table(same(number(421))).all()
+    assert [len(batch) for batch in one_by_one] == [1, 1, 1, 1]
+    together = await table(same(number(421)), samples=5, batch=5).all()
+    assert [len(batch) for batch in together] == [5]
+
+
+async def test_a_whole_round_is_billed_as_it_was_counted(table: MakeTable) -> None:
+    at = table(listed(number(1, tokens=10), number(2, tokens=20), number(3, tokens=30)), samples=3)
+    await at.all()
+    line = at.check()
+    assert (line.calls, line.completion_tokens, line.aborted_tokens) == (3, 60, 0)
+    assert (line.prompt_tokens, line.cached_tokens) == (3 * PROMPT_TOKENS, 3 * CACHED_TOKENS)
+    assert at.bench.spent.tokens == 3 * PROMPT_TOKENS + 60
+
+
+async def test_generation_is_told_what_the_action_says(table: MakeTable) -> None:
+    at = table(same(number(1)), samples=3, first_sample=8)
+    await at.all()
+    (start,) = at.generation.starts
+    assert start.query_id == at.query.query_id
+    assert list(start.messages) == list(at.query.messages)
+    assert [branch.samples for branch in start.branches] == [3]
+    assert start.first_sample == 8
+    assert (start.sampling.seed, start.sampling.temperature) == (11, 0.8)
+    assert start.sampling.max_tokens == at.action.max_tokens
+    assert not start.stream_text
+
+
+async def test_text_streams_where_it_is_asked_for(table: MakeTable) -> None:
+    at = table(same(number(421)), samples=1, strategy="single")
+    items = await at.all(stream_text=True)
+    deltas = [item.text for item in items if isinstance(item, TextDelta)]
+    assert deltas == ["The", "answer", "is", "421."]
+    assert isinstance(items[-1], list)
+
+
+async def test_closing_early_aborts_what_runs_and_bills_it(table: MakeTable) -> None:
+    at = table(listed(number(421), HOLD))
+    async with aclosing(at.bench.sample()) as batches:
+        async for _ in batches:
+            break
+    assert at.generation.aborts == 1
+    line = at.check()
+    assert (line.completion_tokens, line.aborted_tokens) == (40, 3 * ABORTED_TOKENS)
+
+
+async def test_closing_early_waits_for_the_usage(table: MakeTable) -> None:
+    at = table(listed(number(421), HOLD), ending=asyncio.Event())
+    batches = at.bench.sample()
+    await anext(batches)
+    closing = asyncio.create_task(batches.aclose())
+    await asyncio.sleep(0.05)
+    assert not closing.done()
+    at.generation.ending.set()  # type: ignore[union-attr]
+    await closing
+    at.check()
+    assert at.bench.waited >= 0.04
+
+
+async def test_a_caller_that_is_cancelled_is_billed_all_the_same(table: MakeTable) -> None:
+    at = table(listed(number(421), HOLD))
+    task = asyncio.create_task(at.all())
+    await asyncio.sleep(0.02)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert at.generation.aborts == 1
+    assert at.check().aborted_tokens == 3 * ABORTED_TOKENS
+
+
+async def test_a_caller_that_is_cancelled_before_the_first_sample_is_billed_the_prompts(
+    table: MakeTable,
+) -> None:
+    at = table(same(HOLD))
+    task = asyncio.create_task(at.all())
+    await asyncio.sleep(0.02)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert at.check().prompt_tokens == 4 * PROMPT_TOKENS
+
+
+async def test_the_deadline_ends_the_round_and_aborts(table: MakeTable) -> None:
+    at = table(listed(number(1), number(2), HOLD), seconds=0.1)
+    with taking_at_most(1.0):
+        batches = await at.all()
+    assert [sample.id for batch in batches for sample in batch] == ["m/0", "m/1"]
+    assert at.generation.aborts == 1
+    assert at.check().aborted_tokens == 2 * ABORTED_TOKENS
+
+
+async def test_an_error_of_generation_is_raised_and_what_came_is_billed(table: MakeTable) -> None:
+    at = table(listed(number(1), number(2), Unavailable("the engine is down")))
+    with pytest.raises(Unavailable, match="the engine is down"):
+        await at.all()
+    line = at.billed()
+    assert (line.calls, line.completion_tokens) == (2, 80)
+    assert line.flops >= 2 * at.action.model.shape.active_parameters * 80
+
+
+async def test_an_error_before_any_sample_is_raised_and_nothing_is_billed(table: MakeTable) -> None:
+    at = table(same(NotFound("there is no model")))
+    with pytest.raises(NotFound):
+        await at.all()
+    assert at.billed() == Usage() or at.billed().flops == 0
+    assert at.bench.spent == Cost()
+
+
+async def test_a_round_that_never_tells_its_usage_is_unavailable_and_what_came_is_billed(
+    table: MakeTable,
+) -> None:
+    at = table(same(number(1)), tells_usage=False)
+    with pytest.raises(Unavailable, match="without its usage"):
+        await at.all()
+    assert at.billed().completion_tokens == 160
+
+
+async def test_a_generation_that_hangs_after_abort_is_given_up_and_what_came_is_billed(
+    table: MakeTable,
+) -> None:
+    at = table(listed(number(421), HOLD), deaf=True, abort_seconds=0.1)
+    with taking_at_most(1.0):
+        async with aclosing(at.bench.sample()) as batches:
+            async for _ in batches:
+                break
+    await asyncio.sleep(0.01)
+    assert at.generation.running == 0
+    assert (at.billed().calls, at.billed().completion_tokens) == (1, 40)
+
+
+async def test_a_deadline_on_a_generation_that_hangs_ends_all_the_same(table: MakeTable) -> None:
+    at = table(listed(number(421), HOLD), deaf=True, abort_seconds=0.1, seconds=0.1)
+    with taking_at_most(1.0):
+        batches = await at.all()
+    assert len(batches) == 1
+    await asyncio.sleep(0.01)
+    assert at.generation.running == 0
+
+
+async def test_scores_are_those_of_the_verifier_and_are_billed(table: MakeTable) -> None:
+    at = table(
+        same(Said("a\nb", tokens=40, logprobs=(-2.0, -20.0))), samples=2, batch=2, strategy="best_of_n"
+    )
+    async with aclosing(at.bench.sample()) as batches:
+        async for batch in batches:
+            scores = await at.bench.score(batch)  # type: ignore[arg-type]
+    assert [score.id for score in scores] == ["m/0", "m/1"]
+    assert list(scores[0].steps) == pytest.approx([math.exp(-0.1), math.exp(-1.0)])
+    (line,) = [line for line in at.meter.lines if line.stage == STAGE_VERIFICATION]
+    assert (line.model, line.strategy, line.calls, line.flops) == ("logprob", "best_of_n", 2, 8.0)
+    assert at.bench.spent.flops == pytest.approx(at.meter.bill().flops)
+
+
+async def test_an_unseen_remainder_is_reported(table: MakeTable) -> None:
+    at = table(same(number(1)))
+    at.generation.unseen = 9
+    await at.all()
+    assert at.billed().unseen_tokens == 9
+    assert at.bench.spent.tokens == at.meter.bill().tokens == 4 * (PROMPT_TOKENS + 40)
