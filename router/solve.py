@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from google.rpc.code_pb2 import Code
 from isoflop.errors import IsoflopError
@@ -29,7 +30,7 @@ from isoflop.v1.router_pb2 import StreamSolveResponse as Event
 
 from router import cost
 from router.bench import RoundBench
-from router.cost import TEMPLATE_TOKENS, Allowance, Meter
+from router.cost import TEMPLATE_TOKENS, Allowance, Cost, Meter
 from router.metrics import Metrics, outcome
 from router.planner import Action, Decision, Planner, State
 from router.progress import Progress
@@ -99,12 +100,13 @@ class Life:
 
     def plan(self) -> Decision:
         """The most worthwhile next round, or stop, given all that is known so far."""
-        progress = self.progress
         seconds = self.query.deadline - asyncio.get_running_loop().time()
-        state = State(
-            progress.posterior, progress.bought, frozenset(progress.greedy), self.allowance.left, seconds
-        )
-        return self.planner.decide(self.query, state)
+        return self.planner.decide(self.query, self.state(self.allowance.left, seconds))
+
+    def state(self, left: Cost, seconds: float) -> State:
+        """All that is known, with so much money and time left."""
+        progress = self.progress
+        return State(progress.posterior, progress.bought, frozenset(progress.greedy), left, seconds)
 
     async def act(self, action: Action, reason: str) -> AsyncGenerator[Event, None]:
         """Reserve the round's worst case, buy it, settle it to what it really cost."""
@@ -135,7 +137,7 @@ class Life:
                     await self.update(action, batch)
                     yield Event(tally=progress.tally())
                     round.completed += len(batch)
-                    if round.completed < action.samples and self.enough():
+                    if round.completed < action.samples and self.enough(action, round):
                         break
         finally:
             self.allowance.settle(worst, bench.spent)
@@ -166,9 +168,18 @@ class Life:
         )
         self.progress.take(action, candidates, tally)
 
-    def enough(self) -> bool:
-        """Whether what still runs of the round is not worth its price any more."""
-        return not self.query.samples and self.plan().action is None
+    def enough(self, action: Action, round: Round) -> bool:
+        """Whether what still runs of the round is not worth its price any more.
+
+        That is asked as if it were still to be bought: what it has reserved and been counted for is free
+        again, and it may run until the deadline itself.
+        """
+        if self.query.samples:
+            return False
+        state = self.state(self.allowance.limit - self.allowance.spent, math.inf)
+        runs = action.samples - round.completed
+        had = {**state.bought, action.model.name: state.bought[action.model.name] - runs}
+        return self.planner.decide(self.query, replace(state, bought=had)).action is None
 
     def save(self, action: Action, round: Round) -> None:
         """Note what ending the round early has spared, against its expected cost."""
