@@ -6,15 +6,10 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TypeAlias
+from collections.abc import Iterator
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[3]
-
-Service: TypeAlias = Callable[..., "subprocess.Popen[str]"]
+from service_process import ROOT, Service
 
 
 @pytest.fixture

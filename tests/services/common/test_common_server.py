@@ -12,7 +12,6 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import ROOT
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -21,6 +20,7 @@ from isoflop import errors
 from isoflop.rpc import CHANNEL_OPTIONS, STATUS_DETAILS, from_rpc_error
 from isoflop.v1 import generation_pb2, generation_pb2_grpc, verification_pb2, verification_pb2_grpc
 from prometheus_client import CollectorRegistry, Counter
+from service_process import ROOT
 from structlog.testing import capture_logs
 
 from services.common.server import CannotServe, Face, serving

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Service
+from service_process import Service
 
 from services.common.settings import MODELS
 
