@@ -27,6 +27,7 @@ proto: .venv/dev.stamp  ## stubs in client/ from protos/
 
 train: .venv/train.stamp  ## the embedded models, from nothing
 	$(BIN)/python -m training.train
+	$(BIN)/python -m training.calibrate
 
 bench-embedded: .venv/dev.stamp  ## accuracy against FLOPs on held-out problems
 	$(BIN)/python -m benchmarks.embedded

@@ -1,6 +1,6 @@
 """Measure the models on the calibration problems, and write what the router and difficulty go by.
 
-    python -m training.calibrate [--samples 24] [--problems 480]
+    python -m training.calibrate [--samples 16] [--problems 360]
 
 Samples come from the generation service's own core and are kept in `build/calibration/`, a file for each
 model and temperature, so that a run that was stopped goes on where it was. From them are fitted:
@@ -19,12 +19,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import datetime
-import gzip
 import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,16 +133,15 @@ async def collect(
     progress: Progress,
 ) -> list[Sampled]:
     """Samples of all problems, from the store where it has them."""
-    path = STORE / f"{model}-{temperature:g}-{samples}.jsonl.gz"
+    path = STORE / f"{model}-{temperature:g}-{samples}.jsonl"
     stored: dict[str, Sampled] = {}
     if path.exists():
-        with gzip.open(path, "rt") as lines, suppress(EOFError):
-            for line in lines:
-                row = json.loads(line)
-                query_id = row.pop("query_id")
-                stored[query_id] = Sampled(**row)
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            query_id = row.pop("query_id")
+            stored[query_id] = Sampled(**row)
     task = progress.add_task(f"{model} T={temperature:g} × {samples}", total=len(problems))
-    with gzip.open(path, "at") as store:
+    with path.open("a", buffering=1) as store:
         for problem in problems:
             if problem.query_id not in stored:
                 stored[problem.query_id] = await sample(generation, model, problem, temperature, samples)
@@ -285,18 +282,17 @@ def rounded(values: Array, digits: int = 4) -> list[float]:
 async def calibrate(most: int, samples: int, out: Path) -> None:
     """Sample, fit, write."""
     problems = read_problems(PROBLEMS, most)
-    STORE.mkdir(parents=True, exist_ok=True)
     backends = open_backends(MODELS / "catalog.yaml")
     generation = Generation(GenerationSettings(), backends, CollectorRegistry())
     models = [backend.model for backend in backends]
     greedy: dict[str, list[Sampled]] = {}
     sampled: dict[str, list[Sampled]] = {}
     with Progress() as progress:
-        for model in models:
+        for model in models:  # one after the other: their speed is measured
             greedy[model.name] = await collect(generation, model.name, problems, 0.0, 1, progress)
-            sampled[model.name] = await collect(
-                generation, model.name, problems, TEMPERATURE, samples, progress
-            )
+        rounds = [collect(generation, m.name, problems, TEMPERATURE, samples, progress) for m in models]
+        for model, stored in zip(models, await asyncio.gather(*rounds), strict=True):
+            sampled[model.name] = stored
     await generation.close()
 
     right = np.array(
@@ -360,9 +356,8 @@ async def calibrate(most: int, samples: int, out: Path) -> None:
     correlation = float(np.corrcoef(predicted, difficulty)[0, 1])
     print(f"difficulty from text, cross-validated: r = {correlation:.3f}")
     for m, model in enumerate(models):
-        print(
-            f"{model.name}: ability {ability[m]:.2f}, slope {slope[m]:.2f}, right {right[m].mean() / samples:.3f}"
-        )
+        rate = right[m].mean() / samples
+        print(f"{model.name}: ability {ability[m]:.2f}, slope {slope[m]:.2f}, right {rate:.3f}")
 
 
 def write(path: Path, data: object) -> None:
@@ -374,10 +369,11 @@ def write(path: Path, data: object) -> None:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--problems", type=int, default=480, help="calibration problems that are used")
-    parser.add_argument("--samples", type=int, default=24, help="samples of each at temperature 1")
+    parser.add_argument("--problems", type=int, default=360, help="calibration problems that are used")
+    parser.add_argument("--samples", type=int, default=16, help="samples of each at temperature 1")
     parser.add_argument("--out", type=Path, default=MODELS, help="folder to write to")
     arguments = parser.parse_args()
+    STORE.mkdir(parents=True, exist_ok=True)
     asyncio.run(calibrate(arguments.problems, arguments.samples, arguments.out))
 
 

@@ -1,4 +1,4 @@
-"""What people see when they start the suite and use the command: answers, or one line that says what to do."""
+"""What people see who start the suite and use the command: answers, or one line that says what to do."""
 
 from __future__ import annotations
 
@@ -144,8 +144,8 @@ async def test_a_triton_that_is_down_is_unavailable(tmp_path: Path) -> None:
     with ExitStack() as stack:
         suite = distributed(stack, tmp_path, catalog)
         async with AsyncClient(suite.address) as client:
-            with pytest.raises(Unavailable, match="Triton at .* does not answer"):
-                await client.solve("17*24+13")
+            with pytest.raises(Unavailable, match=r"Triton at .* does not answer"):
+                await client.solve("17*24+13", samples=2)
 
 
 async def test_services_that_are_down_are_unavailable(tmp_path: Path) -> None:

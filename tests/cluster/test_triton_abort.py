@@ -1,4 +1,4 @@
-"""An aborted query over the wire: Triton's own counters show that generation stopped, and the bill says it."""
+"""An aborted query over the wire: Triton's counters show that generation stopped, and the bill says so."""
 
 from __future__ import annotations
 

@@ -111,9 +111,10 @@ class TritonBackend:
             stream.cancel()
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
-            for sample_id, seen in progress.items():
-                end = End(FINISH_REASON_ABORTED, seen.prompt_tokens, unseen_tokens=UNSEEN_TOKENS)
-                round.put(Piece(sample_id, end=end))
+        # All that is left has been aborted.
+        for sample_id, seen in progress.items():
+            end = End(FINISH_REASON_ABORTED, seen.prompt_tokens, unseen_tokens=UNSEEN_TOKENS)
+            round.put(Piece(sample_id, end=end))
 
     async def close(self) -> None:
         """Close the channel."""
