@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from isoflop.errors import InvalidArgument, NotFound
+from isoflop.errors import InvalidArgument, NotFound, Unavailable
 from isoflop.v1.router_pb2 import GetQueryResponse, SolveRequest
 from isoflop.v1.router_pb2 import StreamSolveResponse as Event
 
@@ -26,6 +26,8 @@ class Running:
         self.request = request
         self.events: list[Event] = []
         self.followers = 0
+        self.leaving: asyncio.TimerHandle | None = None
+        """Cancels the query when its last follower has been gone for long enough."""
         self._more = asyncio.Event()
         self.task = asyncio.create_task(self._run(), name=f"query {life.query.query_id}")
         self.task.add_done_callback(lambda _: self._wake())
@@ -47,10 +49,17 @@ class Running:
             while at < len(self.events):
                 yield self.events[at]
                 at += 1
+            if self.task.cancelled():
+                raise Unavailable("the query was cancelled before its end: ask again")
             if self.task.done():
                 self.task.result()
                 return
             await self._more.wait()
+
+    @property
+    def ending(self) -> bool:
+        """Whether it is being cancelled, which may take as long as an abort."""
+        return not self.task.done() and self.task.cancelling() > 0
 
     def shrink(self) -> None:
         """Keep the result alone, once nobody follows any more."""
@@ -74,6 +83,8 @@ class Queries:
         """
         query_id = self._by_request.get(request.request_id) if request.request_id else None
         running = self._queries.get(query_id or "")
+        if running is not None and running.ending:
+            return None  # Nobody was there any more: this is a new call.
         if running is not None and running.request != request:
             raise InvalidArgument("request_id", "an earlier call with this id asked for something else")
         return running
@@ -91,6 +102,8 @@ class Queries:
     async def follow(self, running: Running) -> AsyncGenerator[Event, None]:
         """Its events; when the last follower leaves before the end, the query is cancelled."""
         running.followers += 1
+        if running.leaving:
+            running.leaving.cancel()
         try:
             async with aclosing(running.follow()) as events:
                 async for event in events:
@@ -100,7 +113,7 @@ class Queries:
             running.shrink()
             if not running.followers and not running.task.done():
                 wait = self._rejoin_seconds if running.request.request_id else 0.0
-                asyncio.get_running_loop().call_later(wait, self._leave, running)
+                running.leaving = asyncio.get_running_loop().call_later(wait, running.task.cancel)
 
     def get(self, query_id: str) -> GetQueryResponse:
         """A query by its id; raises NotFound."""
@@ -115,25 +128,23 @@ class Queries:
         """Cancel what runs, and wait for it."""
         tasks = [running.task for running in self._queries.values() if not running.task.done()]
         for task in tasks:
-            task.cancel()
+            if not task.cancelling():  # A second time would take its bill away.
+                task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    @staticmethod
-    def _leave(running: Running) -> None:
-        if not running.followers:
-            running.task.cancel()
-
     def _ended(self, running: Running, task: asyncio.Task[None]) -> None:
-        """Forget what failed, so that a retry begins anew, and the oldest of what did not."""
+        """Forget what failed, so that a retry begins anew, and of what did not what ended long ago."""
+        running.shrink()
         if task.cancelled() or task.exception():
             self._forget(running)
-        running.shrink()
-        while len(self._queries) > self._keep:
-            oldest = next((r for r in self._queries.values() if r.task.done()), None)
-            if oldest is None:
-                return
+            return
+        self._queries.move_to_end(running.life.query.query_id)
+        ended = [one for one in self._queries.values() if one.task.done()]
+        for oldest in ended[: max(0, len(ended) - self._keep)]:
             self._forget(oldest)
 
     def _forget(self, running: Running) -> None:
-        self._queries.pop(running.life.query.query_id, None)
-        self._by_request.pop(running.request.request_id, None)
+        query_id, request_id = running.life.query.query_id, running.request.request_id
+        self._queries.pop(query_id, None)
+        if self._by_request.get(request_id) == query_id:
+            del self._by_request[request_id]

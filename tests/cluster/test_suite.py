@@ -192,7 +192,7 @@ async def test_effort_buys_more(client: AsyncClient) -> None:
     assert spent["low"] < spent["high"]
 
 
-@pytest.mark.parametrize("budget", [Budget(tokens=400), Budget(flops=4e8), Budget(money=1e-5)])
+@pytest.mark.parametrize("budget", [Budget(tokens=1200), Budget(flops=4e8), Budget(money=1e-5)])
 async def test_a_budget_binds(client: AsyncClient, budget: Budget) -> None:
     response = await client.solve(HARD, effort="high", budget=budget, seed=1)
     bill = response.bill
