@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -186,20 +186,21 @@ class Profile:
             # Its greedy sample was never measured: one at a temperature is what is known.
             own = [arm for arm in self.arms if arm.model == model.name]
         if not own:
-            return _ignorance(self, model, 0.0 if greedy else 0.8)
+            return _ignorance(self, model.name, model.context, 0.0 if greedy else 0.8)
         if temperature is None:
             return own[0]
         return min(own, key=lambda arm: abs(arm.temperature - temperature))
 
 
-def _ignorance(profile: Profile, model: Model, temperature: float) -> Arm:
+@lru_cache(maxsize=256)
+def _ignorance(profile: Profile, model: str, context: int, temperature: float) -> Arm:
     """An arm for a model that was never measured: right as often as difficulty says, no better."""
     p_right = 1 / (1 + np.exp(profile.grid))
     return Arm(
-        model=model.name,
+        model=model,
         temperature=temperature,
         p_right=p_right,
-        tokens=np.full(len(profile.grid), min(512.0, (model.context or 2048) / 4)),
+        tokens=np.full(len(profile.grid), min(512.0, (context or 2048) / 4)),
         concentration=2.0,
         scatter=2.0,
         votes=np.tile(p_right, (len(ROUND_SIZES), 1)),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 from scripted_stages import Script, ScriptedDifficulty, ScriptedGeneration
+from scripted_suite import MakeSuite, Suite
 from synthetic import MIDDLE, make_model, make_profile
 
 from router.core import Router
@@ -18,23 +19,6 @@ from services.aggregation.core import Aggregation
 from services.aggregation.settings import AggregationSettings
 from services.verification.core import Verification
 from services.verification.settings import VerificationSettings
-
-
-@dataclass
-class Suite:
-    """A router and what it works with."""
-
-    router: Router
-    generation: ScriptedGeneration
-    difficulty: ScriptedDifficulty
-    registry: CollectorRegistry
-
-    def metric(self, name: str, **labels: str) -> float:
-        """The value of a metric of the router; 0 where it has none."""
-        return self.registry.get_sample_value(f"isoflop_router_{name}", labels) or 0.0
-
-
-MakeSuite = Callable[..., Suite]
 
 
 @pytest.fixture(scope="session")

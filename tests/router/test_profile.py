@@ -205,7 +205,10 @@ def test_the_arm_nearest_in_temperature_is_taken() -> None:
 
 
 def test_a_model_that_was_never_measured_has_curves_of_ignorance() -> None:
-    arm = make_profile().arm(make_model("other"), greedy=False, temperature=None)
+    profile = make_profile()
+    arm = profile.arm(make_model("other"), greedy=False, temperature=None)
     assert not arm.measured
+    # The same one each time: its tables take milliseconds, and votes are counted by arm.
+    assert profile.arm(make_model("other"), greedy=False, temperature=0.3) is arm
     assert arm.p_right[len(GRID) // 2] == pytest.approx(0.5)
     assert (np.diff(arm.p_right) < 0).all()

@@ -7,11 +7,11 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
-from conftest import MakeSuite, Suite
 from isoflop.errors import InvalidArgument, NotFound, Unavailable
 from isoflop.v1.router_pb2 import Filters, SolveRequest, SolveResponse
 from isoflop.v1.router_pb2 import StreamSolveResponse as Event
 from scripted_stages import ABORTED_TOKENS, HOLD, Said, listed, number, same
+from scripted_suite import MakeSuite, Suite
 from synthetic import EASY
 
 LATE = number(421, late=True)

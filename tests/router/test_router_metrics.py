@@ -6,12 +6,12 @@ import asyncio
 from collections import Counter
 
 import pytest
-from conftest import MakeSuite
 from isoflop.errors import Unavailable
 from isoflop.v1.common_pb2 import Stage
 from isoflop.v1.router_pb2 import Effort, Filters, SolveRequest, SolveResponse
 from prometheus_client import CollectorRegistry
 from scripted_stages import BLANK, HOLD, Said, number
+from scripted_suite import MakeSuite
 from synthetic import EASY, HARD, IMPOSSIBLE, MIDDLE
 
 from router.metrics import Metrics

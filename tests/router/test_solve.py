@@ -9,7 +9,6 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from conftest import MakeSuite, Suite
 from isoflop.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from isoflop.v1.aggregation_pb2 import AggregateRequest, AggregateResponse
 from isoflop.v1.common_pb2 import (
@@ -49,6 +48,7 @@ from scripted_stages import (
     number,
     same,
 )
+from scripted_suite import MakeSuite, Suite
 from synthetic import EASY, HARD, IMPOSSIBLE, MIDDLE, arm_record, make_model, make_profile
 
 from router.profile import Profile
