@@ -105,7 +105,7 @@ async def serving(
         await servicer.enter_graceful_shutdown()
         await server.stop(settings.drain_seconds)
         if metrics:
-            metrics.shutdown()
+            await asyncio.to_thread(metrics.shutdown)
             metrics.server_close()
 
 

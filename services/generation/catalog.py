@@ -112,7 +112,8 @@ class LlamaCppEntry(ModelEntry):
     threads: int = Field(default=1, ge=1)
     """Threads; tiny models are fastest with one."""
     context: int = Field(default=0, ge=0, le=LARGEST)
-    """Tokens of prompt and sample together; 0: what the file says."""
+    """Tokens of prompt and sample together, for each of the parallel samples; 0: what the file says. Memory
+    for all of them is taken at the start: for a model with a long context, choose."""
     shape: ShapeEntry | None = None
     """What FLOPs depend on; none: read from the file."""
 

@@ -90,12 +90,13 @@ class Generation:
         backend = self._backends[start.model]
         branches, jobs = _jobs(start)
         metrics = self._metrics
-        round = Round(jobs)
+        round = Round(jobs, start.stream_text)
         growing = {job.sample_id: Growing(job, branch) for job, branch in zip(jobs, branches, strict=True)}
         usage = RoundUsage(samples=len(jobs))
         metrics.running.labels(start.model).inc(len(jobs))
         running = asyncio.create_task(_run(backend, round), name=f"round of {start.model}")
         aborts = asyncio.create_task(_obey(requests, round), name="aborts")
+        failure: Exception | None = None
         try:
             async with aclosing(round.pieces()) as pieces:
                 async for piece in pieces:
@@ -108,6 +109,8 @@ class Generation:
                         yield GenerateResponse(delta=TextDelta(sample_id=piece.sample_id, text=piece.text))
                     if piece.end is not None:
                         yield GenerateResponse(sample=sample.sample(piece))
+        except Exception as error:
+            failure = error
         finally:
             aborts.cancel()
             if growing:
@@ -116,7 +119,10 @@ class Generation:
             with suppress(asyncio.CancelledError):
                 await aborts
             self._settle(backend, usage)
+        # A round that failed says what it cost, too.
         yield GenerateResponse(usage=usage)
+        if failure:
+            raise failure
 
     async def _start(self, requests: AsyncIterator[GenerateRequest]) -> StartRound:
         first = await anext(requests, None)

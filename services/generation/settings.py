@@ -24,4 +24,4 @@ class GenerationSettings(ServiceSettings):
     max_prompt_bytes: int = Field(default=256 << 10, ge=1)
     """Longest conversation, in bytes of UTF-8."""
     abort_seconds: float = Field(default=10.0, gt=0)
-    """How long an aborted round may take to end before its samples are given up."""
+    """How long a round whose caller has gone may take to end before its samples are given up."""

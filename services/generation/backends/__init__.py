@@ -73,6 +73,8 @@ class Round:
     """The jobs of one round, the pieces that have come, and which jobs are to end early."""
 
     jobs: Sequence[Job]
+    stream_text: bool = False
+    """Somebody reads along: pieces are wanted as they come, not a step at a time."""
     _pieces: asyncio.Queue[Piece | Exception] = field(default_factory=asyncio.Queue)
     _running: int = field(init=False)
     _failure: Exception | None = None

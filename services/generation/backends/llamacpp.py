@@ -195,7 +195,7 @@ class Completion:
         self._text += text
         if choice.get("finish_reason"):
             self._reason = FINISH_REASON_LENGTH if choice["finish_reason"] == "length" else FINISH_REASON_STOP
-        elif self._text.endswith("\n"):
+        elif self._text.endswith("\n") or (self._text and self._round.stream_text):
             self._flush(None)
         return self._round.aborted(self._job.sample_id)
 

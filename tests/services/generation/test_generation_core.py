@@ -299,6 +299,8 @@ async def test_a_backend_that_fails_ends_the_round_with_its_error_and_what_came_
     before = asyncio.all_tasks()
     call = Call(make_core(backend, registry=registry), start(branches=[Branch(samples=3)]))
     assert (await call.next()).sample.text == "one\ntwo"
+    usage = (await call.next()).usage
+    assert (usage.samples, usage.completion_tokens, usage.aborted_tokens) == (3, 4, 2)
     with pytest.raises(type(error), match=str(error)):
         await call.next()
     assert (tokens(registry, "completion"), tokens(registry, "aborted")) == (4, 2)
