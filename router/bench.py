@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
@@ -32,6 +33,8 @@ class RoundBench:
         first_sample: int,
         stages: Stages,
         meter: Meter,
+        *,
+        streamed: bool,
         abort_seconds: float,
     ) -> None:
         self._query = query
@@ -39,6 +42,7 @@ class RoundBench:
         self._first_sample = first_sample
         self._stages = stages
         self._meter = meter
+        self._streamed = streamed
         self._abort_seconds = abort_seconds
         self.spent = Cost()
         """What has been billed; generation is, when its round has ended."""
@@ -46,6 +50,8 @@ class RoundBench:
         """Seconds spent waiting for models and verifiers."""
         self._usage = RoundUsage()
         """Of the samples that have come; the round's own, once it is told."""
+        self._told = False
+        """The round has told its usage: it is over."""
 
     async def sample(self, stream_text: bool = False) -> AsyncGenerator[list[Sample] | TextDelta, None]:
         """The round's samples as they finish, those together that are there together.
@@ -54,14 +60,17 @@ class RoundBench:
         is waited for.
         """
         enough = asyncio.Event()
+        deadline = self._query.deadline if math.isfinite(self._query.deadline) else None
         ready: asyncio.Queue[Sample | TextDelta | None] = asyncio.Queue()
         # A task of its own: if this one is cancelled, the round still ends with its bill.
-        round = asyncio.create_task(self._round(ready, enough, stream_text), name=self._action.name)
+        round = asyncio.create_task(
+            self._round(ready, enough, stream_text and self._streamed), name=self._action.name
+        )
         try:
             while True:
                 begin = time.perf_counter()
                 try:
-                    async with asyncio.timeout_at(self._query.deadline):
+                    async with asyncio.timeout_at(deadline):
                         first = await ready.get()
                 except TimeoutError:
                     break
@@ -94,7 +103,6 @@ class RoundBench:
         self, ready: asyncio.Queue[Sample | TextDelta | None], enough: asyncio.Event, stream_text: bool
     ) -> None:
         """Play the round to its end, whatever becomes of the caller."""
-        told = False
         try:
             requests = self._requests(enough, stream_text)
             async with aclosing(self._stages.generation.generate(requests)) as responses:
@@ -105,10 +113,10 @@ class RoundBench:
                     elif response.HasField("delta"):
                         ready.put_nowait(response.delta)
                     else:
-                        self._usage, told = response.usage, True
+                        self._usage, self._told = response.usage, True
         finally:
             ready.put_nowait(None)
-        if not told:
+        if not self._told:
             raise Unavailable(f"{self._action.model.name} ended a round without its usage: ask again")
 
     def _note(self, sample: Sample) -> None:
@@ -150,7 +158,8 @@ class RoundBench:
             )
         )
         await enough.wait()
-        yield GenerateRequest(abort=AbortSamples())
+        if not self._told:
+            yield GenerateRequest(abort=AbortSamples())
 
 
 def _rest(queue: asyncio.Queue[T]) -> Iterator[T]:

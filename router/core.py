@@ -41,19 +41,19 @@ class Router:
     async def solve(self, request: pb.SolveRequest, seconds: float = math.inf) -> pb.SolveResponse:
         """The answer and its bill; `seconds` is the time that the caller gives."""
         final = pb.SolveResponse()
-        async with aclosing(self.stream(request, seconds)) as events:
+        async with aclosing(self.stream(request, seconds, streamed=False)) as events:
             async for event in events:
                 if event.HasField("final"):
                     final = event.final
         return final
 
     async def stream(
-        self, request: pb.SolveRequest, seconds: float = math.inf
+        self, request: pb.SolveRequest, seconds: float = math.inf, *, streamed: bool = True
     ) -> AsyncGenerator[pb.StreamSolveResponse, None]:
-        """The same, with what happens on the way."""
+        """The same, with what happens on the way; the text of a single sample only where it is `streamed`."""
         running = self._queries.find(request)
         if running is None:
-            life = await self._life(request, seconds)
+            life = await self._life(request, seconds, streamed=streamed)
             # Another call with this id may have come in meanwhile.
             running = self._queries.find(request) or self._queries.begin(life, request)
         async with aclosing(self._queries.follow(running)) as events:
@@ -86,7 +86,7 @@ class Router:
         """Cancel what runs."""
         await self._queries.close()
 
-    async def _life(self, request: pb.SolveRequest, seconds: float) -> Life:
+    async def _life(self, request: pb.SolveRequest, seconds: float, *, streamed: bool = False) -> Life:
         """Admit a request."""
         planner = await self._planner()
         margin = self._settings.deadline_margin_seconds
@@ -94,12 +94,20 @@ class Router:
         query = admit(request, planner.catalog, self._bounds, deadline)
         settings = self._settings
         return Life(
-            query, self._stages, planner, self._metrics, settings.abort_seconds, settings.give_up_below
+            query,
+            self._stages,
+            planner,
+            self._metrics,
+            streamed=streamed,
+            abort_seconds=settings.abort_seconds,
+            give_up_below=settings.give_up_below,
         )
 
     async def _planner(self) -> Planner:
         """The planner over what the services offer, asked for once they answer."""
         if self._known is None:
             catalog = await describe(self._stages)
-            self._known = Planner(self._profile, catalog, self._settings.round_samples)
+            self._known = Planner(
+                self._profile, catalog, self._settings.round_samples, self._settings.max_samples
+            )
         return self._known

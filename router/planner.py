@@ -97,6 +97,8 @@ class State:
     """All that is known of a query."""
 
     posterior: Posterior
+    confidence: float
+    """P(the answer that would be returned now is right)."""
     bought: dict[str, int]
     """Samples so far, by model."""
     greedy: frozenset[str]
@@ -115,6 +117,8 @@ class Planner:
     catalog: Catalog
     round_samples: int
     """Most samples that are bought before deciding anew."""
+    max_samples: int = MOST_VOTES
+    """Most samples of a model that a query can get."""
 
     def decide(self, query: Query, state: State) -> Decision:
         """The most worthwhile next round, or stop.
@@ -122,7 +126,7 @@ class Planner:
         Before anything is spent, raises FailedPrecondition where no action fits the budget and
         DeadlineExceeded where none can end in time.
         """
-        confidence = state.posterior.confidence
+        confidence = state.confidence
         target = query.objective.target
         if query.samples:
             return self._fixed(query, state)
@@ -159,7 +163,7 @@ class Planner:
             horizons = horizons[-1:]
         for model in self._models(query):
             had = state.bought.get(model.name, 0)
-            most = (model.capabilities.samples or MOST_VOTES) - had
+            most = min(model.capabilities.samples or MOST_VOTES, self.max_samples) - had
             for strategy in strategies:
                 single = strategy == "single"
                 greedy = single and not query.temperature
@@ -198,7 +202,9 @@ class Planner:
         ahead = query.samples or horizon
         prompt_most = query.prompt_bytes + TEMPLATE_TOKENS
         max_tokens = cost.longest(model, samples, prompt_most, query.max_tokens, state.left)
-        wanted = min(tokens * HEADROOM, query.max_tokens or math.inf)
+        # Where the model's context is what binds, a sample may have all of it.
+        room = cost.longest(model, samples, prompt_most, query.max_tokens, UNLIMITED)
+        wanted = min(tokens * HEADROOM, room)
         if max_tokens < max(1.0, wanted) or seconds > state.seconds:
             return None
         prompt = query.prompt_bytes * arm.prompt_tokens_per_byte

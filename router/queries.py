@@ -121,7 +121,7 @@ class Queries:
         if running is None:
             raise NotFound(f"there is no query {query_id[:64]!r}, or it is too long ago")
         final = next((event.final for event in running.events if event.HasField("final")), None)
-        rounds = final.rounds if final else [e.round for e in running.events if e.HasField("round")]
+        rounds = running.life.progress.rounds
         return GetQueryResponse(running=not running.task.done(), rounds=rounds, result=final)
 
     async def close(self) -> None:

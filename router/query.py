@@ -80,6 +80,8 @@ def admit(request: SolveRequest, catalog: Catalog, bounds: Bounds, deadline: flo
     for name in filters.strategies:
         if name not in STRATEGIES:
             raise NotFound(f"there is no strategy {name!r}; there are: {', '.join(STRATEGIES)}")
+    if len({STRATEGIES[name].selection for name in filters.strategies}) > 1:
+        raise InvalidArgument("filters.strategies", "votes and best_of_n weigh differently: ask for one")
     if filters.verifier:
         catalog.verifier(filters.verifier)
     if filters.HasField("samples") and not 1 <= filters.samples <= bounds.samples:
@@ -140,8 +142,8 @@ def _objective(request: SolveRequest) -> Objective:
     objective = request.objective
     match objective.WhichOneof("kind"):
         case "target_accuracy":
-            if not 0 <= objective.target_accuracy < 1:
-                raise InvalidArgument("objective.target_accuracy", "must be from 0 to below 1")
+            if not 0 < objective.target_accuracy < 1:
+                raise InvalidArgument("objective.target_accuracy", "must be above 0 and below 1")
             return Objective(None, objective.target_accuracy, "most")
         case "flops_per_right_answer":
             worth = objective.flops_per_right_answer

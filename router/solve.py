@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 
 from google.rpc.code_pb2 import Code
 from isoflop.errors import IsoflopError
 from isoflop.v1.aggregation_pb2 import AggregateRequest
 from isoflop.v1.aggregation_pb2 import Candidate as CandidateMessage
-from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, TextDelta
+from isoflop.v1.common_pb2 import ANSWER_TYPE_PATTERN, FINISH_REASON_ABORTED, TextDelta
 from isoflop.v1.difficulty_pb2 import Difficulty, EstimateRequest
 from isoflop.v1.difficulty_pb2 import Query as QueryMessage
 from isoflop.v1.router_pb2 import (
@@ -49,6 +49,9 @@ class Life:
     stages: Stages
     planner: Planner
     metrics: Metrics
+    _: KW_ONLY
+    streamed: bool
+    """Somebody reads along: the text of a single sample is wanted as it comes, and each vote."""
     abort_seconds: float
     """How long an aborted round may take to tell its bill."""
     give_up_below: float
@@ -61,7 +64,7 @@ class Life:
     def __post_init__(self) -> None:
         self.meter = Meter(self.planner.catalog.currency)
         self.allowance = Allowance(self.query.limit)
-        self.progress: Progress
+        self.progress = Progress(self.planner.profile.prior)
 
     async def solve(self) -> AsyncGenerator[Event, None]:
         """What happens, as it happens; the last event is `final`. Closing it ends all that runs."""
@@ -97,6 +100,9 @@ class Life:
         self.allowance.spent += self.meter.difficulty(response)
         belief = self.planner.profile.belief(self.difficulty.mean, self.difficulty.sd)
         self.progress = Progress(belief)
+        if self.query.format.type == ANSWER_TYPE_PATTERN:
+            # A pattern that cannot be searched is refused before it costs.
+            await self.stages.aggregation.aggregate(AggregateRequest(format=self.query.format))
 
     def plan(self) -> Decision:
         """The most worthwhile next round, or stop, given all that is known so far."""
@@ -106,7 +112,14 @@ class Life:
     def state(self, left: Cost, seconds: float) -> State:
         """All that is known, with so much money and time left."""
         progress = self.progress
-        return State(progress.posterior, progress.bought, frozenset(progress.greedy), left, seconds)
+        return State(
+            progress.posterior,
+            progress.confidence,
+            progress.bought,
+            frozenset(progress.greedy),
+            left,
+            seconds,
+        )
 
     async def act(self, action: Action, reason: str) -> AsyncGenerator[Event, None]:
         """Reserve the round's worst case, buy it, settle it to what it really cost."""
@@ -123,10 +136,19 @@ class Life:
         self.allowance.reserve(worst)
         progress.rounds.append(round)
         first = progress.buy(action)
-        bench = RoundBench(query, action, first, self.stages, self.meter, self.abort_seconds)
+        bench = RoundBench(
+            query,
+            action,
+            first,
+            self.stages,
+            self.meter,
+            streamed=self.streamed,
+            abort_seconds=self.abort_seconds,
+        )
         try:
             async with aclosing(STRATEGIES[action.strategy].play(bench)) as batches:
-                async for batch in batches:
+                # A fixed plan that nobody watches is tallied once.
+                async for batch in together(batches) if query.samples and not self.streamed else batches:
                     if isinstance(batch, TextDelta):
                         yield Event(text=batch)
                         continue
@@ -224,3 +246,17 @@ class Life:
             outlook=action.outlook() if action else None,
             profile=self.planner.profile.version,
         )
+
+
+async def together(
+    batches: AsyncIterator[list[Candidate] | TextDelta],
+) -> AsyncGenerator[list[Candidate] | TextDelta, None]:
+    """The same candidates in one batch, when the last has come."""
+    candidates: list[Candidate] = []
+    async for batch in batches:
+        if isinstance(batch, TextDelta):
+            yield batch
+        else:
+            candidates += batch
+    if candidates:
+        yield candidates

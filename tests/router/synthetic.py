@@ -145,6 +145,7 @@ def make_state(
     posterior: Posterior = update(planner.profile.belief(difficulty, sd), votes)
     fields: dict[str, Any] = {
         "posterior": posterior,
+        "confidence": posterior.confidence,
         "bought": bought,
         "greedy": frozenset(arm.model for arm in votes.arms if arm.greedy),
         "left": UNLIMITED,

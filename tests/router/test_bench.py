@@ -63,7 +63,9 @@ class Table:
         self.meter = Meter("USD")
         stages = Stages(self.generation, verification, ScriptedDifficulty(MIDDLE), aggregation)
         self.action, self.query = action, query
-        self.bench = RoundBench(query, action, first_sample, stages, self.meter, abort_seconds)
+        self.bench = RoundBench(
+            query, action, first_sample, stages, self.meter, streamed=True, abort_seconds=abort_seconds
+        )
 
     async def all(self, stream_text: bool = False) -> list[Item]:
         async with aclosing(self.bench.sample(stream_text)) as items:

@@ -94,8 +94,10 @@ def play(
             ).reshape(len(arms), len(answers)),
             np.array([float(counts.get((i, None), 0)) for i in range(len(arms))]),
         )
+        posterior = update(planner.profile.belief(difficulty, 0.3), votes)
         state = State(
-            update(planner.profile.belief(difficulty, 0.3), votes),
+            posterior,
+            posterior.confidence,
             dict(had),
             frozenset(arm.model for arm in arms if arm.greedy),
             left,

@@ -31,7 +31,7 @@ REQUESTS = [
     *(request(name) for name in DIFFICULTIES),
     request("easy", strategies=["best_of_n"], samples=3),
     request("hard", models=["s"], samples=16),
-    request("middle", strategies=["majority", "best_of_n"], models=["m"]),
+    request("middle", strategies=["best_of_n"], models=["m"]),
 ]
 
 

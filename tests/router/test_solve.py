@@ -401,8 +401,10 @@ class TestFailures:
     ) -> None:
         error = NotFound("it is not there")
         suite = make_suite(listed(number(1), HOLD), stages={stage: Broken(error)})
+        # Watched, so that the first sample is scored and tallied while others still run.
+        events = suite.router.stream(ask(filters=Filters(samples=4, models=["m"], strategies=["best_of_n"])))
         with pytest.raises(NotFound, match="it is not there"):
-            await suite.router.solve(ask(filters=Filters(samples=4, models=["m"], strategies=["best_of_n"])))
+            [event async for event in events]
         assert suite.generation.aborts == 1
         assert suite.metric("queries_total", outcome="failed_not_found") == 1
         assert suite.metric("flops_total", **FLOPS_OF_M, strategy="best_of_n") == pytest.approx(

@@ -163,6 +163,7 @@ async def test_a_backend_that_fails_after_a_sample_is_an_error_after_that_sample
         call = stub.Generate()
         await call.write(begin(branches=[Branch(samples=2)]))
         assert (await call.read()).sample.text == "one\ntwo"
+        assert (await call.read()).usage.samples == 2
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call.read()
     error = from_rpc_error(caught.value, "there")

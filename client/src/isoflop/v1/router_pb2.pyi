@@ -156,7 +156,7 @@ class Objective(_message.Message):
     FLOPS_PER_RIGHT_ANSWER_FIELD_NUMBER: _builtins.int
     MOST_ACCURATE_FIELD_NUMBER: _builtins.int
     target_accuracy: _builtins.float
-    """Accuracy in [0, 1): the cheapest way to reach it, query by query."""
+    """Accuracy in (0, 1): the cheapest way to reach it, query by query."""
     flops_per_right_answer: _builtins.float
     """Worth of being right in FLOPs: a round is bought while the expected rise in P(right) times this exceeds its FLOPs."""
     most_accurate: _builtins.bool
