@@ -3,8 +3,8 @@
     python -m benchmarks.embedded [--problems 504] [--seeds 3]
 
 Every policy goes through the same suite in one process and is billed by it, all stages included. Each
-(seed, policy, problem) is kept in `build/bench-embedded/`, so that a run that was stopped goes on. Votes
-of fewer than 16 samples are counted on the first of the same 16, and billed by their own tokens.
+(seed, policy, problem) is kept in `build/bench-embedded/`, so that a run that was stopped goes on. Smaller
+votes are counted on the first samples of the largest, and billed by their own tokens.
 Intervals are 95 % bootstrap over problems, seeds averaged within each. Nothing was tuned on these problems.
 """
 
@@ -50,7 +50,8 @@ ROOT = Path(__file__).parents[1]
 PROBLEMS = ROOT / "training" / "problems" / "heldout.jsonl"
 STORE = ROOT / "build" / "bench-embedded"
 EFFORTS = {"low": EFFORT_LOW, "medium": EFFORT_MEDIUM, "high": EFFORT_HIGH}
-VOTES = (1, 4, 16)
+VOTES = (16, 8, 4)
+"""Most votes of each model, the smallest first; fewer are counted on the first of them."""
 AT_A_TIME = 4
 """Queries in flight."""
 RESAMPLES = 2000
@@ -124,16 +125,19 @@ async def once(router: Router, problem: Problem, model: Model, seed: int, first:
     return [_outcome(f"{model.name} greedy", seed, problem, response, 1)]
 
 
-async def votes(router: Router, problem: Problem, model: Model, seed: int, first: int) -> list[Outcome]:
-    """Majority votes of 1, 4 and 16 samples."""
-    filters = Filters(models=[model.name], strategies=["majority"], samples=max(VOTES), seed=first)
+async def votes(
+    router: Router, problem: Problem, what: tuple[Model, int], seed: int, first: int
+) -> list[Outcome]:
+    """Majority votes of 1, 4, 8, ... samples, as many as are given with the model."""
+    model, most = what
+    filters = Filters(models=[model.name], strategies=["majority"], samples=most, seed=first)
     response = await router.solve(
         SolveRequest(prompt=problem.prompt, filters=filters, return_candidates=True)
     )
     samples = sorted(response.candidates, key=lambda sample: int(sample.id.rpartition("/")[2]))
     prompt = len(problem.prompt.encode()) + 1
     outcomes = []
-    for n in VOTES:
+    for n in [2**k for k in range(most.bit_length()) if k != 1]:
         answers = [extract(sample.text, ANSWER_TYPE_NUMBER) for sample in samples[:n]]
         counts = Counter(answer for answer in answers if answer is not None)
         answer = counts.most_common(1)[0][0] if counts else ""
@@ -170,7 +174,10 @@ async def collect(problems: list[Problem], seeds: int) -> tuple[list[Outcome], s
         plans: list[tuple[str, Play, Any]] = [
             *((f"isoflop {effort}", adaptive, effort) for effort in EFFORTS),
             *((f"{model.name} greedy", once, model) for model in listed.models),
-            *((f"{model.name} × {max(VOTES)}", votes, model) for model in listed.models),
+            *(
+                (f"{model.name} × {most}", votes, (model, most))
+                for model, most in zip(listed.models, VOTES, strict=True)
+            ),
         ]
         # Interleaved: each problem by every policy before the next problem.
         jobs = [
