@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +96,7 @@ class TritonBackend:
         if self._client is None:
             # Made here because the channel belongs to the event loop that it is made in.
             self._client = self._make_client()
-        requests = [self._request(job) for job in round.jobs]
+        requests = self._requests(round.jobs)
         stream = self._client.stream_infer(_each(requests))
         progress = {job.sample_id: Progress() for job in round.jobs}
         reader = asyncio.create_task(self._read(stream, round, progress))
@@ -121,7 +121,29 @@ class TritonBackend:
         if self._client is not None:
             await self._client.close()
 
-    def _request(self, job: Job) -> dict[str, Any]:
+    def _requests(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        """A request for each job; what jobs of one prefix share is made once."""
+        flags = [self._tensor(name, True) for name in ("stream", *FLAGS)]
+        texts: dict[str, Any] = {}
+        for job in jobs:
+            if job.prefix not in texts:
+                prompt = self._template.render(job.messages, job.prefix).encode()
+                texts[job.prefix] = self._tensor("text_input", prompt)
+        return [
+            {
+                "model_name": self._entry.model or self._entry.name,
+                "request_id": job.sample_id,
+                "inputs": [
+                    texts[job.prefix],
+                    self._tensor("sampling_parameters", json.dumps(self._parameters(job)).encode()),
+                    *flags,
+                ],
+            }
+            for job in jobs
+        ]
+
+    def _parameters(self, job: Job) -> dict[str, Any]:
+        """vLLM's sampling parameters of one job."""
         sampling = job.sampling
         parameters: dict[str, Any] = {
             "temperature": sampling.temperature,
@@ -135,17 +157,7 @@ class TritonBackend:
             parameters["stop"] = list(sampling.stop)
         if job.seed is not None:
             parameters["seed"] = job.seed
-        values: dict[str, Any] = {
-            "text_input": self._template.render(job.messages, job.prefix).encode(),
-            "stream": True,
-            "sampling_parameters": json.dumps(parameters).encode(),
-            **dict.fromkeys(FLAGS, True),
-        }
-        return {
-            "model_name": self._entry.model or self._entry.name,
-            "request_id": job.sample_id,
-            "inputs": [self._tensor(name, value) for name, value in values.items()],
-        }
+        return parameters
 
     def _tensor(self, name: str, value: bytes | bool) -> Any:
         tensor = self._input(name, [1], "BYTES" if isinstance(value, bytes) else "BOOL")
