@@ -1,6 +1,6 @@
 """Draw `docs/demo.svg`: a real run of the demo, as a terminal shows it.
 
-    python docs/picture.py
+python docs/picture.py
 """
 
 from __future__ import annotations
