@@ -143,7 +143,7 @@ def card_text() -> str:
         _HEADER.format(example=_example()),
         "## Making\n\n"
         + _making(names)
-        + "\n\nMinutes are wall-clock on one thread of a two-core machine, beside other work. "
+        + "\n\nMinutes are wall-clock on one or two threads of a two-core machine, beside other work. "
         "Full hashes: `SHA256SUMS`.\n",
         "## Accuracy on held-out problems\n\n"
         f"By number of operations. Sampled at temperature {TEMPERATURE:g} ({sampling}), "
@@ -154,7 +154,7 @@ def card_text() -> str:
         speed = json.loads((EVALUATION / f"{name}.speed.json").read_text())
         parts.append(
             f"### {name}\n\n{_accuracy(summaries(name))}\n\n"
-            f"{speed['tokens_per_second']:,.0f} tokens a second on one thread.\n"
+            f"{speed['tokens_per_second']:,.0f} tokens a second on one thread, beside other work.\n"
         )
     return "\n".join(parts)
 
