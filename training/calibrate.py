@@ -58,6 +58,8 @@ TEMPERATURE = 1.0
 GRID = np.linspace(-3.0, 3.0, 41)
 BANDWIDTH = 0.25
 """Width of the kernel that smooths curves over difficulty."""
+PRIOR_SD = 3.0
+"""Of difficulties, in logits."""
 PERMUTATIONS = 50
 """Resamplings of stored samples for the accuracy of votes."""
 WORTH = {"low": 3.0, "medium": 20.0, "high": 200.0, "most": 1e5}
@@ -154,12 +156,15 @@ async def collect(
 def fit_difficulty(right: Array, total: Array) -> tuple[Array, Array, Array]:
     """Latent difficulties (Q,), abilities (M,) and slopes (M,) from right counts, shape (M, Q).
 
-    Penalised maximum likelihood of the two-parameter logistic model; difficulty has mean 0 and sd 1.
+    Penalised maximum likelihood of the two-parameter logistic model. The slopes' geometric mean is held at
+    1 while fitting (else slopes grow without end, as difficulties shrink towards their penalty), so that
+    difficulties are in logits, normal with PRIOR_SD; what is returned has mean 0 and sd 1.
     """
     models, queries = right.shape
 
     def unpack(x: Array) -> tuple[Array, Array, Array]:
-        return x[:queries], x[queries : queries + models], np.exp(x[queries + models :])
+        log = x[queries + models :]
+        return x[:queries], x[queries : queries + models], np.exp(log - log.mean())
 
     def loss(x: Array) -> tuple[float, Array]:
         difficulty, ability, slope = unpack(x)
@@ -167,14 +172,19 @@ def fit_difficulty(right: Array, total: Array) -> tuple[Array, Array, Array]:
         p = np.clip(expit(slope[:, None] * gap), 1e-9, 1 - 1e-9)
         fit = right * np.log(p) + (total - right) * np.log(1 - p)
         error = total * p - right
+        by_log_slope = (slope[:, None] * gap * error).sum(1)
         gradient = np.concatenate(
             [
-                -(slope[:, None] * error).sum(0) + difficulty,
+                -(slope[:, None] * error).sum(0) + difficulty / PRIOR_SD**2,
                 (slope[:, None] * error).sum(1) + 0.01 * ability,
-                (slope[:, None] * gap * error).sum(1) + 0.01 * np.log(slope),
+                by_log_slope - by_log_slope.mean() + np.log(slope),
             ]
         )
-        penalty = 0.5 * (difficulty**2).sum() + 0.005 * ((ability**2).sum() + (np.log(slope) ** 2).sum())
+        penalty = (
+            0.5 * (difficulty**2).sum() / PRIOR_SD**2
+            + 0.005 * (ability**2).sum()
+            + 0.5 * (np.log(slope) ** 2).sum()
+        )
         return float(-fit.sum() + penalty), gradient
 
     start = np.concatenate([-(right / total).mean(0) * 2 + 1, np.zeros(models), np.zeros(models)])
