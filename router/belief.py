@@ -7,7 +7,8 @@ the next wrong sample repeats an earlier wrong answer of m votes with probabilit
 
 So the joint probability of the votes, of difficulty d and of "cluster j is right" (or none is) has a
 closed form, and the confidence in an answer is its sum over d. Votes of several arms count for what each
-is worth. Pure functions, numpy only.
+is worth; a model's samples are not independent of its greedy one, and where calibration has measured that
+(`Arm.after_greedy`) they are not taken to be. Pure functions, numpy only.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from router.profile import Arm, Array
 
@@ -75,18 +77,33 @@ def update(prior: Array, votes: Votes) -> Posterior:
     """The posterior after votes; `prior` is the belief about difficulty, shape (D,), before them."""
     clusters = votes.counts.shape[1]
     sizes = votes.counts.sum(axis=0)
-    log = np.tile(np.log(prior), (clusters + 1, 1))
+    log = np.tile(np.log(np.maximum(prior, 1e-300)), (clusters + 1, 1))
+    greedy = {
+        arm.model: np.append(counts, 0) > 0
+        for arm, counts in zip(votes.arms, votes.counts, strict=True)
+        if arm.greedy
+    }
     for arm, counts, blanks in zip(votes.arms, votes.counts, votes.blanks, strict=True):
-        right, wrong, total = arm.rising
         samples = int(counts.sum() + blanks)
         agreed = np.append(counts, 0).astype(int)  # The last row: none of the clusters is right.
-        log += right[agreed] + wrong[samples - agreed] - total[samples]
+        likelihood = _likelihood(arm, agreed, samples)
+        if arm.after_greedy and arm.model in greedy:
+            # The model's greedy sample was right under some hypotheses, and wrong under the others.
+            was_wrong, was_right = (_likelihood(after, agreed, samples) for after in arm.after_greedy)
+            likelihood = np.where(greedy[arm.model][:, None], was_right, was_wrong)
+        log += likelihood
     scatter = _scatter(votes)
     if clusters:
         log += _log_partitions(sizes, scatter)[:, None]
     log -= log.max()
     joint = np.exp(log)
     return Posterior(joint / joint.sum(), scatter, sizes)
+
+
+def _likelihood(arm: Arm, agreed: NDArray[np.int64], samples: int) -> Array:
+    """Logarithm of the beta-binomial likelihood of so many right samples, shape (len(agreed), D)."""
+    right, wrong, total = arm.rising
+    return np.asarray(right[agreed] + wrong[samples - agreed] - total[samples])
 
 
 def _scatter(votes: Votes) -> float:

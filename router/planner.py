@@ -215,7 +215,7 @@ class Planner:
             samples=samples,
             horizon=ahead,
             max_tokens=max_tokens,
-            accuracy=expected_accuracy(state.posterior, arm, horizon, had),
+            accuracy=expected_accuracy(state.posterior, arm, horizon, had, model.name in state.greedy),
             cost=cost.samples(model, ahead, prompt, tokens),
             seconds=seconds,
             temperature=arm.temperature if query.temperature is None else query.temperature,
@@ -280,14 +280,19 @@ class Planner:
 UNLIMITED = Cost(math.inf, math.inf, math.inf)
 
 
-def expected_accuracy(posterior: Posterior, arm: Arm, samples: int, had: int = 0) -> float:
+def expected_accuracy(
+    posterior: Posterior, arm: Arm, samples: int, had: int = 0, after_greedy: bool = False
+) -> float:
     """Expected P(the returned answer is right) after so many more samples of an arm (one of ROUND_SIZES).
 
     Without clusters, what calibration measured for a vote of that size. Otherwise: the leader stays where
     it is right; where another answer is right (one that has been seen, or none yet), it must gather
     enough votes to overtake, while wrong votes still fall to the leader. Of the `had` samples so far of the
     arm at most the votes of that answer were right: it is right so much less often than its curve says.
+    So it is where the model's greedy sample has been bought, and then was wrong.
     """
+    if after_greedy and arm.after_greedy:
+        arm, _ = arm.after_greedy
     row = ROUND_SIZES.index(samples)
     if not len(posterior.sizes):
         doubt = arm.concentration / (arm.concentration + had)

@@ -7,7 +7,7 @@ calibration queries, higher is harder; curves are arrays over one grid of it.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ class ArmRecord(BaseModel):
     """0: greedy, so that a second sample says nothing new."""
     p_right: list[float]
     """Chance that one sample is right."""
+    p_right_after_greedy: list[float] | None = None
+    """The same where the model's greedy sample was wrong; none: as if that said nothing."""
     tokens: list[float]
     """Expected tokens of a sample."""
     concentration: float = Field(gt=0)
@@ -90,10 +92,10 @@ class ProfileRecord(BaseModel):
         if not self.arms:
             raise ValueError("there are no arms")
         for arm in self.arms:
-            curves = [arm.p_right, arm.tokens, *arm.votes.values()]
-            if any(len(curve) != size for curve in curves):
+            chances = [arm.p_right, arm.p_right_after_greedy or arm.p_right, *arm.votes.values()]
+            if any(len(curve) != size for curve in (arm.tokens, *chances)):
                 raise ValueError(f"{arm.model}: a curve has not {size} values")
-            if any(not 0 <= value <= 1 for curve in (arm.p_right, *arm.votes.values()) for value in curve):
+            if any(not 0 <= value <= 1 for curve in chances for value in curve):
                 raise ValueError(f"{arm.model}: a probability is not in [0, 1]")
             if min(arm.tokens) <= 0:
                 raise ValueError(f"{arm.model}: expected tokens are not positive")
@@ -122,6 +124,8 @@ class Arm:
     seconds_per_token: float
     measured: bool = True
     """False for a model that was never calibrated: curves of ignorance."""
+    after_greedy: tuple[Arm, Arm] | None = None
+    """The same arm where the model's greedy sample was wrong, and where it was right; none: not known."""
 
     @property
     def greedy(self) -> bool:
@@ -235,7 +239,28 @@ def parse(data: Any) -> Profile:
                 seconds_per_token=arm.seconds_per_token,
             )
         )
+        if arm.p_right_after_greedy:
+            greedy = next(
+                (other for other in record.arms if other.model == arm.model and not other.temperature), arm
+            )
+            arms[-1] = _after_greedy(arms[-1], np.array(greedy.p_right), np.array(arm.p_right_after_greedy))
     return Profile(record.version, np.array(record.grid), prior / prior.sum(), tuple(arms), record.efforts)
+
+
+def _after_greedy(arm: Arm, greedy: Array, wrong: Array) -> Arm:
+    """The arm with what it is after a greedy sample.
+
+    `greedy` is the chance that that is right, `wrong` that of a sample where it was not; where it was
+    right follows, since the mean of the two is the arm's own curve.
+    """
+    right = (arm.p_right - (1 - greedy) * wrong) / np.maximum(greedy, 1e-4)
+    return replace(
+        arm,
+        after_greedy=(
+            replace(arm, p_right=np.clip(np.minimum(wrong, arm.p_right), 1e-4, 1 - 1e-4)),
+            replace(arm, p_right=np.clip(np.maximum(right, arm.p_right), 1e-4, 1 - 1e-4)),
+        ),
+    )
 
 
 def load(path: Path) -> Profile:

@@ -8,7 +8,8 @@ model and temperature, so that a run that was stopped goes on where it was. From
 - the latent difficulty of each problem: a two-parameter logistic item-response model over all models
   (Lord 1980), by penalised maximum likelihood;
 - `models/profile.json`: each arm's curves over difficulty (accuracy of one sample and of votes by
-  resampling, tokens), smoothed, and how alike problems and wrong answers are;
+  resampling, tokens), smoothed; and how alike problems and wrong answers are, by what makes the
+  confidence in a vote truest;
 - `models/difficulty.json`: ridge regression of difficulty on text features, and each model's curve.
 
 Nothing here sees a held-out problem.
@@ -20,11 +21,14 @@ import argparse
 import asyncio
 import datetime
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from isoflop.v1.common_pb2 import ANSWER_TYPE_NUMBER, Message, Model, Sampling
@@ -32,8 +36,8 @@ from isoflop.v1.generation_pb2 import Branch, GenerateRequest, StartRound
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 from rich.progress import Progress
-from scipy.optimize import minimize, minimize_scalar
-from scipy.special import betaln, expit, gammaln
+from scipy.optimize import minimize
+from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import cross_val_predict
@@ -41,6 +45,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from router import cost
+from router.belief import Votes, update
 from router.profile import ROUND_SIZES, SCHEMA, parse
 from services.aggregation.answers import extract
 from services.common.settings import MODELS
@@ -58,6 +63,9 @@ TEMPERATURE = 1.0
 GRID = np.linspace(-3.0, 3.0, 41)
 BANDWIDTH = 0.25
 """Width of the kernel that smooths curves over difficulty."""
+CONCENTRATIONS = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0)
+SCATTERS = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Values that are tried for how alike problems of one difficulty are, and how rarely wrong answers agree."""
 PRIOR_SD = 3.0
 """Of difficulties, in logits."""
 PERMUTATIONS = 50
@@ -218,26 +226,54 @@ def vote_accuracy(sampled: Sampled, gold: str, size: int, rng: np.random.Generat
     return total / PERMUTATIONS
 
 
-def fit_concentration(p: Array, right: Array, total: Array) -> float:
-    """Pseudo-counts of the beta distribution of p around its curve, by maximum likelihood."""
+def fit_confidence(
+    profile: dict[str, Any],
+    problems: list[Problem],
+    greedy: dict[str, list[Sampled]],
+    sampled: dict[str, list[Sampled]],
+    beliefs: list[tuple[float, float]],
+) -> tuple[float, float]:
+    """The concentration and scatter with which confidence is best, by its log-likelihood.
 
-    def loss(log: float) -> float:
-        k = np.exp(log)
-        return -float((betaln(k * p + right, k * (1 - p) + total - right) - betaln(k * p, k * (1 - p))).sum())
+    Votes are drawn from the stored samples as rounds would buy them: greedy ones, several of one model, and
+    mixtures; `beliefs` are mean and sd of each problem's difficulty, cross-validated.
+    """
+    rng = np.random.default_rng(11)
+    names = list(sampled)
+    plans = [{name: n} for name in names for n in (2, 4, 8)]
+    plans += [{f"{name} greedy": 1, name: n} for name in names for n in (1, 4)]
+    plans += [{f"{a} greedy": 1, f"{b} greedy": 1, b: 2} for a, b in pairwise(names)]
+    drawn = []
+    for at, problem in enumerate(problems):
+        for plan in plans:
+            votes: dict[str, list[str | None]] = {}
+            for key, n in plan.items():
+                name = key.removesuffix(" greedy")
+                stored = (greedy if key != name else sampled)[name][at].answers
+                votes[key] = [stored[i] for i in rng.permutation(len(stored))[:n]]
+            drawn.append((beliefs[at], problem.answer, votes))
 
-    return float(np.exp(minimize_scalar(loss, bounds=(-1.0, 6.0), method="bounded").x))
+    def loss(concentration: float, scatter: float) -> float:
+        for arm in profile["arms"]:
+            arm["concentration"], arm["scatter"] = concentration, scatter
+        curves = parse(profile)
+        arms = {f"{arm.model} greedy" if arm.greedy else arm.model: arm for arm in curves.arms}
+        total = 0.0
+        for (mean, sd), gold, votes in drawn:
+            answers = list(dict.fromkeys(a for given in votes.values() for a in given if a is not None))
+            if answers:
+                counts = np.array([[float(given.count(a)) for a in answers] for given in votes.values()])
+                blanks = np.array([float(given.count(None)) for given in votes.values()])
+                tally = Votes(tuple(arms[key] for key in votes), counts, blanks)
+                posterior = update(curves.belief(mean, sd), tally)
+                p = min(max(posterior.confidence, 1e-6), 1 - 1e-6)
+                total -= math.log(p if answers[posterior.leader] == gold else 1 - p)
+        return total / len(drawn)
 
-
-def fit_scatter(partitions: list[list[int]]) -> float:
-    """Ewens's parameter of how wrong answers fall together, by maximum likelihood."""
-    ks = np.array([len(sizes) for sizes in partitions], dtype=float)
-    ns = np.array([sum(sizes) for sizes in partitions], dtype=float)
-
-    def loss(log: float) -> float:
-        a = np.exp(log)
-        return -float((ks * log - gammaln(a + ns) + gammaln(a)).sum())
-
-    return float(np.exp(minimize_scalar(loss, bounds=(-2.0, 6.0), method="bounded").x))
+    losses = {(k, s): loss(k, s) for k in CONCENTRATIONS for s in SCATTERS}
+    best = min(losses, key=lambda pair: losses[pair])
+    print(f"confidence: concentration {best[0]:g}, scatter {best[1]:g}, log loss {losses[best]:.4f}")
+    return best
 
 
 def fit_arm(
@@ -245,21 +281,17 @@ def fit_arm(
     temperature: float,
     problems: list[Problem],
     samples: list[Sampled],
+    greedy_right: NDArray[np.bool_],
     difficulty: Array,
     seconds_per_token: float,
-) -> dict[str, object]:
-    """One arm of the profile."""
+) -> dict[str, Any]:
+    """One arm of the profile; concentration and scatter are fitted when all arms are there."""
     rng = np.random.default_rng(7)
     right = np.array(
         [sum(a == p.answer for a in s.answers) for p, s in zip(problems, samples, strict=True)], float
     )
     total = np.array([len(s.answers) for s in samples], float)
     p_right = smooth(difficulty, right / total)
-    at = np.clip(np.interp(difficulty, GRID, p_right), 1e-3, 1 - 1e-3)
-    wrong = [
-        list(Counter(a for a in s.answers if a is not None and a != p.answer).values())
-        for p, s in zip(problems, samples, strict=True)
-    ]
     sizes = [n for n in ROUND_SIZES if n <= int(total.min()) * 2 // 3 or n == 1] if temperature else []
     votes = {
         n: smooth(
@@ -269,15 +301,18 @@ def fit_arm(
         for n in sizes
     }
     prompt = sum(s.prompt_tokens for s in samples) / sum(len(p.prompt.encode()) for p in problems)
+    wrong = ~greedy_right
+    after = smooth(difficulty[wrong], (right / total)[wrong]) if temperature else None
     return {
         "model": model.name,
         "temperature": temperature,
         "p_right": rounded(p_right),
+        "p_right_after_greedy": None if after is None else rounded(np.minimum(after, p_right)),
         "tokens": rounded(
             smooth(difficulty, np.array([np.mean(s.tokens) for s in samples]), falling=False), 1
         ),
-        "concentration": round(fit_concentration(at, right, total), 3) if temperature else 2.0,
-        "scatter": round(fit_scatter([sizes for sizes in wrong if sizes]), 3),
+        "concentration": 1.0,
+        "scatter": 1.0,
         "votes": {str(n): rounded(curve) for n, curve in votes.items()},
         "prompt_tokens_per_byte": round(prompt, 4),
         "seconds_per_token": round(seconds_per_token, 7),
@@ -318,8 +353,9 @@ async def calibrate(most: int, samples: int, out: Path) -> None:
     for model in models:
         lone = greedy[model.name]
         speed = sum(s.seconds for s in lone) / sum(sum(s.tokens) for s in lone)
+        greedy_right = np.array([s.answers[0] == p.answer for p, s in zip(problems, lone, strict=True)])
         for temperature, stored in ((0.0, lone), (TEMPERATURE, sampled[model.name])):
-            arms.append(fit_arm(model, temperature, problems, stored, difficulty, speed))
+            arms.append(fit_arm(model, temperature, problems, stored, greedy_right, difficulty, speed))
     largest = max(models, key=lambda model: model.shape.active_parameters)
     tokens = float(np.mean([np.mean(s.tokens) for s in greedy[largest.name]]))
     once = cost.samples(largest, 1, 16, tokens).flops
@@ -332,12 +368,17 @@ async def calibrate(most: int, samples: int, out: Path) -> None:
         "arms": arms,
         "efforts": {name: float(f"{worth * once:.4g}") for name, worth in WORTH.items()},
     }
-    parse(profile)
-    write(out / "profile.json", profile)
-
     x = np.array([features(problem.prompt) for problem in problems])
     pipeline = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 3, 20)))
     predicted = cross_val_predict(pipeline, x, difficulty, cv=10)
+    sd = float(np.std(predicted - difficulty))
+    concentration, scatter = fit_confidence(
+        profile, problems, greedy, sampled, [(float(mean), sd) for mean in predicted]
+    )
+    for arm in arms:
+        arm["concentration"], arm["scatter"] = concentration, scatter
+    parse(profile)
+    write(out / "profile.json", profile)
     scaler, ridge = pipeline.fit(x, difficulty)
     weights = ridge.coef_ / scaler.scale_
     curves = []
@@ -359,7 +400,7 @@ async def calibrate(most: int, samples: int, out: Path) -> None:
             "name": f"ridge-{version}",
             "weights": {name: round(float(w), 6) for name, w in zip(NAMES, weights, strict=True)},
             "intercept": round(float(ridge.intercept_ - weights @ scaler.mean_), 6),
-            "sd": round(float(np.std(predicted - difficulty)), 4),
+            "sd": round(sd, 4),
             "curves": curves,
         },
     )
