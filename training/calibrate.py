@@ -70,9 +70,9 @@ PRIOR_SD = 3.0
 """Of difficulties, in logits."""
 PERMUTATIONS = 50
 """Resamplings of stored samples for the accuracy of votes."""
-WORTH = {"low": 3.0, "medium": 20.0, "high": 200.0, "most": 1e5}
-"""What a right answer is worth at each effort, in greedy answers of the largest model: at medium, its
-greedy answer is bought for a rise of five points, at high for half a point."""
+WORTH = {"low": 3.0, "medium": 8.0, "high": 20.0, "most": 1000.0}
+"""What a right answer is worth at each effort, in greedy answers of the largest model: at low, its greedy
+answer is bought for a rise of a third, at medium of an eighth, at high of five points."""
 
 
 @dataclass(frozen=True)
