@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import json
 import platform
+import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -179,12 +180,13 @@ async def collect(problems: list[Problem], seeds: int) -> tuple[list[Outcome], s
                 for model, most in zip(listed.models, VOTES, strict=True)
             ),
         ]
-        # Interleaved: each problem by every policy before the next problem.
+        # Interleaved: each problem by every policy before the next problem, in an order of its own, since
+        # later ones may find the prompt in the engine's cache.
         jobs = [
             (play, what, problem, seed, number)
             for seed in range(seeds)
             for number, problem in enumerate(problems)
-            for name, play, what in plans
+            for name, play, what in random.Random(f"{seed}/{number}").sample(plans, len(plans))
             if (name, seed, problem.query_id) not in known
         ]
         gate = asyncio.Semaphore(AT_A_TIME)

@@ -143,18 +143,20 @@ async def solve_all(console: Console) -> list[Run]:
         rows: list[Sequence[Text | str]] = []
         with Live(console=console, refresh_per_second=12) as live:
             for number, problem in enumerate(problems):
-                for run in runs:
-                    run.filters.seed = SEED + 1000 * number
 
                 def show(row: Sequence[Text | str], at: int = number) -> None:
                     rows[at:] = [row]
                     seconds = time.perf_counter() - begin
                     live.update(board(rows, at + 1, len(problems), seconds, console.width >= WIDE))
 
-                runs[0].solved.append(await watch(router, problem, runs[0].filters, show))
-                for run in runs[1:]:
-                    request = SolveRequest(prompt=problem.prompt, filters=run.filters)
-                    run.solved.append(Solved(problem, await router.solve(request)))
+                # Each goes first in turn: the others may find the prompt in the engine's cache.
+                for run in (*runs[number % len(runs) :], *runs[: number % len(runs)]):
+                    run.filters.seed = SEED + 1000 * number
+                    if run is runs[0]:
+                        run.solved.append(await watch(router, problem, run.filters, show))
+                    else:
+                        request = SolveRequest(prompt=problem.prompt, filters=run.filters)
+                        run.solved.append(Solved(problem, await router.solve(request)))
         return runs
 
 
