@@ -25,7 +25,7 @@ class RouterSettings(ServiceSettings):
     """Most messages in a conversation."""
     max_samples: int = Field(default=1024, ge=1, le=4096)
     """Most samples that a caller may ask for."""
-    deadline_margin_seconds: float = Field(default=0.1, ge=0)
+    deadline_margin_seconds: float = Field(default=0.2, ge=0)
     """So long before a call's deadline the best answer so far is returned."""
     abort_seconds: float = Field(default=10.0, gt=0)
     """How long an aborted round may take to tell its bill."""

@@ -13,7 +13,7 @@ from tests.cluster.test_suite import HARD, billed, counted, until
 
 pytestmark = pytest.mark.cluster
 
-SAMPLES = 64
+SAMPLES = 8
 
 
 async def test_generation_stops_and_the_aborted_tokens_are_billed(triton_suite: Suite) -> None:
@@ -28,7 +28,6 @@ async def test_generation_stops_and_the_aborted_tokens_are_billed(triton_suite: 
         call = asyncio.ensure_future(client.solve(HARD, models=["abacus-l"], samples=SAMPLES, seed=1))
         running = "isoflop_generation_samples_running"
         await until(lambda: triton_suite.generation.metrics(running) > 0)
-        await until(lambda: triton.metrics("abacus_l")["llamacpp_tokens_total"] >= 0)
         await asyncio.sleep(0.15)
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
