@@ -183,7 +183,11 @@ async def watch(
             begun = [problem.prompt, f"{difficulty:+.1f}", plan, votes]
             show([*begun, "…", "", "", ""])
     solved = Solved(problem, result)
-    verdict = Text("right", "green") if solved.right else Text(f"wrong, {problem.answer}", "red")
+    if solved.right:
+        verdict = Text("right", "green")
+    else:
+        said = "wrong" if result.answer else "given up"
+        verdict = Text(f"{said}, {problem.answer}", "red" if result.answer else "yellow")
     answer, sure = result.answer or "none", f"{result.confidence:.0%}"
     show([*begun, answer, verdict, sure, f"{solved.flops / 1e6:.1f}"])
     return solved
