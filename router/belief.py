@@ -51,6 +51,8 @@ class Posterior:
     """Ewens's parameter, as the arms that voted have it; NaN without votes."""
     sizes: Array
     """Shape (J,): votes of each cluster."""
+    chosen: int = -1
+    """The cluster whose answer would be returned, where that is not for votes to say; -1: it is."""
 
     @property
     def answers(self) -> Array:
@@ -64,13 +66,15 @@ class Posterior:
 
     @property
     def leader(self) -> int:
-        """The cluster most likely right; -1 without clusters."""
-        return int(np.argmax(self.answers)) if len(self.sizes) else -1
+        """The cluster whose answer would be returned: the one most likely right; -1 without clusters."""
+        if self.chosen >= 0 or not len(self.sizes):
+            return self.chosen
+        return int(np.argmax(self.answers))
 
     @property
     def confidence(self) -> float:
         """Probability that the leader is right; 0 without clusters."""
-        return float(self.answers.max()) if len(self.sizes) else 0.0
+        return float(self.answers[self.leader]) if len(self.sizes) else 0.0
 
 
 def update(prior: Array, votes: Votes) -> Posterior:

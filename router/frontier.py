@@ -29,7 +29,7 @@ def measure(profile: Profile, catalog: Catalog) -> GetFrontierResponse:
                 plans.append(
                     Action(
                         model=arm.model,
-                        strategy="single" if samples == 1 else "majority",
+                        strategy="single" if arm.greedy else "majority",
                         samples=samples,
                         temperature=arm.temperature,
                         expected_accuracy=arm.p_right[at] if arm.greedy else arm.votes[row, at],

@@ -16,17 +16,24 @@ from isoflop.errors import DeadlineExceeded, FailedPrecondition
 from isoflop.v1.common_pb2 import Model
 from isoflop.v1.router_pb2 import Action as ActionMessage
 from isoflop.v1.router_pb2 import Rejected
+from numpy.typing import NDArray
 
 from router import cost
 from router.belief import Posterior
 from router.catalog import Catalog
 from router.cost import TEMPLATE_TOKENS, Cost
-from router.profile import MOST_VOTES, ROUND_SIZES, Arm, Profile
+from router.profile import MOST_VOTES, ROUND_SIZES, Arm, Array, Profile
 from router.query import Query
 from router.strategies import STRATEGIES
 
 LEAST_GAIN = 1e-4
 """A rise in P(right) below this is nothing."""
+
+MOST_RIVALS = 4
+"""Answers beside the leader that are looked ahead for."""
+
+SAMPLES_WORTH = {"low": 3.0, "medium": 8.0, "high": 20.0, "most": 1000.0}
+"""What a right answer is worth at each effort, in samples, where no model was measured."""
 
 HEADROOM = 1.5
 """A round is only bought where each sample may have this many times its expected tokens."""
@@ -130,17 +137,19 @@ class Planner:
         target = query.objective.target
         if query.samples:
             return self._fixed(query, state)
+        if state.bought and any(STRATEGIES[name].verifies for name in query.strategies):
+            return Decision(None, "a best of n is bought in one round: what more would bring is not measured")
         if target is not None and confidence >= target:
             return Decision(None, f"P(right) {confidence:.3f} has reached the target {target:.3f}")
         offers = list(self.offers(query, state))
         if not offers:
             return Decision(None, self._nothing_fits(query, state))
-        worth = self.worth(query)
+        worth = self.worth(query, offers)
         ranked = sorted(offers, key=lambda offer: self._value(offer, confidence, worth, target), reverse=True)
         best = ranked[0]
         gain = best.accuracy - confidence
         rejected = [
-            Rejected(action=other.outlook(), reason=_why_not(other, best, confidence, worth))
+            Rejected(action=other.outlook(), reason=_why_not(other, best, confidence, worth, target))
             for other in ranked[1:4]
         ]
         if gain < LEAST_GAIN or (target is None and gain * worth <= best.cost.flops):
@@ -151,9 +160,17 @@ class Planner:
         )
         return Decision(best, reason, rejected)
 
-    def worth(self, query: Query) -> float:
-        """FLOPs that a right answer is worth to this query."""
-        return query.objective.worth or self.profile.efforts[query.objective.effort]
+    def worth(self, query: Query, offers: Sequence[Action]) -> float:
+        """FLOPs that a right answer is worth to this query.
+
+        The profile's efforts are places on its own models' frontier. Where none of the models on offer was
+        measured they say nothing, and effort is reckoned in samples of the dearest of them.
+        """
+        if query.objective.worth:
+            return query.objective.worth
+        if any(offer.arm.measured for offer in offers):
+            return self.profile.efforts[query.objective.effort]
+        return SAMPLES_WORTH[query.objective.effort] * max(o.cost.flops / o.horizon for o in offers)
 
     def offers(self, query: Query, state: State) -> Iterable[Action]:
         """Actions that the filters, the backends, the budget and the deadline leave."""
@@ -193,7 +210,8 @@ class Planner:
         self, query: Query, state: State, model: Model, arm: Arm, strategy: str, horizon: int
     ) -> Action | None:
         """The action with its worth, or None where it does not fit."""
-        samples = query.samples or min(horizon, self.round_samples)
+        verifies = STRATEGIES[strategy].verifies
+        samples = query.samples or (horizon if verifies else min(horizon, self.round_samples))
         tokens = float(state.posterior.difficulty @ arm.tokens)
         if query.max_tokens:
             tokens = min(tokens, query.max_tokens)
@@ -219,7 +237,7 @@ class Planner:
             cost=cost.samples(model, ahead, prompt, tokens),
             seconds=seconds,
             temperature=arm.temperature if query.temperature is None else query.temperature,
-            verifier=self.catalog.verifier(query.verifier).name if STRATEGIES[strategy].verifies else "",
+            verifier=self.catalog.verifier(query.verifier).name if verifies else "",
         )
 
     def _value(self, offer: Action, confidence: float, worth: float, target: float | None) -> float:
@@ -239,7 +257,7 @@ class Planner:
         offers = list(self.offers(planned, state))
         if not offers:
             return Decision(None, self._nothing_fits(planned, state))
-        worth = self.worth(query)
+        worth = self.worth(query, offers)
         best = max(offers, key=lambda offer: offer.accuracy * worth - offer.cost.flops)
         return Decision(best, f"{best.name}: the caller's own plan")
 
@@ -256,7 +274,8 @@ class Planner:
         soonest = min(offers, key=lambda offer: offer.seconds)
         if soonest.seconds > state.seconds:
             raise DeadlineExceeded(
-                f"the quickest plan, {soonest.name}, takes about {soonest.seconds:.1f} s: allow more time"
+                f"the quickest plan, {soonest.name}, takes about "
+                f"{math.ceil(10 * soonest.seconds + 1) / 10:.1f} s: allow more time"
             )
         in_time = (offer for offer in offers if offer.seconds <= state.seconds)
         cheapest = min(in_time, key=lambda offer: offer.cost.flops)
@@ -287,9 +306,9 @@ def expected_accuracy(
 
     Without clusters, what calibration measured for a vote of that size. Otherwise: the leader stays where
     it is right; where another answer is right (one that has been seen, or none yet), it must gather
-    enough votes to overtake, while wrong votes still fall to the leader. Of the `had` samples so far of the
-    arm at most the votes of that answer were right: it is right so much less often than its curve says.
-    So it is where the model's greedy sample has been bought, and then was wrong.
+    enough votes to overtake by the rules of `router.belief`, while wrong votes still fall to the leader. Of
+    the `had` samples so far of the arm at most the votes of that answer were right: it is right so much less
+    often than its curve says. So it is where the model's greedy sample has been bought, and then was wrong.
     """
     if after_greedy and arm.after_greedy:
         arm, _ = arm.after_greedy
@@ -297,30 +316,51 @@ def expected_accuracy(
     if not len(posterior.sizes):
         doubt = arm.concentration / (arm.concentration + had)
         return float(posterior.difficulty @ (arm.p_right if arm.greedy else arm.votes[row])) * doubt
-    leader, confidence, scatter = posterior.leader, posterior.confidence, posterior.scatter
-    wrong = float(posterior.sizes.sum() - posterior.sizes[leader])
-    # Rows are the clusters and, last, an answer that was not seen yet.
-    sizes = np.append(posterior.sizes, 0.0)[:, None]
-    mass = posterior.joint.sum(axis=1)[:, None]
-    odds = np.log(arm.p_right / (1 - arm.p_right))
-    worth = np.maximum(odds + np.log((scatter + wrong + 1) / np.maximum(sizes, min(1.0, scatter))), 1e-3)
-    behind = np.log(max(confidence, 1e-12) / np.maximum(mass, 1e-12))
-    # Where the leader is wrong, so much of the wrong votes falls to it.
-    share = posterior.sizes[leader] / (scatter + posterior.sizes.sum())
-    needed = np.floor((behind / worth + samples * share) / (1 + share)).astype(int) + 1
-    needed = np.clip(needed, 1, max(ROUND_SIZES) + 1)
+    leader, confidence = posterior.leader, posterior.confidence
+    # The most likely other answers and, last, one that was not seen yet.
+    others = np.argsort(posterior.answers)[::-1][: MOST_RIVALS + 1]
+    rows = np.append(others[others != leader], len(posterior.sizes))
+    sizes = np.append(posterior.sizes, 0.0)[rows][:, None]
+    joint = posterior.joint[rows]
+    needed = _votes_to_lead(posterior, arm, samples, sizes[:, 0], joint.sum(axis=1))
     chance = arm.at_least[row][np.arange(len(arm.p_right)), needed]
     weight = arm.concentration * arm.p_right
     doubt = np.minimum(1.0, (weight + sizes) / (weight + had * arm.p_right))
-    gain = posterior.joint * chance * doubt
-    gain[leader] = 0.0
-    return min(confidence + float(gain.sum()), 1.0)
+    return min(confidence + float((joint * chance * doubt).sum()), 1.0)
 
 
-def _why_not(other: Action, best: Action, confidence: float, worth: float) -> str:
+def _votes_to_lead(
+    posterior: Posterior, arm: Arm, samples: int, sizes: Array, mass: Array
+) -> NDArray[np.int64]:
+    """Votes that an answer needs of so many samples to overtake, shape (answers, D); one more: it never does.
+
+    Each vote for it multiplies its odds against the leader by p / (1 - p), and by what Ewens's formula says
+    of a wrong vote for it where the leader is right. The votes that are not for it fall to the leader in the
+    leader's share of the wrong ones.
+    """
+    scatter, total = posterior.scatter, float(posterior.sizes.sum())
+    led = float(posterior.sizes[posterior.leader])
+    odds = np.log(arm.p_right / (1 - arm.p_right))
+    votes = np.arange(samples)
+    # Logarithm of the chance that 1, 2, ... wrong votes fall to each answer; a new one begins with `scatter`.
+    joins = np.where(sizes[:, None] + votes > 0, sizes[:, None] + votes, scatter)
+    falls = np.cumsum(np.log(joins) - np.log(scatter + total - led + votes), axis=1)
+    gained = (votes + 1)[None, :, None] * odds - falls[:, :, None]
+    behind = np.log(max(posterior.confidence, 1e-12) / np.maximum(mass, 1e-12))
+    share = led / (scatter + total)
+    # What one more vote for the leader is worth to it, where this answer is right.
+    held = np.maximum(odds + np.log((scatter + total - sizes[:, None]) / led), 0.0)
+    lost = (samples - 1 - votes)[None, :, None] * share * held[:, None, :]
+    ahead = gained > behind[:, None, None] + lost
+    return np.where(ahead.any(axis=1), ahead.argmax(axis=1) + 1, samples + 1)
+
+
+def _why_not(other: Action, best: Action, confidence: float, worth: float, target: float | None) -> str:
     gain, flops = other.accuracy - confidence, other.cost.flops
     if gain < LEAST_GAIN:
         return "it would change nothing"
+    if target is not None:
+        return f"it brings {100 * gain:.1f} points towards the target for {_si(flops)}FLOP, fewer for each"
     if gain * worth <= flops:
         return f"it costs {_si(flops)}FLOP and is worth {_si(gain * worth)}FLOP"
     return (

@@ -180,6 +180,8 @@ class Profile:
 
         The estimate was fitted on queries like those of the prior, so its error already accounts for it.
         """
+        # An estimate beyond the grid is as hard, or as easy, as the grid knows.
+        mean = min(max(mean, float(self.grid[0])), float(self.grid[-1]))
         weight = np.exp(-0.5 * ((self.grid - mean) / sd) ** 2) + 1e-12
         return np.asarray(weight / weight.sum())
 

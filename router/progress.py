@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from isoflop.v1.aggregation_pb2 import SELECTION_SUM, AggregateResponse, Cluster
@@ -56,7 +57,9 @@ class Progress:
         self.blanks += tally.blanks
         self.stability = tally.stability
         self.posterior = update(self._prior, self._votes())
-        if selection == SELECTION_SUM and (leader := self.posterior.leader) > 0:
+        if selection != SELECTION_SUM:
+            self.posterior = replace(self.posterior, chosen=0 if self.clusters else -1)
+        elif (leader := self.posterior.leader) > 0:
             # Votes of several models: the answer most likely right leads, whatever their number.
             self.clusters.insert(0, self.clusters.pop(leader))
             self.posterior = update(self._prior, self._votes())

@@ -56,6 +56,11 @@ class Running:
                 return
             await self._more.wait()
 
+    def cancel(self) -> None:
+        """End it early; a second time would take its bill away, and does nothing."""
+        if not self.task.done() and not self.task.cancelling():
+            self.task.cancel()
+
     @property
     def ending(self) -> bool:
         """Whether it is being cancelled, which may take as long as an abort."""
@@ -113,7 +118,7 @@ class Queries:
             running.shrink()
             if not running.followers and not running.task.done():
                 wait = self._rejoin_seconds if running.request.request_id else 0.0
-                running.leaving = asyncio.get_running_loop().call_later(wait, running.task.cancel)
+                running.leaving = asyncio.get_running_loop().call_later(wait, running.cancel)
 
     def get(self, query_id: str) -> GetQueryResponse:
         """A query by its id; raises NotFound."""
@@ -126,11 +131,10 @@ class Queries:
 
     async def close(self) -> None:
         """Cancel what runs, and wait for it."""
-        tasks = [running.task for running in self._queries.values() if not running.task.done()]
-        for task in tasks:
-            if not task.cancelling():  # A second time would take its bill away.
-                task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        ending = [running for running in self._queries.values() if not running.task.done()]
+        for running in ending:
+            running.cancel()
+        await asyncio.gather(*(running.task for running in ending), return_exceptions=True)
 
     def _ended(self, running: Running, task: asyncio.Task[None]) -> None:
         """Forget what failed, so that a retry begins anew, and of what did not what ended long ago."""

@@ -115,10 +115,8 @@ class Generation:
             aborts.cancel()
             if growing:
                 await self._give_up(backend, round, running, growing, usage)
-            await running
-            with suppress(asyncio.CancelledError):
-                await aborts
             self._settle(backend, usage)
+            await asyncio.gather(running, aborts, return_exceptions=True)
         # A round that failed says what it cost, too.
         yield GenerateResponse(usage=usage)
         if failure:

@@ -193,7 +193,7 @@ async def test_effort_buys_more(client: AsyncClient) -> None:
     assert spent["low"] < spent["high"]
 
 
-@pytest.mark.parametrize("budget", [Budget(tokens=1200), Budget(flops=4e8), Budget(money=1e-5)])
+@pytest.mark.parametrize("budget", [Budget(tokens=600), Budget(flops=4e8), Budget(money=1e-5)])
 async def test_a_budget_binds(client: AsyncClient, budget: Budget) -> None:
     response = await client.solve(HARD, effort="high", budget=budget, seed=1)
     bill = response.bill
@@ -292,7 +292,7 @@ async def test_each_process_tells_its_health_contract_and_metrics(suite: Suite) 
             async for answer in stub.ServerReflectionInfo(iter([asked])):
                 services = {service.name for service in answer.list_services_response.service}
                 assert f"isoflop.v1.{name.capitalize()}Service" in services
-        assert process.metrics("isoflop_rpc_calls_total") >= 0
+        assert process.metrics("isoflop_rpc_calls_total") > 0
 
 
 async def test_no_prompt_is_logged(suite: Suite, client: AsyncClient) -> None:

@@ -215,3 +215,50 @@ def test_thousands_of_votes_stay_finite(row: list[int]) -> None:
     posterior = after(EVEN, (make_arm(p_right=np.array([0.0001, 0.9999])), row, blanks))
     assert np.isfinite(posterior.joint).all()
     assert posterior.joint.sum() == pytest.approx(1)
+
+
+def test_an_estimate_beyond_the_grid_is_as_hard_as_the_grid_knows() -> None:
+    profile = make_profile()
+    hardest = profile.belief(float(profile.grid[-1]), 0.3)
+    assert np.array_equal(profile.belief(1000.0, 0.3), hardest)
+    assert profile.belief(1000.0, 0.3) @ profile.grid > 2
+
+
+def test_what_a_greedy_sample_says_of_the_others_matches_brute_force() -> None:
+    """The stated model, drawn many times: greedy right or not, then samples by what that makes of them."""
+    grid = np.array([-1.0, 0.0, 1.0])
+    greedy, sampled, after = np.array([0.9, 0.6, 0.2]), np.array([0.8, 0.5, 0.15]), np.array([0.3, 0.2, 0.05])
+    common = {"tokens": [50.0] * 3, "prompt_tokens_per_byte": 1.0, "seconds_per_token": 0.0}
+    arms = [
+        {"temperature": 0.0, "p_right": greedy.tolist(), "votes": {}},
+        {
+            "temperature": 1.0,
+            "p_right": sampled.tolist(),
+            "p_right_after_greedy": after.tolist(),
+            "votes": {"1": sampled.tolist()},
+        },
+    ]
+    shared = {"model": "s", "concentration": 4.0, "scatter": 3.0, **common}
+    profile = make_profile(grid=grid.tolist(), prior=[1.0] * 3, arms=[shared | arm for arm in arms])
+    rng = np.random.default_rng(5)
+    agreed, right = 0, 0
+    for _ in range(40_000):
+        d = rng.integers(3)
+        g = rng.random() < greedy[d]
+        mean = (sampled[d] - (1 - greedy[d]) * after[d]) / greedy[d] if g else after[d]
+        p = rng.beta(4 * mean, 4 * (1 - mean))
+        answers = ["right" if g else "wrong 0"]
+        wrong = [] if g else ["wrong 0"]
+        for number in range(2):
+            if rng.random() < p:
+                answers.append("right")
+                continue
+            known = rng.random() < len(wrong) / (3.0 + len(wrong))
+            wrong.append(wrong[rng.integers(len(wrong))] if known else f"wrong {number + 1}")
+            answers.append(wrong[-1])
+        if len(set(answers)) == 1:
+            agreed += 1
+            right += answers[0] == "right"
+    counts = np.array([[1.0], [2.0]])
+    posterior = update(profile.prior, Votes(profile.arms, counts, np.zeros(2)))
+    assert posterior.confidence == pytest.approx(right / agreed, abs=0.01)

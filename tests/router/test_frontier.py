@@ -47,7 +47,7 @@ def test_what_is_easy_takes_small_models_and_what_is_hard_large_ones() -> None:
 def test_each_point_is_a_plan_with_its_price() -> None:
     for point in FRONTIER.points:
         action = point.action
-        assert action.strategy == ("single" if action.samples == 1 else "majority")
+        assert action.strategy == ("single" if action.temperature == 0 else "majority")
         assert 0 <= action.expected_accuracy <= 1
         assert action.expected_flops > 0
         assert action.expected_money > 0

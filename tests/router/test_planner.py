@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from isoflop.errors import DeadlineExceeded, FailedPrecondition
-from isoflop.v1.common_pb2 import Capabilities
+from isoflop.v1.common_pb2 import Capabilities, Shape
 from isoflop.v1.router_pb2 import Budget, Effort, Filters, Objective
 from synthetic import (
     EASY,
@@ -500,7 +500,8 @@ class TestLimits:
         )
         assert sum(action_cost(d.action).flops for d, _ in steps if d.action) <= 4e8
         assert steps[-1][0].action is None
-        assert "no further round fits" in steps[-1][0].reason
+        spent = make_state(PLANNER, HARD, left=Cost(1.0, 1.0, 1.0), bought={"s": 1})
+        assert "no further round fits" in PLANNER.decide(query, spent).reason
 
     @pytest.mark.parametrize("seconds", [1e-6, 0.0, -3.0])
     def test_a_deadline_too_short_is_told_before_anything_is_spent(self, seconds: float) -> None:
@@ -610,3 +611,24 @@ def test_time_to_decide_and_to_update_is_small(capsys: pytest.CaptureFixture[str
             assert spent < 0.5
     with capsys.disabled():
         print("\n" + "\n".join(lines))
+
+
+class TestBestOfN:
+    def test_is_bought_in_one_round_and_not_without_end(self) -> None:
+        query = make_query(PLANNER, filters=Filters(strategies=["best_of_n"]))
+        first = PLANNER.decide(query, make_state(PLANNER, HARD)).action
+        assert first is not None
+        assert first.samples == first.horizon
+        again = PLANNER.decide(query, make_state(PLANNER, HARD, bought={"m": first.samples}))
+        assert again.action is None
+        assert "one round" in again.reason
+
+
+class TestUnmeasuredModels:
+    @pytest.mark.parametrize("parameters", [10**5, 7 * 10**9, 4 * 10**11])
+    def test_one_of_any_size_is_asked_at_least_once(self, parameters: int) -> None:
+        shape = Shape(active_parameters=parameters, layers=32, heads=32, head_size=128)
+        planner = make_planner(make_profile(), make_model("own", shape=shape))
+        for effort in (Effort.EFFORT_LOW, Effort.EFFORT_MEDIUM, Effort.EFFORT_HIGH):
+            query = make_query(planner, effort=effort)
+            assert planner.decide(query, make_state(planner, MIDDLE)).action is not None

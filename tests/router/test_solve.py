@@ -129,7 +129,7 @@ class TestAnswers:
         self, make_suite: MakeSuite
     ) -> None:
         script = by_model(s=listed(number(5), number(6), number(7)), m=same(number(421)), l=same(number(421)))
-        suite = make_suite(script, -1.2)
+        suite = make_suite(script, -1.0)
         result = await suite.router.solve(ask(objective=Objective(flops_per_right_answer=5e8)))
         assert result.answer == "421"
         models = [round.action.model for round in result.rounds]

@@ -123,13 +123,16 @@ class LlamaCppBackend:
             return await self._slots.acquire()
         slot = asyncio.ensure_future(self._slots.acquire())
         abort = asyncio.ensure_future(round.until_aborted(job.sample_id))
+        taken = False
         try:
             await asyncio.wait({slot, abort}, return_when=asyncio.FIRST_COMPLETED)
+            taken = slot.done() and not round.aborted(job.sample_id)
         finally:
             abort.cancel()
-            if not slot.cancel() and round.aborted(job.sample_id):
+            # A slot that came when nobody waits any more, as where the round has failed, is given back.
+            if not slot.cancel() and not taken:
                 self._slots.release()
-        return not round.aborted(job.sample_id)
+        return taken
 
     def _request(self, job: Job) -> dict[str, Any]:
         sampling = job.sampling

@@ -216,6 +216,21 @@ async def test_a_prompt_longer_than_the_context_is_refused_and_named(core: Gener
     assert (await sample(core)).text
 
 
+async def test_rounds_that_are_refused_give_their_slots_back(
+    other: LlamaCppBackend, core: Generation
+) -> None:
+    """Samples that wait for a slot when the round fails must not take one with them."""
+    name = other.model.name
+    for _ in range(6):
+        message = Message(role="user", content="1+" * 4000)
+        long = start(name, messages=[message], branches=[Branch(samples=40)])
+        with pytest.raises(InvalidArgument, match="context"):
+            await generate(core, long)
+    made, _ = await generate(core, begin(name, 9, temperature=1.0, seed=1, max_tokens=4))
+    assert len(made) == 9
+    assert not other._slots.locked(), "every slot is free again"
+
+
 async def test_an_abort_stops_the_engine_within_a_few_decode_steps(other: LlamaCppBackend) -> None:
     class Impatient(Round):
         """Says that it is aborted once that has been asked fifty times: once for each chunk."""
