@@ -17,7 +17,7 @@ from tests.cluster.triton_server import TritonServer, TritonServerError
 SIZES = ("s", "m", "l")
 
 # Rounds large enough that stopping early has something to abort.
-ROUTER_OPTIONS = ("--round-samples", "16", "--rejoin-seconds", "1")
+ROUTER_OPTIONS = ("--round-samples", "16", "--rejoin-seconds", "1", "--deadline-margin-seconds", "0.5")
 
 
 @dataclass

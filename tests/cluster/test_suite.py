@@ -185,7 +185,8 @@ async def test_planning_spends_no_tokens(suite: Suite, client: AsyncClient) -> N
 
 
 async def test_effort_buys_more(client: AsyncClient) -> None:
-    problems = [f"{a}*{a + 3}-7*(4+{a})" for a in (13, 27, 38, 46)]
+    # Where it is hard: low does not try, or not with the largest model.
+    problems = [HARD, "48-(39-(97+65-45+96)+(8*8-(9+13)))*2+5", "(92-(7+(69+4))+44-17)*26-(4+13+5*7)"]
     spent = {
         effort: sum([(await client.solve(p, effort=effort, seed=1)).bill.flops for p in problems])
         for effort in ("low", "high")
@@ -272,7 +273,7 @@ async def test_bad_input_is_refused_in_one_sentence(
 async def test_what_cannot_end_in_time_is_refused_before_it_costs(suite: Suite, client: AsyncClient) -> None:
     before = counted(suite)
     with pytest.raises(DeadlineExceeded):
-        await client.solve(PROBLEM, timeout=0.201)
+        await client.solve(PROBLEM, timeout=0.501)
     assert counted(suite) == before
 
 

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.cluster
 PROMPT = "17*24+13\n"
 MODEL = "abacus_l"
 SLOTS = 16
+LATE = 250
 
 
 @pytest.fixture(scope="module")
@@ -206,12 +207,14 @@ async def test_closing_the_stream_stops_generation(
     # Requests that were still on their way when the stream closed may never arrive.
     assert SLOTS <= change["llamacpp_requests_total"] <= 2 * SLOTS
     assert change["llamacpp_cancelled_requests_total"] == change["llamacpp_requests_total"]
-    # Triton hears of it within some milliseconds, and llama.cpp at the next token.
+    # Triton hears of it within some milliseconds, and llama.cpp at the next token: about 20 tokens a request
+    # were late on an idle machine. On one that is busy with other things our word itself is slow, by
+    # a few hundred milliseconds; a request that went on would make a thousand.
     late = change["llamacpp_cancelled_tokens_total"] - received
-    assert 0 <= late <= 60 * SLOTS
+    assert 0 <= late <= LATE * SLOTS
     # llama.cpp's own count agrees that nothing else was generated: had a request gone on behind
     # our back, it would have decoded to the end of its context.
-    assert change["llamacpp_decode_steps_total"] <= change["llamacpp_cancelled_tokens_total"] / SLOTS + 60
+    assert change["llamacpp_decode_steps_total"] <= change["llamacpp_cancelled_tokens_total"] / SLOTS + LATE
     await asyncio.sleep(0.5)
     await collect(client, request(max_tokens=1))
     later = (await settled(triton, before))["llamacpp_decode_steps_total"]
