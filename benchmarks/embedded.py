@@ -71,9 +71,12 @@ MEASURED = fingerprint(MODELS / "SHA256SUMS", MODELS / "catalog.yaml")
 """What fixed plans depend on."""
 PLANNED = fingerprint(
     *(MODELS / name for name in ("SHA256SUMS", "catalog.yaml", "profile.json", "difficulty.json")),
-    *sorted((ROOT / "router").glob("*.py")),
+    *(
+        ROOT / "router" / f"{name}.py"
+        for name in ("belief", "cost", "planner", "profile", "progress", "solve")
+    ),
 )
-"""What isoflop's own depend on: models, profile and the router's code."""
+"""What isoflop's own depend on: models, profile and what decides."""
 
 Play = Callable[[Router, "Problem", Any, int, int], Awaitable[list["Outcome"]]]
 """Plays a policy: router, problem, effort or model, seed, and the seed of the first sample."""

@@ -149,15 +149,23 @@ async def solve_all(console: Console) -> list[Run]:
                     seconds = time.perf_counter() - begin
                     live.update(board(rows, at + 1, len(problems), seconds, console.width >= WIDE))
 
-                # Each goes first in turn: the others may find the prompt in the engine's cache.
-                for run in (*runs[number % len(runs) :], *runs[: number % len(runs)]):
+                for run in runs:
                     run.filters.seed = SEED + 1000 * number
-                    if run is runs[0]:
-                        run.solved.append(await watch(router, problem, run.filters, show))
-                    else:
-                        request = SolveRequest(prompt=problem.prompt, filters=run.filters)
-                        run.solved.append(Solved(problem, await router.solve(request)))
+                # Each goes first in turn: the other may find the prompt in the engine's cache.
+                if number % 2:
+                    await fixed(router, problem, runs[1:])
+                runs[0].solved.append(await watch(router, problem, runs[0].filters, show))
+                if not number % 2:
+                    await fixed(router, problem, runs[1:])
         return runs
+
+
+async def fixed(router: Router, problem: Problem, runs: Sequence[Run]) -> None:
+    """Solve one problem by the fixed plans, which run side by side."""
+    requests = [SolveRequest(prompt=problem.prompt, filters=run.filters) for run in runs]
+    responses = await asyncio.gather(*(router.solve(request) for request in requests))
+    for run, response in zip(runs, responses, strict=True):
+        run.solved.append(Solved(problem, response))
 
 
 async def watch(

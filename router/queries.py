@@ -67,9 +67,10 @@ class Running:
         return not self.task.done() and self.task.cancelling() > 0
 
     def shrink(self) -> None:
-        """Keep the result alone, once nobody follows any more."""
+        """Keep the result and the rounds alone, once nobody follows any more."""
         if self.task.done() and not self.followers:
             del self.events[:-1]
+            self.life.progress.samples.clear()
 
 
 class Queries:

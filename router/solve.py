@@ -204,7 +204,7 @@ class Life:
         return self.planner.decide(self.query, replace(state, bought=had)).action is None
 
     def save(self, action: Action, round: Round) -> None:
-        """Note what ending the round early has spared, against its expected cost."""
+        """Note the samples that were not run to their end, and how much less than expected the round cost."""
         expected = action.message().expected_flops
         if round.aborted:
             self.saved.samples += round.aborted
