@@ -151,12 +151,11 @@ async def solve_all(console: Console) -> list[Run]:
 
                 for run in runs:
                     run.filters.seed = SEED + 1000 * number
-                # Each goes first in turn: the other may find the prompt in the engine's cache.
-                if number % 2:
-                    await fixed(router, problem, runs[1:])
-                runs[0].solved.append(await watch(router, problem, runs[0].filters, show))
-                if not number % 2:
-                    await fixed(router, problem, runs[1:])
+                # At once: neither finds the prompt in the engine's cache because of the other.
+                solved, _ = await asyncio.gather(
+                    watch(router, problem, runs[0].filters, show), fixed(router, problem, runs[1:])
+                )
+                runs[0].solved.append(solved)
         return runs
 
 

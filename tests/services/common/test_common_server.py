@@ -73,8 +73,13 @@ class Served:
         )
 
     async def stream(self) -> None:
-        async for _ in generation_pb2_grpc.GenerationServiceStub(self.channel).Generate():
-            pass
+        call = generation_pb2_grpc.GenerationServiceStub(self.channel).Generate()
+        try:
+            async for _ in call:
+                pass
+        finally:
+            # Cancelled while it still begins, grpc's own iteration leaves the call to the garbage collector.
+            call.cancel()
 
     def calls(self, method: str, code: str) -> float:
         labels = {"method": method, "code": code}
