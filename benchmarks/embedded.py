@@ -47,12 +47,12 @@ from services.aggregation.answers import extract
 from services.common.settings import MODELS
 from services.difficulty import estimator
 from services.generation.backends.llamacpp import Header
+from training.splits import Problem, first_of_each_group, read_rows
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parents[1]
-PROBLEMS = ROOT / "training" / "problems" / "heldout.jsonl"
 STORE = ROOT / "build" / "bench-embedded"
 EFFORTS = {"low": EFFORT_LOW, "medium": EFFORT_MEDIUM, "high": EFFORT_HIGH}
 VOTES = (16, 8, 4)
@@ -78,18 +78,8 @@ PLANNED = fingerprint(
 )
 """What isoflop's own depend on: models, profile and what decides."""
 
-Play = Callable[[Router, "Problem", Any, int, int], Awaitable[list["Outcome"]]]
+Play = Callable[[Router, Problem, Any, int, int], Awaitable[list["Outcome"]]]
 """Plays a policy: router, problem, effort or model, seed, and the seed of the first sample."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A held-out problem."""
-
-    query_id: str
-    prompt: str
-    answer: str
-    group: int
 
 
 @dataclass(frozen=True)
@@ -118,17 +108,6 @@ class Row:
     """Share of queries for which nothing was bought."""
     abandoned: float
     """Share of queries that ended with less than even confidence: isoflop says so."""
-
-
-def read(most: int) -> list[Problem]:
-    """The first problems of each group, `most` in all."""
-    rows = [json.loads(line) for line in PROBLEMS.read_text().splitlines()]
-    groups = sorted({row["group"] for row in rows})
-    return [
-        Problem(row["query_id"], row["prompt"], row["answer"], group)
-        for group in groups
-        for row in [row for row in rows if row["group"] == group][: most // len(groups)]
-    ]
 
 
 def seed_of(problem: Problem, seed: int, number: int) -> int:
@@ -321,8 +300,8 @@ def length_rules(problems: list[Problem], outcomes: list[Outcome]) -> list[Outco
     largest = max(weights.curves, key=lambda curve: curve.ability).model
     arm = next(arm for arm in curves.arms if arm.model == largest and arm.greedy)
     shape = Header.read(MODELS / f"{largest}.gguf").shape
-    rows = [json.loads(line)["prompt"] for line in (PROBLEMS.parent / "calibration.jsonl").open()]
-    beliefs = [(weights.estimate(prompt), prompt) for prompt in rows]
+    rows = read_rows("calibration.jsonl")
+    beliefs = [(weights.estimate(row["prompt"]), row["prompt"]) for row in rows]
     gains = []
     for told, prompt in beliefs:
         belief = curves.belief(told.mean, told.sd)
@@ -446,7 +425,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "embedded.json")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results" / "embedded.md")
     arguments = parser.parse_args()
-    problems = read(arguments.problems)
+    problems = first_of_each_group("heldout.jsonl", arguments.problems)
     outcomes, version = asyncio.run(collect(problems, arguments.seeds))
     outcomes += length_rules(problems, outcomes)
     table = rows(outcomes)

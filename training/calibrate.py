@@ -53,10 +53,10 @@ from services.difficulty.features import NAMES, features
 from services.generation.core import Generation
 from services.generation.engines import open_backends
 from services.generation.settings import GenerationSettings
+from training.splits import Problem, first_of_each_group
 
 Array = NDArray[np.float64]
 
-PROBLEMS = Path(__file__).parent / "problems" / "calibration.jsonl"
 STORE = Path("build/calibration")
 TEMPERATURE = 1.0
 """Of sampled arms: see the model card."""
@@ -76,16 +76,6 @@ answer is bought for a rise of a third, at medium of an eighth, at high of five 
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A labelled query."""
-
-    query_id: str
-    prompt: str
-    answer: str
-    group: int
-
-
-@dataclass(frozen=True)
 class Sampled:
     """Stored samples of one problem."""
 
@@ -94,18 +84,6 @@ class Sampled:
     prompt_tokens: int
     seconds: float
     """Of the whole round."""
-
-
-def read_problems(path: Path, most: int) -> list[Problem]:
-    """The first problems of each group, `most` in all."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    groups = sorted({row["group"] for row in rows})
-    each = max(1, most // len(groups))
-    problems = []
-    for group in groups:
-        members = [row for row in rows if row["group"] == group][:each]
-        problems += [Problem(row["query_id"], row["prompt"], row["answer"], group) for row in members]
-    return problems
 
 
 async def sample(
@@ -326,7 +304,7 @@ def rounded(values: Array, digits: int = 4) -> list[float]:
 
 async def calibrate(most: int, samples: int, out: Path) -> None:
     """Sample, fit, write."""
-    problems = read_problems(PROBLEMS, most)
+    problems = first_of_each_group("calibration.jsonl", most)
     backends = open_backends(MODELS / "catalog.yaml")
     generation = Generation(GenerationSettings(), backends, CollectorRegistry())
     models = [backend.model for backend in backends]

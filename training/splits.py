@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypedDict
 
@@ -70,6 +71,28 @@ def read_rows(name: str) -> list[Row]:
     """The rows of one of the files, for example `heldout.jsonl`."""
     lines = (FOLDER / name).read_text(encoding="ascii").splitlines()
     return [json.loads(line) for line in lines]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A labelled query."""
+
+    query_id: str
+    prompt: str
+    answer: str
+    group: int
+
+
+def first_of_each_group(name: str, most: int) -> list[Problem]:
+    """The first problems of each group of one of the files, `most` in all."""
+    rows = read_rows(name)
+    groups = sorted({row["group"] for row in rows})
+    each = max(1, most // len(groups))
+    return [
+        Problem(row["query_id"], row["prompt"], row["answer"], group)
+        for group in groups
+        for row in [row for row in rows if row["group"] == group][:each]
+    ]
 
 
 def write_splits(seed: int = 1) -> None:
