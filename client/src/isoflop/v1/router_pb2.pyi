@@ -225,6 +225,7 @@ class Filters(_message.Message):
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     VERIFIER_FIELD_NUMBER: _builtins.int
+    SCORING_FIELD_NUMBER: _builtins.int
     samples: _builtins.int
     """Exactly this many samples, bought at once and all completed: a fixed plan. None: the planner decides."""
     thinking_tokens: _builtins.int
@@ -235,6 +236,8 @@ class Filters(_message.Message):
     """Seed of the query's first sample; none: one is drawn and reported."""
     verifier: _builtins.str
     """The verifier for strategies that need one; empty: the first that is there."""
+    scoring: _verification_pb2.ChainScoring.ValueType
+    """From the scores of steps to the score of a chain; none: as the verifier says."""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only these models; none: all."""
@@ -253,10 +256,11 @@ class Filters(_message.Message):
         temperature: _builtins.float | None = ...,
         seed: _builtins.int | None = ...,
         verifier: _builtins.str = ...,
+        scoring: _verification_pb2.ChainScoring.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_samples", b"_samples", "_seed", b"_seed", "_temperature", b"_temperature", "_thinking_tokens", b"_thinking_tokens", "samples", b"samples", "seed", b"seed", "temperature", b"temperature", "thinking_tokens", b"thinking_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_samples", b"_samples", "_seed", b"_seed", "_temperature", b"_temperature", "_thinking_tokens", b"_thinking_tokens", "models", b"models", "samples", b"samples", "seed", b"seed", "strategies", b"strategies", "temperature", b"temperature", "thinking_tokens", b"thinking_tokens", "verifier", b"verifier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_samples", b"_samples", "_seed", b"_seed", "_temperature", b"_temperature", "_thinking_tokens", b"_thinking_tokens", "models", b"models", "samples", b"samples", "scoring", b"scoring", "seed", b"seed", "strategies", b"strategies", "temperature", b"temperature", "thinking_tokens", b"thinking_tokens", "verifier", b"verifier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__samples: _TypeAlias = _typing.Literal["samples"]  # noqa: Y015
     _WhichOneofArgType__samples: _TypeAlias = _typing.Literal["_samples", b"_samples"]  # noqa: Y015

@@ -25,27 +25,29 @@ _sym_db = _symbol_database.Default()
 from isoflop.v1 import common_pb2 as isoflop_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1disoflop/v1/verification.proto\x12\nisoflop.v1\x1a\x17isoflop/v1/common.proto\"j\n\x0cScoreRequest\x12\x10\n\x08verifier\x18\x01 \x01(\t\x12%\n\x08messages\x18\x02 \x03(\x0b\x32\x13.isoflop.v1.Message\x12!\n\x06\x63hains\x18\x03 \x03(\x0b\x32\x11.isoflop.v1.Chain\"B\n\x05\x43hain\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x1f\n\x05steps\x18\x03 \x03(\x0b\x32\x10.isoflop.v1.Step\"V\n\rScoreResponse\x12&\n\x06scores\x18\x01 \x03(\x0b\x32\x16.isoflop.v1.ChainScore\x12\x0e\n\x06tokens\x18\x02 \x01(\x03\x12\r\n\x05\x66lops\x18\x03 \x01(\x01\"6\n\nChainScore\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x03(\x01\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"\x1a\n\x18\x44\x65scribeVerifiersRequest\"D\n\x19\x44\x65scribeVerifiersResponse\x12\'\n\tverifiers\x18\x01 \x03(\x0b\x32\x14.isoflop.v1.Verifier\"A\n\x08Verifier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x16\n\x0eneeds_logprobs\x18\x03 \x01(\x08\x32\xb5\x01\n\x13VerificationService\x12<\n\x05Score\x12\x18.isoflop.v1.ScoreRequest\x1a\x19.isoflop.v1.ScoreResponse\x12`\n\x11\x44\x65scribeVerifiers\x12$.isoflop.v1.DescribeVerifiersRequest\x1a%.isoflop.v1.DescribeVerifiersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1disoflop/v1/verification.proto\x12\nisoflop.v1\x1a\x17isoflop/v1/common.proto\"j\n\x0cScoreRequest\x12\x10\n\x08verifier\x18\x01 \x01(\t\x12%\n\x08messages\x18\x02 \x03(\x0b\x32\x13.isoflop.v1.Message\x12!\n\x06\x63hains\x18\x03 \x03(\x0b\x32\x11.isoflop.v1.Chain\"B\n\x05\x43hain\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x1f\n\x05steps\x18\x03 \x03(\x0b\x32\x10.isoflop.v1.Step\"\xa9\x01\n\rScoreResponse\x12&\n\x06scores\x18\x01 \x03(\x0b\x32\x16.isoflop.v1.ChainScore\x12\x0e\n\x06tokens\x18\x02 \x01(\x03\x12\r\n\x05\x66lops\x18\x03 \x01(\x01\x12\x1f\n\x17\x66lops_without_attention\x18\x04 \x01(\x01\x12\x15\n\rcached_tokens\x18\x05 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\x03\"6\n\nChainScore\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x03(\x01\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"\x1a\n\x18\x44\x65scribeVerifiersRequest\"D\n\x19\x44\x65scribeVerifiersResponse\x12\'\n\tverifiers\x18\x01 \x03(\x0b\x32\x14.isoflop.v1.Verifier\"\x81\x02\n\x08Verifier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x16\n\x0eneeds_logprobs\x18\x03 \x01(\x08\x12 \n\x05shape\x18\x04 \x01(\x0b\x32\x11.isoflop.v1.Shape\x12\x0f\n\x07\x63ontext\x18\x05 \x01(\x05\x12 \n\x05price\x18\x06 \x01(\x0b\x32\x11.isoflop.v1.Price\x12)\n\x07scoring\x18\x07 \x01(\x0e\x32\x18.isoflop.v1.ChainScoring\x12\x14\n\x0c\x65xtra_tokens\x18\x08 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\t \x01(\x05\x12\r\n\x05whole\x18\n \x01(\x08*\x8f\x01\n\x0c\x43hainScoring\x12\x1d\n\x19\x43HAIN_SCORING_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43HAIN_SCORING_MIN\x10\x01\x12\x19\n\x15\x43HAIN_SCORING_PRODUCT\x10\x02\x12\x16\n\x12\x43HAIN_SCORING_LAST\x10\x03\x12\x16\n\x12\x43HAIN_SCORING_MEAN\x10\x04\x32\xb5\x01\n\x13VerificationService\x12<\n\x05Score\x12\x18.isoflop.v1.ScoreRequest\x1a\x19.isoflop.v1.ScoreResponse\x12`\n\x11\x44\x65scribeVerifiers\x12$.isoflop.v1.DescribeVerifiersRequest\x1a%.isoflop.v1.DescribeVerifiersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'isoflop.v1.verification_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_CHAINSCORING']._serialized_start=833
+  _globals['_CHAINSCORING']._serialized_end=976
   _globals['_SCOREREQUEST']._serialized_start=70
   _globals['_SCOREREQUEST']._serialized_end=176
   _globals['_CHAIN']._serialized_start=178
   _globals['_CHAIN']._serialized_end=244
-  _globals['_SCORERESPONSE']._serialized_start=246
-  _globals['_SCORERESPONSE']._serialized_end=332
-  _globals['_CHAINSCORE']._serialized_start=334
-  _globals['_CHAINSCORE']._serialized_end=388
-  _globals['_DESCRIBEVERIFIERSREQUEST']._serialized_start=390
-  _globals['_DESCRIBEVERIFIERSREQUEST']._serialized_end=416
-  _globals['_DESCRIBEVERIFIERSRESPONSE']._serialized_start=418
-  _globals['_DESCRIBEVERIFIERSRESPONSE']._serialized_end=486
-  _globals['_VERIFIER']._serialized_start=488
-  _globals['_VERIFIER']._serialized_end=553
-  _globals['_VERIFICATIONSERVICE']._serialized_start=556
-  _globals['_VERIFICATIONSERVICE']._serialized_end=737
+  _globals['_SCORERESPONSE']._serialized_start=247
+  _globals['_SCORERESPONSE']._serialized_end=416
+  _globals['_CHAINSCORE']._serialized_start=418
+  _globals['_CHAINSCORE']._serialized_end=472
+  _globals['_DESCRIBEVERIFIERSREQUEST']._serialized_start=474
+  _globals['_DESCRIBEVERIFIERSREQUEST']._serialized_end=500
+  _globals['_DESCRIBEVERIFIERSRESPONSE']._serialized_start=502
+  _globals['_DESCRIBEVERIFIERSRESPONSE']._serialized_end=570
+  _globals['_VERIFIER']._serialized_start=573
+  _globals['_VERIFIER']._serialized_end=830
+  _globals['_VERIFICATIONSERVICE']._serialized_start=979
+  _globals['_VERIFICATIONSERVICE']._serialized_end=1160
 # @@protoc_insertion_point(module_scope)

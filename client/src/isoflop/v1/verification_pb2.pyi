@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from isoflop.v1 import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
@@ -18,6 +19,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ChainScoring:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChainScoringEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChainScoring.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHAIN_SCORING_UNSPECIFIED: _ChainScoring.ValueType  # 0
+    """As the verifier says; where it does not say, as CHAIN_SCORING_MEAN."""
+    CHAIN_SCORING_MIN: _ChainScoring.ValueType  # 1
+    """The worst step (Lightman et al., arXiv 2305.20050)."""
+    CHAIN_SCORING_PRODUCT: _ChainScoring.ValueType  # 2
+    """The product: that all steps are right, if they were independent."""
+    CHAIN_SCORING_LAST: _ChainScoring.ValueType  # 3
+    """The last step (Snell et al., arXiv 2408.03314)."""
+    CHAIN_SCORING_MEAN: _ChainScoring.ValueType  # 4
+    """The mean."""
+
+class ChainScoring(_ChainScoring, metaclass=_ChainScoringEnumTypeWrapper):
+    """From the scores of steps to the score of a chain."""
+
+CHAIN_SCORING_UNSPECIFIED: ChainScoring.ValueType  # 0
+"""As the verifier says; where it does not say, as CHAIN_SCORING_MEAN."""
+CHAIN_SCORING_MIN: ChainScoring.ValueType  # 1
+"""The worst step (Lightman et al., arXiv 2305.20050)."""
+CHAIN_SCORING_PRODUCT: ChainScoring.ValueType  # 2
+"""The product: that all steps are right, if they were independent."""
+CHAIN_SCORING_LAST: ChainScoring.ValueType  # 3
+"""The last step (Snell et al., arXiv 2408.03314)."""
+CHAIN_SCORING_MEAN: ChainScoring.ValueType  # 4
+"""The mean."""
+Global___ChainScoring: _TypeAlias = ChainScoring  # noqa: Y015
 
 @_typing.final
 class ScoreRequest(_message.Message):
@@ -68,7 +101,7 @@ class Chain(_message.Message):
     """Its text."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Step]:
-        """The text cut into steps; none: the verifier cuts it at line ends."""
+        """The text cut into steps, the last one ending where the text ends; none: it is cut at line ends."""
 
     def __init__(
         self,
@@ -94,10 +127,19 @@ class ScoreResponse(_message.Message):
     SCORES_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     FLOPS_FIELD_NUMBER: _builtins.int
+    FLOPS_WITHOUT_ATTENTION_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     tokens: _builtins.int
-    """Tokens that the verifier read."""
+    """Tokens of prompts and chains that the verifier computed."""
     flops: _builtins.float
-    """Floating-point operations spent."""
+    """Floating-point operations spent, attention included."""
+    flops_without_attention: _builtins.float
+    """The simple figure beside it: 2 x active parameters x tokens."""
+    cached_tokens: _builtins.int
+    """Tokens that were found in an engine's cache: no FLOPs."""
+    completion_tokens: _builtins.int
+    """Tokens that the verifier generated, where it is a critic."""
     @_builtins.property
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChainScore]:
         """One for each chain."""
@@ -108,10 +150,13 @@ class ScoreResponse(_message.Message):
         scores: _abc.Iterable[Global___ChainScore] | None = ...,
         tokens: _builtins.int = ...,
         flops: _builtins.float = ...,
+        flops_without_attention: _builtins.float = ...,
+        cached_tokens: _builtins.int = ...,
+        completion_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flops", b"flops", "scores", b"scores", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "flops", b"flops", "flops_without_attention", b"flops_without_attention", "scores", b"scores", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -132,7 +177,9 @@ class ChainScore(_message.Message):
     """Why the chain could not be scored; empty otherwise. The other chains are not affected."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """One score in [0, 1] for each step; none where the chain could not be scored."""
+        """One score in [0, 1] for each step, or one in all where the verifier judges whole texts; none where
+        the chain could not be scored.
+        """
 
     def __init__(
         self,
@@ -199,22 +246,54 @@ class Verifier(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     BACKEND_FIELD_NUMBER: _builtins.int
     NEEDS_LOGPROBS_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
+    SCORING_FIELD_NUMBER: _builtins.int
+    EXTRA_TOKENS_FIELD_NUMBER: _builtins.int
+    COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name by which it is asked for."""
     backend: _builtins.str
-    """The kind of backend."""
+    """The kind of backend: logprob, onnx, triton, pooling or critic."""
     needs_logprobs: _builtins.bool
     """It needs the log-probabilities of the steps."""
+    context: _builtins.int
+    """Most tokens of prompt and chain together; longer chains get an error. 0: not known."""
+    scoring: Global___ChainScoring.ValueType
+    """From the scores of steps to the score of a chain, where the caller does not say."""
+    extra_tokens: _builtins.int
+    """Tokens that it reads beside a prompt and a chain, at most: its template or rubric."""
+    completion_tokens: _builtins.int
+    """Tokens that it generates for a chain, at most."""
+    whole: _builtins.bool
+    """It judges texts as a whole: one score for each chain."""
+    @_builtins.property
+    def shape(self) -> _common_pb2.Shape:
+        """What its FLOPs depend on; none: it computes no tokens."""
+
+    @_builtins.property
+    def price(self) -> _common_pb2.Price:
+        """What its tokens cost."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         backend: _builtins.str = ...,
         needs_logprobs: _builtins.bool = ...,
+        shape: _common_pb2.Shape | None = ...,
+        context: _builtins.int = ...,
+        price: _common_pb2.Price | None = ...,
+        scoring: Global___ChainScoring.ValueType = ...,
+        extra_tokens: _builtins.int = ...,
+        completion_tokens: _builtins.int = ...,
+        whole: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price", "shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "name", b"name", "needs_logprobs", b"needs_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "completion_tokens", b"completion_tokens", "context", b"context", "extra_tokens", b"extra_tokens", "name", b"name", "needs_logprobs", b"needs_logprobs", "price", b"price", "scoring", b"scoring", "shape", b"shape", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
