@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.tokens import VOCABULARY_SIZE
-
 
 @dataclass(frozen=True)
 class Shape:
@@ -23,6 +21,7 @@ class Shape:
     layers: int
     heads: int
     feed_forward: int
+    vocabulary: int
     context: int = 1024
     """Longest sequence in tokens that the file promises."""
     rope_base: float = 10_000.0
@@ -37,7 +36,7 @@ class Shape:
     def parameters(self) -> int:
         """Number of weights; the embedding serves as output too."""
         block = 4 * self.width**2 + 3 * self.width * self.feed_forward + 2 * self.width
-        return VOCABULARY_SIZE * self.width + self.layers * block + self.width
+        return self.vocabulary * self.width + self.layers * block + self.width
 
 
 def rotary_table(shape: Shape, length: int) -> Tensor:
@@ -99,7 +98,7 @@ class Decoder(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
-        self.embedding = nn.Parameter(torch.randn(VOCABULARY_SIZE, shape.width) * 0.02)
+        self.embedding = nn.Parameter(torch.randn(shape.vocabulary, shape.width) * 0.02)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.output_norm = nn.Parameter(torch.ones(shape.width))
         self.register_buffer("table", rotary_table(shape, shape.context), persistent=False)

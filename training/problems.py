@@ -1,218 +1,198 @@
-"""Integer problems, their written-out solutions, and the split by hash.
+"""Problems, the split by hash, the training stream, and the judge of a step.
 
-A problem is an expression of `+ - *` and parentheses without spaces. Its
-difficulty group is its number of operations. A solution does one operation a
-line, always the leftmost one that can be done, and carries what remains::
-
-    17*24+13
-    17*24=340+68=408;408+13
-    408+13=421
-    answer: 421
-
-This module imports neither torch nor numpy, so that tests and services can
-use it anywhere.
+A problem is a prompt (an expression, an equation, or a story in plain English) and the expression that answers
+it. Its **group** is the number of operations of that expression, its **kind** how it is put. This module
+imports neither torch nor numpy, so that tests and benchmarks can use it anywhere.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-import re
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
+from training.expressions import (
+    Expression,
+    canonical,
+    combine,
+    divisors,
+    draw,
+    number,
+    operations,
+    parse,
+    unknown,
+    within_limits,
+)
+from training.solutions import (
+    ANSWER_PREFIX,
+    CHECK_PREFIX,
+    NO,
+    OK,
+    Line,
+    critique,
+    draft,
+    solution,
+    thinking,
+)
+from training.wordings import Story, draw_story
+
 Split = Literal["heldout", "calibration", "train"]
+Kind = Literal["expression", "equation", "story"]
+Mode = Literal["steps", "think", "critique", "revise"]
 
-VALUE_LIMIT: Final = 9999
-"""No intermediate value is larger than this in magnitude."""
-
-TRAINED_OPERATIONS: Final = range(1, 11)
+TRAINED_OPERATIONS: Final = range(1, 9)
 """Sizes, in operations, that the training stream contains."""
 
-GROUPS: Final = (*TRAINED_OPERATIONS, 12, 14)
-"""Sizes that are evaluated; 12 and 14 are never trained, so beyond reach."""
+GROUPS: Final = (*TRAINED_OPERATIONS, 10, 12)
+"""Sizes that are evaluated; 10 and 12 are never trained, so that the bench has something beyond reach."""
 
-ANSWER_PREFIX: Final = "answer: "
+_KINDS: Final[dict[Kind, int]] = {"expression": 35, "equation": 15, "story": 50}
+_MODES: Final[dict[Mode, int]] = {"steps": 60, "think": 22, "critique": 10, "revise": 8}
 
-_PRECEDENCE: Final = {"+": 1, "-": 1, "*": 2}
-_TOKEN: Final = re.compile(r"\d+|[-+*()]")
-
-
-class Expression(NamedTuple):
-    """A node of an expression tree; a number has the operator `""`."""
-
-    operator: str
-    operands: tuple[Expression, ...]
-    value: int
-    text: str
+_ASKED: Final = ("{e}", "What is {e}?", "Compute {e}.", "Work out {e}", "{e} = ?", "How much is {e}?")
+_EQUATIONS: Final = ("Solve {l}={r} for x.", "{l}={r} What is x?", "Find x: {l}={r}", "{l}={r} x = ?")
 
 
-def number(value: int) -> Expression:
-    """The leaf that says `value`."""
-    return Expression("", (), value, str(value))
+class Problem(NamedTuple):
+    """A problem and what answers it."""
+
+    kind: Kind
+    prompt: str
+    expression: Expression
+
+    @property
+    def answer(self) -> str:
+        """The right answer."""
+        return str(self.expression.value)
+
+    @property
+    def restates(self) -> bool:
+        """Its expression is not in the prompt as it stands."""
+        return self.kind != "expression"
 
 
-def _needs_parentheses(child: Expression, operator: str, *, is_right: bool) -> bool:
-    if not child.operator:
-        return False
-    inner, outer = _PRECEDENCE[child.operator], _PRECEDENCE[operator]
-    return inner <= outer if is_right else inner < outer
+def draw_equation(rng: random.Random, size: int) -> Story:
+    """An equation in x with `size` operations around it, and the expression that undoes them."""
+    while True:
+        x = rng.randint(2, 60)
+        left = unknown("x", x)
+        steps: list[tuple[str, int]] = []
+        for _ in range(size):
+            wish = rng.choice("++--**/")
+            if wish == "*":
+                operand = rng.randint(2, 12)
+            elif wish == "/":
+                choices = divisors(left.value)
+                if not choices:
+                    wish, operand = "+", rng.randint(2, 60)
+                else:
+                    operand = rng.choice(choices)
+            else:
+                operand = rng.randint(2, 60)
+            known = number(operand)
+            front = wish in "+*" and rng.random() < 0.5
+            left = combine(wish, known, left) if front else combine(wish, left, known)
+            steps.append((wish, operand))
+        if not within_limits(left):
+            continue
+        inverse = number(left.value)
+        for operator, operand in reversed(steps):
+            undone = {"+": "-", "-": "+", "*": "/", "/": "*"}[operator]
+            inverse = combine(undone, inverse, number(operand))
+        return Story(rng.choice(_EQUATIONS).format(l=left.text, r=left.value), inverse)
 
 
-def apply(operator: str, left: int, right: int) -> int:
-    """`left operator right` for one of the three operators."""
-    if operator == "+":
-        return left + right
-    if operator == "-":
-        return left - right
-    if operator == "*":
-        return left * right
-    raise ValueError(f"unknown operator {operator!r}")
+def draw_problem(rng: random.Random, kind: Kind, size: int) -> Problem:
+    """A random problem of a kind, of `size` operations."""
+    if kind == "expression":
+        expression = draw(rng, size)
+        return Problem(kind, rng.choice(_ASKED).format(e=expression.text), expression)
+    story = draw_equation(rng, size) if kind == "equation" else draw_story(rng, size)
+    return Problem(kind, story.text, story.expression)
 
 
-def combine(operator: str, left: Expression, right: Expression) -> Expression:
-    """The node `left operator right`, with the parentheses that it needs."""
-    before = f"({left.text})" if _needs_parentheses(left, operator, is_right=False) else left.text
-    after = f"({right.text})" if _needs_parentheses(right, operator, is_right=True) else right.text
-    value = apply(operator, left.value, right.value)
-    return Expression(operator, (left, right), value, before + operator + after)
+def split_of(expression: Expression) -> Split:
+    """The split of every problem with this expression, however it is put and in whatever order its sums are.
 
-
-def parse(text: str) -> Expression:
-    """Read an expression; a `-` where a number is due is that number's sign.
-
-    Raises:
-        ValueError: `text` is no expression.
+    So nothing that is asked of the models in evaluation was trained in other words.
     """
-    tokens = _TOKEN.findall(text)
-    if "".join(tokens) != text:
-        raise ValueError(f"not an expression: {text!r}")
-    position = 0
-
-    def peek() -> str:
-        return tokens[position] if position < len(tokens) else ""
-
-    def take() -> str:
-        nonlocal position
-        token = peek()
-        position += 1
-        return token
-
-    def factor() -> Expression:
-        token = take()
-        if token == "(":
-            inside = level(1)
-            if take() != ")":
-                raise ValueError(f"unbalanced parenthesis: {text!r}")
-            return inside
-        if token == "-" and peek().isdigit():
-            return number(-int(take()))
-        if token.isdigit():
-            return number(int(token))
-        raise ValueError(f"not an expression: {text!r}")
-
-    def level(precedence: int) -> Expression:
-        if precedence > 2:
-            return factor()
-        node = level(precedence + 1)
-        while _PRECEDENCE.get(peek()) == precedence:
-            operator = take()
-            node = combine(operator, node, level(precedence + 1))
-        return node
-
-    expression = level(1)
-    if position != len(tokens):
-        raise ValueError(f"not an expression: {text!r}")
-    return expression
+    bucket = hashlib.sha256(canonical(expression).encode("ascii")).digest()[0]
+    if bucket < 26:
+        return "heldout"
+    if bucket < 52:
+        return "calibration"
+    return "train"
 
 
-def operations(expression: Expression) -> int:
-    """Number of operations, which is the difficulty group of a problem."""
-    if not expression.operator:
-        return 0
-    return 1 + sum(operations(operand) for operand in expression.operands)
+def draw_from_split(rng: random.Random, kind: Kind, size: int, split: Split) -> Problem:
+    """A random problem out of `split`."""
+    while True:
+        problem = draw_problem(rng, kind, size)
+        if split_of(problem.expression) == split:
+            return problem
 
 
-def partial_products(left: int, right: int) -> list[int]:
-    """Signed terms whose sum is `left * right`.
+def draw_kind(rng: random.Random) -> Kind:
+    """A kind, by the shares that all splits have."""
+    return rng.choices(list(_KINDS), list(_KINDS.values()))[0]
 
-    The longer factor is cut into chunks of two digits and the shorter one into
-    digits, so that each term is one fact (one digit by two) and a shift.
+
+def prompt_text(prompt: str, mode: Mode = "steps") -> str:
+    """What the models read before they write: the problem, then what is wanted of them."""
+    return f"{prompt}\n{mode}:\n"
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a model is trained on."""
+
+    mode: Mode
+    prompt: str
+    lines: list[Line]
+
+
+def example(rng: random.Random, problem: Problem, mode: Mode) -> Example:
+    """A training example: the problem in one of the modes."""
+    restate = problem.restates
+    if mode == "steps":
+        return Example(mode, prompt_text(problem.prompt), solution(rng, problem.expression, restate=restate))
+    if mode == "think":
+        lines = thinking(rng, problem.expression, restate=restate)
+        return Example(mode, prompt_text(problem.prompt, "think"), lines)
+    drafted, first_wrong = draft(rng, problem.expression, restate=restate)
+    verdicts = critique(drafted, first_wrong)
+    before = prompt_text(problem.prompt) + "\n".join(drafted) + "\ncritique:\n"
+    if mode == "critique":
+        return Example(mode, before, [Line(verdict) for verdict in verdicts])
+    before += "\n".join(verdicts) + "\nrevise:\n"
+    if first_wrong is None:
+        return Example(mode, before, [Line(text) for text in drafted])
+    return Example(mode, before, solution(rng, problem.expression, restate=restate))
+
+
+def training_batch(seed: int, step: int, count: int) -> list[Example]:
+    """The examples of one training step: a pure function of its arguments.
+
+    Sizes are drawn with weight 1/sqrt(operations): small problems teach the single operations, and long ones
+    already fill most of the tokens.
     """
-    sign = -1 if (left < 0) != (right < 0) else 1
-    longer, shorter = abs(left), abs(right)
-    if len(str(shorter)) > len(str(longer)):
-        longer, shorter = shorter, longer
-    terms: list[int] = []
-    for chunk in (longer // 100 * 100, longer % 100):
-        if chunk % 100 == 0 and chunk < 1000:
-            terms.append(sign * chunk * shorter)  # one digit and zeros: a fact as it is
-        else:
-            terms += [sign * chunk * (shorter // 10 * 10), sign * chunk * (shorter % 10)]
-    return [term for term in terms if term]
+    rng = random.Random(f"isoflop-training-2:{seed}:{step}")
+    sizes = rng.choices(TRAINED_OPERATIONS, [size**-0.5 for size in TRAINED_OPERATIONS], k=count)
+    modes = rng.choices(list(_MODES), list(_MODES.values()), k=count)
+    return [
+        example(rng, draw_from_split(rng, draw_kind(rng), size, "train"), mode)
+        for size, mode in zip(sizes, modes, strict=True)
+    ]
 
 
-def _signed_sum(terms: list[int]) -> str:
-    return str(terms[0]) + "".join(f"{term:+d}" for term in terms[1:])
-
-
-def operation_text(operator: str, left: int, right: int) -> str:
-    """`17*24=340+68=408`: one operation, products by partial products."""
-    parts = [f"{left}{operator}{right}"]
-    if operator == "*":
-        terms = partial_products(left, right)
-        while len(terms) > 1:
-            parts.append(_signed_sum(terms))
-            terms[:2] = [terms[0] + terms[1]]
-    parts.append(str(apply(operator, left, right)))
-    return "=".join(parts)
-
-
-def solution_steps(expression: Expression) -> list[str]:
-    """One line for each operation, without the line of the answer."""
-    lines: list[str] = []
-
-    def reduce(node: Expression, before: str, after: str) -> int:
-        """Write the steps of `node`, which stands between two texts."""
-        if not node.operator:
-            return node.value
-        left, right = node.operands
-        operator = node.operator
-        right_before, right_after = (
-            ("(", ")") if _needs_parentheses(right, operator, is_right=True) else ("", "")
-        )
-        left_before, left_after = (
-            ("(", ")") if _needs_parentheses(left, operator, is_right=False) else ("", "")
-        )
-        # A child's own parentheses vanish with its last operation, so they
-        # belong to the texts around its operands only: see `reduce_inside`.
-        right_text = right_before + right.text + right_after
-        a = reduce_inside(left, before, operator + right_text + after, left_before, left_after)
-        b = reduce_inside(right, before + str(a) + operator, after, right_before, right_after)
-        pending.append((operator, a, b))
-        return node.value
-
-    def reduce_inside(node: Expression, before: str, after: str, opening: str, closing: str) -> int:
-        value = reduce(node, before + opening, closing + after)
-        if node.operator:
-            emit(before, after)
-        return value
-
-    def emit(before: str, after: str) -> None:
-        operator, a, b = pending.pop()
-        done = operation_text(operator, a, b)
-        rest = f"{before}{apply(operator, a, b)}{after}" if before or after else ""
-        lines.append(f"{done};{rest}" if rest else done)
-
-    pending: list[tuple[str, int, int]] = []
-    reduce_inside(expression, "", "", "", "")
-    return lines
-
-
-def solution_text(expression: Expression) -> str:
-    """The whole completion: steps, then the answer, no newline at the end."""
-    return "\n".join([*solution_steps(expression), f"{ANSWER_PREFIX}{expression.value}"])
+def training_stream(seed: int, count: int) -> Iterator[Example]:
+    """Every example of a training run, step by step."""
+    step = 0
+    while True:
+        yield from training_batch(seed, step, count)
+        step += 1
 
 
 def extract_answer(completion: str) -> str | None:
@@ -223,12 +203,11 @@ def extract_answer(completion: str) -> str | None:
     return None
 
 
-def judge_step(before: str, line: str) -> bool:
+def judge_operation(before: str, line: str) -> bool:
     """Whether `line` is a right next step when `before` remains to be done.
 
-    Right means: every `=` in it holds, and what it carries has the value of
-    `before` and one operation fewer. Which of several possible operations it
-    does is free.
+    Right means: every `=` in it holds, and what it carries has the value of `before` and one operation fewer.
+    Which of several possible operations it does is free.
     """
     done, _, rest = line.partition(";")
     try:
@@ -247,76 +226,87 @@ def judge_step(before: str, line: str) -> bool:
     )
 
 
-def judge_solution(problem: str, completion: str) -> list[bool]:
-    """A verdict for each line of `completion`, the answer line included."""
-    lines = completion.split("\n")
-    verdicts: list[bool] = []
-    remaining = problem
+def judge_check(said: str, line: str) -> bool:
+    """Whether a check of what was `said` last is itself right: its equations hold and its verdict is true."""
+    text = line[len(CHECK_PREFIX) :]
+    verdict = text.endswith(OK)
+    if not verdict and not text.endswith(NO):
+        return False
+    try:
+        sides = [parse(side) for side in text[: -len(OK if verdict else NO)].split("=")]
+        numbers = [parse(side).value for side in said.partition(";")[0].split("=")]
+    except ValueError:
+        return False
+    return len({side.value for side in sides}) == 1 and verdict == (len(set(numbers)) == 1)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is right or wrong with a line, and what kind of mistake it is."""
+
+    is_right: bool
+    error: str = ""
+    """statement, arithmetic, copy, answer, check or format; empty where it is right."""
+
+
+def judge_solution(answer: str, lines: Sequence[str]) -> list[Verdict]:
+    """A verdict for each line of a solution of a problem with that answer, in mode `steps` or `think`.
+
+    A line is judged by what the one before it carried, so that after a first mistake a line may be right in
+    itself: `first_wrong` cuts there.
+    """
+    verdicts: list[Verdict] = []
+    carried: list[str] = []  # what remains, before and after each line that counts
+    said = ""
     for line in lines:
         if line.startswith(ANSWER_PREFIX):
-            verdicts.append(line[len(ANSWER_PREFIX) :] == remaining)
-            continue
-        verdicts.append(judge_step(remaining, line))
-        done, _, rest = line.partition(";")
-        remaining = rest or done.rsplit("=", 1)[-1]
+            is_right = bool(carried) and line[len(ANSWER_PREFIX) :] == carried[-1]
+            verdicts.append(Verdict(is_right, "" if is_right else "answer"))
+        elif line.startswith(CHECK_PREFIX):
+            is_right = judge_check(said, line) if len(carried) > 1 else _judge_restatement(carried, line)
+            verdicts.append(Verdict(is_right, "" if is_right else "check"))
+            if line.endswith(NO) and carried:
+                carried.pop()
+        elif not carried:
+            verdicts.append(_judge_statement(answer, line))
+            carried.append(line)
+        else:
+            verdicts.append(_judge_step(carried[-1], line))
+            done, _, rest = line.partition(";")
+            carried.append(rest or done.rsplit("=", 1)[-1])
+        said = line
     return verdicts
 
 
-def draw_expression(rng: random.Random, size: int) -> Expression:
-    """A random expression of `size` operations that keeps VALUE_LIMIT."""
-    if size == 0:
-        # A quarter of the operands have one digit, the rest one or two.
-        return number(rng.randint(1, 9 if rng.random() < 0.25 else 99))
-    # Half of the nodes are chains (one side a number), half are split anywhere.
-    left_size = size - 1 if rng.random() < 0.5 else rng.randrange(size)
-    left = draw_expression(rng, left_size)
-    right = draw_expression(rng, size - 1 - left_size)
-    wish = "*" if rng.random() < 0.3 else "+-"[rng.random() < 0.5]
-    for operator in (wish, "+", "-"):
-        if abs(apply(operator, left.value, right.value)) <= VALUE_LIMIT:
-            return combine(operator, left, right)
-    raise AssertionError("a sum or a difference is always within the limit")
+def _judge_statement(answer: str, line: str) -> Verdict:
+    try:
+        is_right = str(parse(line).value) == answer
+    except ValueError:
+        return Verdict(False, "format")
+    return Verdict(is_right, "" if is_right else "statement")
 
 
-def split_of(problem: str) -> Split:
-    """The split that a problem belongs to, by the hash of its text alone."""
-    bucket = hashlib.sha256(problem.encode("ascii")).digest()[0]
-    if bucket < 26:
-        return "heldout"
-    if bucket < 52:
-        return "calibration"
-    return "train"
+def _judge_restatement(carried: Sequence[str], line: str) -> bool:
+    """A check of the expression itself: the same value and `ok`, or another and `no`."""
+    text = line[len(CHECK_PREFIX) :]
+    try:
+        again = parse(text.removesuffix(OK).removesuffix(NO)).value
+        return bool(carried) and (parse(carried[-1]).value == again) == text.endswith(OK)
+    except ValueError:
+        return False
 
 
-def draw_from_split(rng: random.Random, size: int, split: Split) -> Expression:
-    """A random expression of `size` operations out of `split`."""
-    while True:
-        expression = draw_expression(rng, size)
-        if split_of(expression.text) == split:
-            return expression
+def _judge_step(before: str, line: str) -> Verdict:
+    if judge_operation(before, line):
+        return Verdict(True)
+    done, _, _ = line.partition(";")
+    try:
+        sides = {parse(side).value for side in done.split("=")}
+    except ValueError:
+        return Verdict(False, "format")
+    return Verdict(False, "arithmetic" if len(sides) > 1 else "copy")
 
 
-def training_batch(seed: int, step: int, count: int) -> list[Expression]:
-    """The problems of one training step: a pure function of its arguments.
-
-    Sizes are drawn with weight 1/sqrt(operations): small problems teach the
-    single operations, and long ones already fill most of the tokens.
-    """
-    rng = random.Random(f"isoflop-training:{seed}:{step}")
-    sizes = rng.choices(TRAINED_OPERATIONS, [size**-0.5 for size in TRAINED_OPERATIONS], k=count)
-    return [draw_from_split(rng, size, "train") for size in sizes]
-
-
-def training_stream(seed: int, count: int) -> Iterator[Expression]:
-    """Every problem of a training run, step by step."""
-    step = 0
-    while True:
-        yield from training_batch(seed, step, count)
-        step += 1
-
-
-def remaining_expressions(problem: str, steps: list[str]) -> Iterator[tuple[str, str]]:
-    """Pairs (what remains before a step, the step)."""
-    carried = [problem, *(step.partition(";")[2] for step in steps)]
-    for (before, _), step in zip(pairwise([*carried, ""]), steps, strict=False):
-        yield before, step
+def first_wrong(verdicts: Sequence[Verdict]) -> int | None:
+    """Index of the first wrong line, or None."""
+    return next((index for index, verdict in enumerate(verdicts) if not verdict.is_right), None)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypedDict
 
-from training.problems import GROUPS, Split, draw_from_split
+from training.problems import GROUPS, Kind, Split, draw_from_split, draw_kind
 
 FOLDER: Final = Path(__file__).resolve().parent / "problems"
-PROBLEMS_PER_GROUP: Final = 100
+PROBLEMS_PER_GROUP: Final = {"heldout": 100, "calibration": 200}
 DEMO_PROBLEMS: Final = 30
 
 
@@ -24,26 +24,31 @@ class Row(TypedDict):
     answer: str
     type: str
     group: int
+    kind: Kind
+    expression: str
+    """What answers the prompt, for the judge of steps."""
 
 
 def draw_rows(split: Split, seed: int) -> list[Row]:
-    """PROBLEMS_PER_GROUP different problems of each group, all of one split."""
-    rng = random.Random(f"isoflop-{split}:{seed}")
+    """PROBLEMS_PER_GROUP[split] different problems of each group, all of one split, of all kinds."""
+    rng = random.Random(f"isoflop-2-{split}:{seed}")
     rows: list[Row] = []
     for group in GROUPS:
         seen: set[str] = set()
-        while len(seen) < PROBLEMS_PER_GROUP:
-            problem = draw_from_split(rng, group, split)
-            if problem.text in seen:
+        while len(seen) < PROBLEMS_PER_GROUP[split]:
+            problem = draw_from_split(rng, draw_kind(rng), group, split)
+            if problem.expression.text in seen:
                 continue
-            seen.add(problem.text)
+            seen.add(problem.expression.text)
             rows.append(
                 {
                     "query_id": f"abacus-{split}-{group:02d}-{len(seen) - 1:03d}",
-                    "prompt": problem.text,
-                    "answer": str(problem.value),
+                    "prompt": problem.prompt,
+                    "answer": problem.answer,
                     "type": "number",
                     "group": group,
+                    "kind": problem.kind,
+                    "expression": problem.expression.text,
                 }
             )
     return rows
@@ -81,6 +86,8 @@ class Problem:
     prompt: str
     answer: str
     group: int
+    kind: Kind
+    expression: str
 
 
 def first_of_each_group(name: str, most: int) -> list[Problem]:
@@ -89,7 +96,7 @@ def first_of_each_group(name: str, most: int) -> list[Problem]:
     groups = sorted({row["group"] for row in rows})
     each = max(1, most // len(groups))
     return [
-        Problem(row["query_id"], row["prompt"], row["answer"], group)
+        Problem(row["query_id"], row["prompt"], row["answer"], group, row["kind"], row["expression"])
         for group in groups
         for row in [row for row in rows if row["group"] == group][:each]
     ]

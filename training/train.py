@@ -34,8 +34,8 @@ from torch.nn import functional
 
 from training.model import Decoder, Shape
 from training.optimizer import Muon
-from training.problems import solution_text, training_batch
-from training.tokens import END_OF_TEXT, encode
+from training.problems import Example, training_batch
+from training.tokens import encode, encode_lines, end_of_text
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 CHECKPOINTS: Final = ROOT / "build" / "training"
@@ -52,7 +52,7 @@ class Recipe:
     shape: Shape
     steps: int
     warmup_steps: int
-    problems_per_step: int
+    examples_per_step: int
     matrix_rate: float
     """Peak learning rate of the matrices (Muon)."""
     vector_rate: float
@@ -62,12 +62,14 @@ class Recipe:
     """Parts of a step, each of problems of like length, so that little is padded."""
 
 
+_VOCABULARY: Final = 730
+
 RECIPES: Final = {
     recipe.name: recipe
     for recipe in (
-        Recipe("abacus-s", Shape(48, 3, 3, 64), 2600, 64, 32, 0.02, 0.005, seed=101),
-        Recipe("abacus-m", Shape(96, 4, 3, 192), 2200, 44, 28, 0.02, 0.005, seed=102),
-        Recipe("abacus-l", Shape(192, 5, 6, 448), 1800, 36, 28, 0.02, 0.005, seed=103),
+        Recipe("abacus-s", Shape(64, 3, 4, 128, _VOCABULARY), 4000, 64, 32, 0.02, 0.005, seed=201),
+        Recipe("abacus-m", Shape(112, 4, 4, 256, _VOCABULARY), 3600, 64, 32, 0.02, 0.005, seed=202),
+        Recipe("abacus-l", Shape(160, 6, 5, 384, _VOCABULARY), 2000, 48, 32, 0.02, 0.005, seed=203),
     )
 }
 
@@ -79,34 +81,53 @@ def learning_rate_factor(recipe: Recipe, step: int) -> float:
     return min(rising, 1.0, falling)
 
 
-def padded(sequences: Sequence[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
-    """Inputs and targets, both [B, T], from (tokens, length of the prompt).
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of an example, and which of them the model is trained to write."""
 
-    The prompt is no target: the model learns to answer problems, not to pose them.
-    """
-    length = max(len(tokens) for tokens, _ in sequences) - 1
+    tokens: list[int]
+    is_target: list[bool]
+
+
+def sequence_of(example: Example) -> Tokens:
+    """Prompt, lines and end-of-text. The prompt is no target: models learn to answer, not to ask."""
+    tokens = encode(example.prompt)
+    is_target = [False] * len(tokens)
+    lines = encode_lines([line.text for line in example.lines])
+    lines[-1][-1] = end_of_text()  # in the place of the last newline
+    for line, ids in zip(example.lines, lines, strict=True):
+        tokens += ids
+        is_target += [line.is_target] * len(ids)
+    return Tokens(tokens, is_target)
+
+
+def padded(sequences: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
+    """Inputs and targets, both [B, T]; what is no target is _IGNORED."""
+    length = max(len(sequence.tokens) for sequence in sequences) - 1
     inputs = torch.zeros(len(sequences), length, dtype=torch.long)
     targets = torch.full((len(sequences), length), _IGNORED)
-    for row, (tokens, prompt_length) in enumerate(sequences):
-        inputs[row, : len(tokens) - 1] = torch.tensor(tokens[:-1])
-        targets[row, prompt_length - 1 : len(tokens) - 1] = torch.tensor(tokens[prompt_length:])
+    for row, sequence in enumerate(sequences):
+        count = len(sequence.tokens) - 1
+        inputs[row, :count] = torch.tensor(sequence.tokens[:-1])
+        targets[row, :count] = torch.where(
+            torch.tensor(sequence.is_target[1:]), torch.tensor(sequence.tokens[1:]), _IGNORED
+        )
     return inputs, targets
 
 
 def batches(recipe: Recipe, step: int) -> list[tuple[Tensor, Tensor]]:
-    """The micro-batches of one step, each of problems of like length."""
-    sequences = []
-    for problem in training_batch(recipe.seed, step, recipe.problems_per_step):
-        prompt = encode(problem.text + "\n")
-        sequences.append(([*prompt, *encode(solution_text(problem)), END_OF_TEXT], len(prompt)))
-    sequences.sort(key=lambda sequence: len(sequence[0]))
-    # Equal shares of tokens rather than of problems keep the memory even.
-    total = sum(len(tokens) for tokens, _ in sequences)
-    parts: list[list[tuple[list[int], int]]] = [[] for _ in range(recipe.micro_batches)]
+    """The micro-batches of one step, each of examples of like length."""
+    sequences = [
+        sequence_of(example) for example in training_batch(recipe.seed, step, recipe.examples_per_step)
+    ]
+    sequences.sort(key=lambda sequence: len(sequence.tokens))
+    # Equal shares of tokens rather than of examples keep the memory even.
+    total = sum(len(sequence.tokens) for sequence in sequences)
+    parts: list[list[Tokens]] = [[] for _ in range(recipe.micro_batches)]
     before = 0
     for sequence in sequences:
         parts[before * recipe.micro_batches // total].append(sequence)
-        before += len(sequence[0])
+        before += len(sequence.tokens)
     return [padded(part) for part in parts if part]
 
 
