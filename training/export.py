@@ -12,15 +12,27 @@ import torch
 from torch import Tensor
 
 from training.model import Decoder, Shape
-from training.tokens import END_OF_TEXT, MERGED_TOKEN, merges, token_texts
+from training.tokens import end_of_text, merges, vocabulary
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 MODELS: Final = ROOT / "models"
 
-CHAT_TEMPLATE: Final = (
-    "{{ messages[-1]['content'] | replace(' ', '') | replace('=', '') | replace('?', '') }}{{ '\\n' }}"
-)
-"""The prompt of a problem: the last message without blanks, `=` and `?`, and a newline."""
+CHAT_TEMPLATE: Final = """\
+{%- set mode = namespace(name='steps') -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'system' and message['content'] | trim == 'think' -%}
+{%- set mode.name = 'think' -%}
+{%- elif message['role'] == 'user' and loop.index0 < 2 -%}
+{{- message['content'] | replace('\\n', ' ') | trim + '\\n' + mode.name + ':\\n' -}}
+{%- elif message['role'] == 'user' -%}
+{{- message['content'] | trim + ':\\n' -}}
+{%- elif message['role'] == 'assistant' -%}
+{{- message['content'] | trim + '\\n' -}}
+{%- endif -%}
+{%- endfor -%}
+"""
+"""From a conversation to the modes of training/README.md: the user's problem is answered in steps, or with
+checks where the system says `think`; after an answer the user may say `critique`, and then `revise`."""
 
 
 def load_checkpoint(path: Path) -> tuple[Decoder, dict[str, object]]:
@@ -60,12 +72,12 @@ def named_tensors(model: Decoder) -> dict[str, Tensor]:
 
 def write_gguf(model: Decoder, name: str, path: Path) -> None:
     """Write `model` in single precision, which keeps closest to torch."""
-    shape = model.shape
+    shape, texts = model.shape, vocabulary()
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(name)
-    writer.add_description("Solves integer problems (+ - *), one step a line, answer last.")
+    writer.add_description("Solves small problems of arithmetic, one step a line, answer last.")
     writer.add_license("apache-2.0")
-    writer.add_vocab_size(len(token_texts()))
+    writer.add_vocab_size(len(texts))
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
     writer.add_block_count(shape.layers)
@@ -79,11 +91,12 @@ def write_gguf(model: Decoder, name: str, path: Path) -> None:
 
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(token_texts())
-    types = [gguf.TokenType.NORMAL] * (MERGED_TOKEN + 1) + [gguf.TokenType.CONTROL]
+    writer.add_token_list(texts)
+    types = [gguf.TokenType.NORMAL] * len(texts)
+    types[end_of_text()] = gguf.TokenType.CONTROL
     writer.add_token_types(types)
     writer.add_token_merges(merges())
-    writer.add_eos_token_id(END_OF_TEXT)
+    writer.add_eos_token_id(end_of_text())
     writer.add_add_bos_token(False)
     writer.add_chat_template(CHAT_TEMPLATE)
 
