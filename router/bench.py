@@ -12,7 +12,7 @@ from typing import TypeVar
 from isoflop.errors import Unavailable
 from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, Sample, Sampling, TextDelta
 from isoflop.v1.generation_pb2 import AbortSamples, Branch, GenerateRequest, RoundUsage, StartRound
-from isoflop.v1.verification_pb2 import Chain, ChainScore, ScoreRequest
+from isoflop.v1.verification_pb2 import Chain, ChainScore, ChainScoring, ScoreRequest
 
 from router.cost import Cost, Meter
 from router.planner import Action
@@ -48,6 +48,8 @@ class RoundBench:
         """What has been billed; generation is, when its round has ended."""
         self.waited = 0.0
         """Seconds spent waiting for models and verifiers."""
+        self.missing = ""
+        """Why samples have no scores, where verification has become unavailable."""
         self._usage = RoundUsage()
         """Of the samples that have come; the round's own, once it is told."""
         self._told = False
@@ -128,19 +130,36 @@ class RoundBench:
             self._usage.completion_tokens += sample.tokens
         self._usage.context_tokens += attended(1, sample.tokens, self._action.model.shape.window)
 
+    @property
+    def scoring(self) -> ChainScoring.ValueType:
+        """From the scores of steps to the score of a chain."""
+        return self._action.scoring
+
     async def score(self, samples: Sequence[Sample]) -> Sequence[ChainScore]:
-        """Scores of the samples' steps, in order."""
+        """Scores of the samples' steps, in order.
+
+        Where verification is unavailable, none: each has that as its error, here and for the rest of the
+        round, and the samples are still worth an answer.
+        """
+        verifier = self._action.verifier
+        assert verifier is not None
         begin = time.perf_counter()
-        response = await self._stages.verification.score(
-            ScoreRequest(
-                verifier=self._action.verifier,
-                messages=self._query.messages,
-                chains=[Chain(id=s.id, text=s.text, steps=s.steps) for s in samples],
-            )
-        )
-        self.waited += time.perf_counter() - begin
-        self.spent += self._meter.verification(self._action.verifier, self._action.strategy, response)
-        return response.scores
+        try:
+            if not self.missing:
+                response = await self._stages.verification.score(
+                    ScoreRequest(
+                        verifier=verifier.name,
+                        messages=self._query.messages,
+                        chains=[Chain(id=s.id, text=s.text, steps=s.steps) for s in samples],
+                    )
+                )
+                self.spent += self._meter.verification(verifier, self._action.strategy, response)
+                return response.scores
+        except Unavailable as error:
+            self.missing = str(error)
+        finally:
+            self.waited += time.perf_counter() - begin
+        return [ChainScore(id=sample.id, error=self.missing) for sample in samples]
 
     async def _requests(self, enough: asyncio.Event, stream_text: bool) -> AsyncIterator[GenerateRequest]:
         action = self._action

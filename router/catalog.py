@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from isoflop.errors import NotFound
+from isoflop.errors import FailedPrecondition, NotFound
 from isoflop.v1.common_pb2 import Model
 from isoflop.v1.generation_pb2 import DescribeModelsRequest
 from isoflop.v1.verification_pb2 import DescribeVerifiersRequest, Verifier
@@ -22,9 +22,16 @@ class Catalog:
 
     @classmethod
     def of(cls, models: Iterable[Model], verifiers: Iterable[Verifier]) -> Catalog:
-        """Put in order."""
+        """Put in order; raises FailedPrecondition where they are priced in several currencies."""
         ordered = sorted(models, key=lambda model: model.shape.active_parameters)
-        return cls({model.name: model for model in ordered}, {v.name: v for v in verifiers})
+        catalog = cls({model.name: model for model in ordered}, {v.name: v for v in verifiers})
+        for verifier in catalog.verifiers.values():
+            if verifier.price.currency not in ("", catalog.currency):
+                raise FailedPrecondition(
+                    f"verifier {verifier.name} is priced in {verifier.price.currency}, models in "
+                    f"{catalog.currency}: a bill has one currency"
+                )
+        return catalog
 
     @property
     def currency(self) -> str:

@@ -12,17 +12,22 @@ from isoflop.v1.common_pb2 import (
     STAGE_VERIFICATION,
     Bill,
     Model,
+    Price,
+    Shape,
     Stage,
     Usage,
 )
 from isoflop.v1.difficulty_pb2 import EstimateResponse
 from isoflop.v1.generation_pb2 import RoundUsage
-from isoflop.v1.verification_pb2 import ScoreResponse
+from isoflop.v1.verification_pb2 import ScoreResponse, Verifier
 
 from services.common.flops import attended, with_attention, without_attention
 
 TEMPLATE_TOKENS = 64
 """Tokens that a chat template may add to a prompt, at most, where a worst case is reckoned."""
+
+FLOPS_A_STEP = 2.0
+"""Of a verifier that computes no tokens: a division and an exponential."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +49,30 @@ class Cost:
         return self.flops <= other.flops and self.money <= other.money and self.tokens <= other.tokens
 
 
-def samples(model: Model, count: float, prompt: float, completion: float) -> Cost:
-    """Cost of `count` samples of `completion` tokens each, none of their `prompt` tokens cached."""
+def samples(
+    model: Model, count: float, prompt: float, completion: float, verifier: Verifier | None = None
+) -> Cost:
+    """Cost of `count` samples of `completion` tokens each, none of their `prompt` tokens cached.
+
+    With that of their scores, where there is a verifier: as if its tokenizer made as many tokens of them.
+    """
+    cost = _run(model.shape, model.price, count, prompt, completion)
+    if verifier is None:
+        return cost
+    if not verifier.HasField("shape"):
+        # It computes no tokens, only a few operations for each step; a step has a token at least.
+        return cost + Cost(flops=count * FLOPS_A_STEP * completion)
+    read = prompt + completion + verifier.extra_tokens
+    read = min(read, verifier.context or read)
+    return cost + _run(verifier.shape, verifier.price, count, read, verifier.completion_tokens)
+
+
+def _run(shape: Shape, price: Price, count: float, prompt: float, completion: float) -> Cost:
+    """Cost of `count` times computing so many tokens of a prompt and generating so many."""
     end = prompt + completion
-    window = model.shape.window
-    context = attended(1, math.ceil(end), window) if window else end * (end + 1) / 2
-    price = model.price
+    context = attended(1, math.ceil(end), shape.window) if shape.window else end * (end + 1) / 2
     return Cost(
-        flops=count * with_attention(model.shape, end, context),
+        flops=count * with_attention(shape, end, context),
         money=count
         * (prompt * price.per_million_prompt_tokens + completion * price.per_million_completion_tokens)
         / 1e6,
@@ -59,20 +80,27 @@ def samples(model: Model, count: float, prompt: float, completion: float) -> Cos
     )
 
 
-def longest(model: Model, count: int, prompt: int, limit: int, left: Cost) -> int:
+def longest(
+    model: Model, count: int, prompt: int, limit: int, left: Cost, verifier: Verifier | None = None
+) -> int:
     """Most tokens that each of `count` samples may have so that all of them surely fit in what is left.
 
-    At most `limit` (0: what the context leaves; where even that is unknown, a million). 0: none fits.
+    With their scores, where there is a verifier. At most `limit` (0: what the context leaves; where even
+    that is unknown, a million). 0: none fits.
     """
+
+    def fits(tokens: int) -> bool:
+        return samples(model, count, prompt, tokens, verifier).within(left)
+
     most = min(
         limit or 1_000_000, model.context - prompt if model.context > prompt else model.context or 1_000_000
     )
-    if samples(model, count, prompt, most).within(left):
+    if fits(most):
         return most
     low, high = 0, most
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if samples(model, count, prompt, middle).within(left) else (low, middle)
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 
 
@@ -134,12 +162,26 @@ class Meter:
         line.flops_without_attention += without_attention(model.shape, computed)
         return self._add(line, cost)
 
-    def verification(self, verifier: str, strategy: str, response: ScoreResponse) -> Cost:
+    def verification(self, verifier: Verifier, strategy: str, response: ScoreResponse) -> Cost:
         """Add scores; what they cost."""
-        line = self._line(STAGE_VERIFICATION, verifier, strategy)
+        line = self._line(STAGE_VERIFICATION, verifier.name, strategy)
+        price = verifier.price
         line.calls += len(response.scores)
-        line.flops_without_attention += response.flops
-        return self._add(line, Cost(flops=response.flops))
+        line.prompt_tokens += response.tokens
+        line.cached_tokens += response.cached_tokens
+        line.completion_tokens += response.completion_tokens
+        line.flops_without_attention += response.flops_without_attention
+        cost = Cost(
+            flops=response.flops,
+            money=(
+                response.tokens * price.per_million_prompt_tokens
+                + response.cached_tokens * price.per_million_cached_tokens
+                + response.completion_tokens * price.per_million_completion_tokens
+            )
+            / 1e6,
+            tokens=response.tokens + response.completion_tokens,
+        )
+        return self._add(line, cost)
 
     def difficulty(self, response: EstimateResponse) -> Cost:
         """Add an estimate; what it cost."""

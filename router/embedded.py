@@ -24,6 +24,7 @@ from services.generation.catalog import CatalogError
 from services.generation.core import Generation
 from services.generation.engines import open_backends
 from services.generation.settings import GenerationSettings
+from services.verification import engines as verifiers
 from services.verification.core import Verification
 from services.verification.settings import VerificationSettings
 
@@ -40,11 +41,17 @@ async def open_router(settings: SuiteSettings, registry: CollectorRegistry) -> A
             raise CannotServe(str(error)) from None
         generation = Generation(GenerationSettings(catalog=settings.catalog), backends, registry)
         stack.push_async_callback(generation.close)
+        try:
+            scorers = verifiers.open_backends(settings.verifiers, generation)
+        except CatalogError as error:
+            raise CannotServe(str(error)) from None
+        verification = Verification(VerificationSettings(verifiers=settings.verifiers), scorers, registry)
+        stack.push_async_callback(verification.close)
         aggregation = Aggregation(AggregationSettings(), registry)
         stack.push_async_callback(aggregation.close)
         stages = Stages(
             generation,
-            Verification(VerificationSettings(), registry),
+            verification,
             Difficulty(DifficultySettings(estimator=settings.estimator), weights, registry),
             aggregation,
         )

@@ -16,6 +16,7 @@ from isoflop.errors import DeadlineExceeded, FailedPrecondition
 from isoflop.v1.common_pb2 import Model
 from isoflop.v1.router_pb2 import Action as ActionMessage
 from isoflop.v1.router_pb2 import Rejected
+from isoflop.v1.verification_pb2 import CHAIN_SCORING_UNSPECIFIED, ChainScoring, Verifier
 from numpy.typing import NDArray
 
 from router import cost
@@ -62,7 +63,10 @@ class Action:
     seconds: float
     """Expected, by the speed that was measured; 0 where it was not."""
     temperature: float
-    verifier: str
+    verifier: Verifier | None = None
+    """What scores the samples; None: nothing."""
+    scoring: ChainScoring.ValueType = CHAIN_SCORING_UNSPECIFIED
+    """From the scores of steps to the score of a chain."""
 
     @property
     def name(self) -> str:
@@ -77,7 +81,7 @@ class Action:
             strategy=self.strategy,
             samples=self.samples,
             temperature=self.temperature,
-            verifier=self.verifier,
+            verifier=self.verifier.name if self.verifier else "",
             expected_accuracy=self.accuracy,
             expected_flops=self.cost.flops * share,
             expected_money=self.cost.money * share,
@@ -138,7 +142,7 @@ class Planner:
         if query.samples:
             return self._fixed(query, state)
         if state.bought and any(STRATEGIES[name].verifies for name in query.strategies):
-            return Decision(None, "a best of n is bought in one round: what more would bring is not measured")
+            return Decision(None, "scored samples are bought in one round: what more bring is not measured")
         if target is not None and confidence >= target:
             return Decision(None, f"P(right) {confidence:.3f} has reached the target {target:.3f}")
         offers = list(self.offers(query, state))
@@ -182,6 +186,7 @@ class Planner:
             had = state.bought.get(model.name, 0)
             most = min(model.capabilities.samples or MOST_VOTES, self.max_samples) - had
             for strategy in strategies:
+                verifier = self._verifier(query, strategy)
                 single = strategy == "single"
                 greedy = single and not query.temperature
                 once = query.strategies == ("single",) or query.temperature == 0
@@ -189,7 +194,7 @@ class Planner:
                     continue
                 if not single and query.temperature == 0:
                     continue
-                if STRATEGIES[strategy].needs_logprobs and not model.capabilities.logprobs:
+                if verifier and verifier.needs_logprobs and not model.capabilities.logprobs:
                     continue
                 arm = self.profile.arm(model, greedy, query.temperature)
                 for horizon in (1,) if single else horizons:
@@ -197,6 +202,9 @@ class Planner:
                         offer = self._offer(query, state, model, arm, strategy, horizon)
                         if offer:
                             yield offer
+
+    def _verifier(self, query: Query, strategy: str) -> Verifier | None:
+        return self.catalog.verifier(query.verifier) if STRATEGIES[strategy].verifies else None
 
     def _models(self, query: Query) -> list[Model]:
         measured = {arm.model for arm in self.profile.arms}
@@ -210,8 +218,8 @@ class Planner:
         self, query: Query, state: State, model: Model, arm: Arm, strategy: str, horizon: int
     ) -> Action | None:
         """The action with its worth, or None where it does not fit."""
-        verifies = STRATEGIES[strategy].verifies
-        samples = query.samples or (horizon if verifies else min(horizon, self.round_samples))
+        verifier = self._verifier(query, strategy)
+        samples = query.samples or (horizon if verifier else min(horizon, self.round_samples))
         tokens = float(state.posterior.difficulty @ arm.tokens)
         if query.max_tokens:
             tokens = min(tokens, query.max_tokens)
@@ -219,9 +227,9 @@ class Planner:
         had = state.bought.get(model.name, 0)
         ahead = query.samples or horizon
         prompt_most = query.prompt_bytes + TEMPLATE_TOKENS
-        max_tokens = cost.longest(model, samples, prompt_most, query.max_tokens, state.left)
+        max_tokens = cost.longest(model, samples, prompt_most, query.max_tokens, state.left, verifier)
         # Where the model's context is what binds, a sample may have all of it.
-        room = cost.longest(model, samples, prompt_most, query.max_tokens, UNLIMITED)
+        room = cost.longest(model, samples, prompt_most, query.max_tokens, UNLIMITED, verifier)
         wanted = min(tokens * HEADROOM, room)
         if max_tokens < max(1.0, wanted) or seconds > state.seconds:
             return None
@@ -234,10 +242,11 @@ class Planner:
             horizon=ahead,
             max_tokens=max_tokens,
             accuracy=expected_accuracy(state.posterior, arm, horizon, had, model.name in state.greedy),
-            cost=cost.samples(model, ahead, prompt, tokens),
+            cost=cost.samples(model, ahead, prompt, tokens, verifier),
             seconds=seconds,
             temperature=arm.temperature if query.temperature is None else query.temperature,
-            verifier=self.catalog.verifier(query.verifier).name if verifies else "",
+            verifier=verifier,
+            scoring=query.scoring or (verifier.scoring if verifier else CHAIN_SCORING_UNSPECIFIED),
         )
 
     def _value(self, offer: Action, confidence: float, worth: float, target: float | None) -> float:
@@ -293,6 +302,7 @@ class Planner:
             offer.samples,
             query.prompt_bytes + TEMPLATE_TOKENS,
             math.ceil(max(1.0, tokens * HEADROOM)) + 1,
+            offer.verifier,
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from isoflop.v1.aggregation_pb2 import SELECTION_SUM, AggregateResponse, Cluster
+from isoflop.v1.aggregation_pb2 import AggregateResponse, Cluster
 from isoflop.v1.common_pb2 import Sample
 from isoflop.v1.router_pb2 import Round, Tally
 
@@ -49,7 +49,6 @@ class Progress:
 
     def take(self, action: Action, candidates: Sequence[Candidate], tally: AggregateResponse) -> None:
         """Take candidates, and the clusters with them in it."""
-        selection = STRATEGIES[action.strategy].selection
         for candidate in candidates:
             self.samples[candidate.sample.id] = candidate.sample
             self._arms[candidate.sample.id] = action.arm
@@ -57,7 +56,8 @@ class Progress:
         self.blanks += tally.blanks
         self.stability = tally.stability
         self.posterior = update(self._prior, self._votes())
-        if selection != SELECTION_SUM:
+        if STRATEGIES[action.strategy].verifies:
+            # Scores have chosen. Confidence is by votes all the same: what scores say of it is not measured.
             self.posterior = replace(self.posterior, chosen=0 if self.clusters else -1)
         elif (leader := self.posterior.leader) > 0:
             # Votes of several models: the answer most likely right leads, whatever their number.

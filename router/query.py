@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from isoflop.errors import InvalidArgument, NotFound
 from isoflop.v1.common_pb2 import AnswerFormat, Message
 from isoflop.v1.router_pb2 import Budget, Effort, SolveRequest
+from isoflop.v1.verification_pb2 import ChainScoring
 
 from router.catalog import Catalog
 from router.cost import Cost
@@ -55,6 +56,8 @@ class Query:
     seed: int
     verifier: str
     """Empty: the first that is there."""
+    scoring: ChainScoring.ValueType
+    """From the scores of steps to the score of a chain; 0: as the verifier says."""
     return_candidates: bool
 
     @property
@@ -80,8 +83,13 @@ def admit(request: SolveRequest, catalog: Catalog, bounds: Bounds, deadline: flo
     for name in filters.strategies:
         if name not in STRATEGIES:
             raise NotFound(f"there is no strategy {name!r}; there are: {', '.join(STRATEGIES)}")
-    if len({STRATEGIES[name].selection for name in filters.strategies}) > 1:
-        raise InvalidArgument("filters.strategies", "votes and best_of_n weigh differently: ask for one")
+    asked = [STRATEGIES[name] for name in filters.strategies]
+    if len({(strategy.selection, strategy.verifies) for strategy in asked}) > 1:
+        raise InvalidArgument(
+            "filters.strategies", "votes, best_of_n and weighted weigh differently: ask for one"
+        )
+    if filters.scoring not in ChainScoring.values():
+        raise InvalidArgument("filters.scoring", "must be min, product, last or mean")
     if filters.verifier:
         catalog.verifier(filters.verifier)
     if filters.HasField("samples") and not 1 <= filters.samples <= bounds.samples:
@@ -112,6 +120,7 @@ def admit(request: SolveRequest, catalog: Catalog, bounds: Bounds, deadline: flo
         temperature=temperature,
         seed=seed,
         verifier=filters.verifier,
+        scoring=filters.scoring,
         return_candidates=request.return_candidates,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 import grpc
@@ -11,13 +11,6 @@ from isoflop.v1.aggregation_pb2 import AggregateRequest, AggregateResponse
 from isoflop.v1.aggregation_pb2_grpc import AggregationServiceStub
 from isoflop.v1.difficulty_pb2 import EstimateRequest, EstimateResponse
 from isoflop.v1.difficulty_pb2_grpc import DifficultyServiceStub
-from isoflop.v1.generation_pb2 import (
-    DescribeModelsRequest,
-    DescribeModelsResponse,
-    GenerateRequest,
-    GenerateResponse,
-)
-from isoflop.v1.generation_pb2_grpc import GenerationServiceStub
 from isoflop.v1.verification_pb2 import (
     DescribeVerifiersRequest,
     DescribeVerifiersResponse,
@@ -28,6 +21,7 @@ from isoflop.v1.verification_pb2_grpc import VerificationServiceStub
 
 from router.stages import Stages
 from services.common.channels import Channels
+from services.generation.remote import RemoteGeneration
 
 R = TypeVar("R")
 
@@ -43,31 +37,6 @@ class _Remote:
             return await call
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, self._what) from None
-
-
-class RemoteGeneration(_Remote):
-    """Generation in another process."""
-
-    def __init__(self, target: str, channels: Channels) -> None:
-        super().__init__(target, "generation", channels)
-        self._stub = GenerationServiceStub(self._channel)
-
-    async def generate(
-        self, requests: AsyncIterator[GenerateRequest]
-    ) -> AsyncGenerator[GenerateResponse, None]:
-        """One round; closing the generator cancels the call."""
-        call = self._stub.Generate(requests)
-        try:
-            async for response in call:
-                yield response
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, self._what) from None
-        finally:
-            call.cancel()
-
-    async def describe(self, request: DescribeModelsRequest) -> DescribeModelsResponse:
-        """The models."""
-        return await self._call(self._stub.DescribeModels(request))
 
 
 class RemoteVerification(_Remote):

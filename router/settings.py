@@ -57,5 +57,7 @@ class SuiteSettings(RouterSettings):
 
     catalog: Path = MODELS / "catalog.yaml"
     """The catalogue of models."""
+    verifiers: Path = MODELS / "verifiers.yaml"
+    """The catalogue of verifiers."""
     estimator: Path = MODELS / "difficulty.json"
     """The fitted estimator of difficulty."""

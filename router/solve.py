@@ -19,6 +19,7 @@ from isoflop.v1.difficulty_pb2 import Query as QueryMessage
 from isoflop.v1.router_pb2 import (
     STATUS_ABANDONED,
     STATUS_ANSWERED,
+    STATUS_DEGRADED,
     PlanResponse,
     QueryStarted,
     Round,
@@ -60,6 +61,8 @@ class Life:
     saved: Savings = field(default_factory=Savings)
     waited: float = 0.0
     """Seconds spent waiting for models and verifiers."""
+    missing: str = ""
+    """Why samples have no scores, where verification has become unavailable."""
 
     def __post_init__(self) -> None:
         self.meter = Meter(self.planner.catalog.currency)
@@ -132,7 +135,7 @@ class Life:
         )
         yield Event(round=round)
         prompt_most = query.prompt_bytes + TEMPLATE_TOKENS
-        worst = cost.samples(action.model, action.samples, prompt_most, action.max_tokens)
+        worst = cost.samples(action.model, action.samples, prompt_most, action.max_tokens, action.verifier)
         self.allowance.reserve(worst)
         progress.rounds.append(round)
         first = progress.buy(action)
@@ -164,6 +167,7 @@ class Life:
         finally:
             self.allowance.settle(worst, bench.spent)
             self.waited += bench.waited
+            self.missing = self.missing or bench.missing
             round.aborted = action.samples - round.completed
             round.flops = bench.spent.flops
             round.confidence_after = progress.confidence
@@ -216,10 +220,12 @@ class Life:
         leader = progress.clusters[0] if progress.clusters else None
         given_up = not query.samples and progress.confidence < self.give_up_below
         late = query.deadline <= asyncio.get_running_loop().time()
+        status = STATUS_DEGRADED if self.missing else STATUS_ANSWERED
+        reason = "the deadline is near: the best answer so far" if late else decision.reason
         return SolveResponse(
             query_id=query.query_id,
-            status=STATUS_ABANDONED if leader is None or given_up else STATUS_ANSWERED,
-            reason="the deadline is near: the best answer so far" if late else decision.reason,
+            status=STATUS_ABANDONED if leader is None or given_up else status,
+            reason=f"{reason}; samples without scores: {self.missing}" if self.missing else reason,
             answer=leader.answer if leader else "",
             text=progress.samples[leader.best_member].text if leader else "",
             confidence=progress.confidence,

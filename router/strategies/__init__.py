@@ -10,6 +10,12 @@ from router.strategies.best_of_n import BestOfN
 from router.strategies.majority import Majority
 from router.strategies.single import Single
 from router.strategies.strategy import Strategy
+from router.strategies.weighted import Weighted
 
-STRATEGIES: dict[str, Strategy] = {"single": Single(), "majority": Majority(), "best_of_n": BestOfN()}
+STRATEGIES: dict[str, Strategy] = {
+    "single": Single(),
+    "majority": Majority(),
+    "best_of_n": BestOfN(),
+    "weighted": Weighted(),
+}
 """All strategies, by the name that callers use."""

@@ -16,7 +16,6 @@ class Majority:
 
     selection = SELECTION_SUM
     verifies = False
-    needs_logprobs = False
 
     async def play(self, bench: Bench) -> AsyncGenerator[list[Candidate] | TextDelta, None]:
         """The samples, as they finish."""

@@ -16,7 +16,6 @@ class Single:
 
     selection = SELECTION_SUM
     verifies = False
-    needs_logprobs = False
 
     async def play(self, bench: Bench) -> AsyncGenerator[list[Candidate] | TextDelta, None]:
         """The sample, and its text before it."""

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from isoflop.v1.aggregation_pb2 import Selection
 from isoflop.v1.common_pb2 import Sample, TextDelta
-from isoflop.v1.verification_pb2 import ChainScore
+from isoflop.v1.verification_pb2 import ChainScore, ChainScoring
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,9 @@ class Candidate:
 
 class Bench(Protocol):
     """What a strategy works with: one round of metered access to the services."""
+
+    scoring: ChainScoring.ValueType
+    """From the scores of steps to the score of a chain."""
 
     def sample(self, stream_text: bool = False) -> AsyncGenerator[list[Sample] | TextDelta, None]:
         """The round's samples as they finish, those together that are there together.
@@ -43,8 +46,6 @@ class Strategy(Protocol):
     """How the vote's leader is chosen."""
     verifies: bool
     """It scores steps."""
-    needs_logprobs: bool
-    """It needs a backend that gives log-probabilities."""
 
     def play(self, bench: Bench) -> AsyncGenerator[list[Candidate] | TextDelta, None]:
         """Play one round: candidates as they are there. Closing it aborts what still runs."""

@@ -8,8 +8,10 @@ from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry
 
-from services.common.server import Face, main
+from services.common.server import CannotServe, Face, main
+from services.generation.catalog import CatalogError
 from services.verification.core import Verification
+from services.verification.engines import open_backends
 from services.verification.servicer import face
 from services.verification.settings import VerificationSettings
 
@@ -19,7 +21,14 @@ async def verification(
     settings: VerificationSettings, registry: CollectorRegistry
 ) -> AsyncIterator[list[Face]]:
     """The faces of the service."""
-    yield [face(Verification(settings, registry))]
+    try:
+        core = Verification(settings, open_backends(settings.verifiers), registry)
+    except CatalogError as error:
+        raise CannotServe(str(error)) from None
+    try:
+        yield [face(core)]
+    finally:
+        await core.close()
 
 
 if __name__ == "__main__":

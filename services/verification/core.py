@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from isoflop.errors import InvalidArgument, NotFound
+from isoflop.v1.common_pb2 import Step
 from isoflop.v1.verification_pb2 import (
     Chain,
     ChainScore,
@@ -13,21 +17,29 @@ from isoflop.v1.verification_pb2 import (
 )
 from prometheus_client import CollectorRegistry, Counter
 
-from services.verification.backends import Backend, Unscorable
-from services.verification.backends.logprob import LogprobBackend
+from services.verification.backends import Backend, Scored, Spent, Unscorable
 from services.verification.settings import VerificationSettings
+from services.verification.steps import cut
 
 
 class Verification:
     """Scores the steps of chains."""
 
-    def __init__(self, settings: VerificationSettings, registry: CollectorRegistry) -> None:
+    def __init__(
+        self, settings: VerificationSettings, backends: Sequence[Backend], registry: CollectorRegistry
+    ) -> None:
         self._settings = settings
-        self._backends: dict[str, Backend] = {b.description.name: b for b in (LogprobBackend(),)}
+        self._backends = {backend.name: backend for backend in backends}
         self._chains = Counter(
             "isoflop_verification_chains_total",
             "Chains scored, by verifier and outcome (scored, unscorable).",
             ["verifier", "outcome"],
+            registry=registry,
+        )
+        self._tokens = Counter(
+            "isoflop_verification_tokens_total",
+            "Tokens by verifier and kind (prompt, cached, completion).",
+            ["verifier", "kind"],
             registry=registry,
         )
         self._flops = Counter(
@@ -40,8 +52,9 @@ class Verification:
     async def score(self, request: ScoreRequest) -> ScoreResponse:
         """One score in [0, 1] for each step of each chain.
 
-        Raises NotFound for an unknown verifier and InvalidArgument for too many chains. A chain that
-        cannot be scored carries its own error.
+        Raises NotFound for an unknown verifier, InvalidArgument for too many chains or too long messages,
+        and Unavailable where the verifier is down or overloaded. A chain that cannot be scored carries its
+        own error, and what it took is counted all the same.
         """
         backend = self._backends.get(request.verifier)
         if backend is None:
@@ -50,28 +63,77 @@ class Verification:
             )
         if len(request.chains) > self._settings.max_chains:
             raise InvalidArgument("chains", f"at most {self._settings.max_chains} in one request")
+        size = sum(len(message.content.encode()) for message in request.messages)
+        if size > self._settings.max_prompt_bytes:
+            raise InvalidArgument("messages", f"at most {self._settings.max_prompt_bytes} bytes")
+        checked = [self._ready(chain, backend.whole) for chain in request.chains]
+        ready = [chain for chain in checked if isinstance(chain, Chain)]
+        outcomes = iter(await backend.score(request.messages, ready) if ready else ())
         response = ScoreResponse()
-        for chain in request.chains:
-            try:
-                self._check(chain)
-                scored = backend.score(list(request.messages), chain)
-            except Unscorable as error:
-                response.scores.append(ChainScore(id=chain.id, error=str(error)))
-                self._chains.labels(request.verifier, "unscorable").inc()
-                continue
-            response.scores.append(ChainScore(id=chain.id, steps=scored.steps))
-            response.tokens += scored.tokens
-            response.flops += scored.flops
-            self._chains.labels(request.verifier, "scored").inc()
-        self._flops.labels(request.verifier).inc(response.flops)
+        for chain, one in zip(request.chains, checked, strict=True):
+            outcome = one if isinstance(one, Unscorable) else _checked(next(outcomes), len(one.steps))
+            self._add(response, chain.id, outcome)
+        self._count(request.verifier, response)
         return response
 
     async def describe(self, request: DescribeVerifiersRequest) -> DescribeVerifiersResponse:
-        """The verifiers."""
-        return DescribeVerifiersResponse(verifiers=[b.description for b in self._backends.values()])
+        """The verifiers, in the catalogue's order."""
+        backends = self._backends.values()
+        return DescribeVerifiersResponse(verifiers=[await backend.describe() for backend in backends])
 
-    def _check(self, chain: Chain) -> None:
-        if len(chain.text.encode()) > self._settings.max_chain_bytes:
-            raise Unscorable(f"its text has more than {self._settings.max_chain_bytes} bytes")
-        if len(chain.steps) > self._settings.max_steps:
-            raise Unscorable(f"it has more than {self._settings.max_steps} steps")
+    async def close(self) -> None:
+        """Let go of the engines."""
+        for backend in self._backends.values():
+            await backend.close()
+
+    def _ready(self, chain: Chain, whole: bool) -> Chain | Unscorable:
+        """The chain with its steps, or why it cannot be scored."""
+        settings = self._settings
+        if len(chain.text.encode()) > settings.max_chain_bytes:
+            return Unscorable(f"its text has more than {settings.max_chain_bytes} bytes")
+        if whole:
+            steps = [Step(end=len(chain.text))] if chain.text.strip() else []
+        elif chain.steps:
+            steps = list(chain.steps)
+        else:
+            steps = cut(chain.text) if chain.text.strip() else []
+        if not steps:
+            return Unscorable("it has no steps")
+        if len(steps) > settings.max_steps:
+            return Unscorable(f"it has more than {settings.max_steps} steps")
+        return Chain(id=chain.id, text=chain.text, steps=steps)
+
+    @staticmethod
+    def _add(response: ScoreResponse, chain_id: str, outcome: Scored | Unscorable) -> None:
+        spent = outcome.spent
+        response.tokens += spent.tokens
+        response.cached_tokens += spent.cached_tokens
+        response.completion_tokens += spent.completion_tokens
+        response.flops += spent.flops
+        response.flops_without_attention += spent.flops_without_attention
+        if isinstance(outcome, Scored):
+            response.scores.append(ChainScore(id=chain_id, steps=outcome.steps))
+        else:
+            response.scores.append(ChainScore(id=chain_id, error=str(outcome)))
+
+    def _count(self, verifier: str, response: ScoreResponse) -> None:
+        unscorable = sum(bool(one.error) for one in response.scores)
+        self._chains.labels(verifier, "scored").inc(len(response.scores) - unscorable)
+        self._chains.labels(verifier, "unscorable").inc(unscorable)
+        self._tokens.labels(verifier, "prompt").inc(response.tokens)
+        self._tokens.labels(verifier, "cached").inc(response.cached_tokens)
+        self._tokens.labels(verifier, "completion").inc(response.completion_tokens)
+        self._flops.labels(verifier).inc(response.flops)
+
+
+def _checked(outcome: Scored | Unscorable, steps: int) -> Scored | Unscorable:
+    """No verifier is believed: there must be a number in [0, 1] for each step."""
+    if isinstance(outcome, Unscorable):
+        return outcome
+    spent: Spent = outcome.spent
+    if len(outcome.steps) != steps:
+        return Unscorable(f"the verifier gave {len(outcome.steps)} scores for {steps} steps", spent)
+    for number, score in enumerate(outcome.steps, start=1):
+        if not (math.isfinite(score) and 0 <= score <= 1):
+            return Unscorable(f"the score of step {number} is {score:g}, not a number from 0 to 1", spent)
+    return outcome

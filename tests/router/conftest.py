@@ -17,6 +17,8 @@ from router.settings import RouterSettings
 from router.stages import Stages
 from services.aggregation.core import Aggregation
 from services.aggregation.settings import AggregationSettings
+from services.verification.backends.logprob import LogprobBackend
+from services.verification.catalog import LogprobEntry
 from services.verification.core import Verification
 from services.verification.settings import VerificationSettings
 
@@ -30,7 +32,8 @@ async def aggregation() -> AsyncIterator[Aggregation]:
 
 @pytest.fixture(scope="session")
 def verification() -> Verification:
-    return Verification(VerificationSettings(), CollectorRegistry())
+    backend = LogprobBackend(LogprobEntry(name="logprob"))
+    return Verification(VerificationSettings(), [backend], CollectorRegistry())
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from isoflop.budget import parse_budget
 from isoflop.errors import InvalidArgument, IsoflopError, Unreachable
 from isoflop.jsonform import to_dict
 from isoflop.live import Progress
-from isoflop.request import ANSWER_TYPES, EFFORTS, Options
+from isoflop.request import ANSWER_TYPES, EFFORTS, SCORINGS, Options
 from isoflop.text import Style
 from isoflop.v1.router_pb2 import SolveResponse, Status, StreamSolveResponse
 
@@ -203,6 +203,14 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, metavar="T", help="sampling temperature; 0 is greedy")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the first sample")
     parser.add_argument(
+        "--verifier", default="", metavar="NAME", help="what scores samples, where the strategy needs scores"
+    )
+    parser.add_argument(
+        "--scoring",
+        choices=SCORINGS,
+        help="from the scores of steps to that of a sample; as the verifier says where none is given",
+    )
+    parser.add_argument(
         "--answer-type",
         choices=ANSWER_TYPES,
         help="how answers are read and compared; number where none is given",
@@ -271,6 +279,8 @@ def _options(arguments: argparse.Namespace) -> Options:
         samples=arguments.samples,
         temperature=arguments.temperature,
         seed=arguments.seed,
+        verifier=arguments.verifier,
+        scoring=arguments.scoring,
     )
 
 

@@ -8,9 +8,11 @@ from typing import Literal, TypedDict, TypeVar
 from isoflop.errors import InvalidArgument
 from isoflop.v1.common_pb2 import AnswerFormat, AnswerType, Message
 from isoflop.v1.router_pb2 import Budget, Effort, Filters, Objective, SolveRequest
+from isoflop.v1.verification_pb2 import ChainScoring
 
 AnswerTypeName = Literal["number", "expression", "choice", "text", "code", "pattern"]
 EffortName = Literal["low", "medium", "high"]
+ScoringName = Literal["min", "product", "last", "mean"]
 _V = TypeVar("_V")
 
 ANSWER_TYPES: dict[str, AnswerType.ValueType] = {
@@ -25,6 +27,12 @@ EFFORTS: dict[str, Effort.ValueType] = {
     "low": Effort.EFFORT_LOW,
     "medium": Effort.EFFORT_MEDIUM,
     "high": Effort.EFFORT_HIGH,
+}
+SCORINGS: dict[str, ChainScoring.ValueType] = {
+    "min": ChainScoring.CHAIN_SCORING_MIN,
+    "product": ChainScoring.CHAIN_SCORING_PRODUCT,
+    "last": ChainScoring.CHAIN_SCORING_LAST,
+    "mean": ChainScoring.CHAIN_SCORING_MEAN,
 }
 
 
@@ -59,6 +67,8 @@ class Options(TypedDict, total=False):
     """Most tokens of a sample; None: what the model's context leaves."""
     verifier: str
     """Verifier for strategies that need one; empty: the first that is there."""
+    scoring: ScoringName | None
+    """From the scores of steps to the score of a chain; None: as the verifier says."""
     request_id: str
     """Makes the call idempotent, and so safe to try again; empty: none."""
     return_candidates: bool
@@ -82,6 +92,7 @@ def solve_request(
     seed: int | None = None,
     thinking_tokens: int | None = None,
     verifier: str = "",
+    scoring: ScoringName | None = None,
     request_id: str = "",
     return_candidates: bool = False,
 ) -> SolveRequest:
@@ -111,6 +122,7 @@ def solve_request(
                 temperature=temperature,
                 seed=seed,
                 verifier=verifier,
+                scoring=_named("filters.scoring", scoring, SCORINGS) if scoring else None,
             ),
             return_candidates=return_candidates,
         )

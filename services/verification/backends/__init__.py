@@ -1,34 +1,86 @@
-"""What scores steps."""
+"""What scores steps: one interface for every verifier."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from isoflop.v1 import common_pb2, verification_pb2
+from isoflop.v1.common_pb2 import Message, Shape
+from isoflop.v1.verification_pb2 import Chain, Verifier
+
+from services.common.flops import attended, with_attention, without_attention
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a chain's scores took."""
+
+    tokens: int = 0
+    """Tokens of prompt and chain that were computed."""
+    cached_tokens: int = 0
+    """Tokens that were found in an engine's cache."""
+    completion_tokens: int = 0
+    """Tokens that were generated."""
+    flops: float = 0.0
+    """Floating-point operations, attention included."""
+    flops_without_attention: float = 0.0
+    """The simple figure beside it."""
+
+    @classmethod
+    def reading(cls, shape: Shape, tokens: int) -> Spent:
+        """One forward pass over so many tokens."""
+        context = attended(1, tokens, shape.window)
+        return cls(
+            tokens=tokens,
+            flops=with_attention(shape, tokens, context),
+            flops_without_attention=without_attention(shape, tokens),
+        )
+
+
+NOTHING = Spent()
 
 
 class Unscorable(Exception):
     """One chain cannot be scored; `str(error)` says why. The others are not affected."""
 
+    def __init__(self, reason: str, spent: Spent = NOTHING) -> None:
+        super().__init__(reason)
+        self.spent = spent
+        """What it took nevertheless."""
+
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of one chain, and what they took."""
+    """Scores of one chain, and what they took. That they are numbers in [0, 1] is for the core to check."""
 
-    steps: list[float]
-    """One score in [0, 1] for each step."""
-    tokens: int
-    """Tokens read."""
-    flops: float
-    """Floating-point operations."""
+    steps: Sequence[float]
+    """One score for each step; one in all where the verifier judges whole texts."""
+    spent: Spent
 
 
 class Backend(Protocol):
     """A verifier."""
 
-    description: verification_pb2.Verifier
+    name: str
+    """By which it is asked for."""
+    whole: bool
+    """It judges texts as a whole."""
 
-    def score(self, messages: list[common_pb2.Message], chain: verification_pb2.Chain) -> Scored:
-        """Score the steps of a chain that answers `messages`; raises Unscorable."""
+    async def describe(self) -> Verifier:
+        """What it is; raises Unavailable where it must ask and nobody answers."""
+        ...
+
+    async def score(
+        self, messages: Sequence[Message], chains: Sequence[Chain]
+    ) -> Sequence[Scored | Unscorable]:
+        """Score chains that answer `messages`, each cut into steps: an outcome for each, in order.
+
+        Raises what concerns them all: InvalidArgument for messages that the template refuses, Unavailable
+        where the engine is down or overloaded. If cancelled, what waits or runs is given up.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of the engine."""
         ...
