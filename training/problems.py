@@ -1,8 +1,8 @@
 """Problems, the split by hash, the training stream, and the judge of a step.
 
-A problem is a prompt (an expression, an equation, or a story in plain English) and the expression that answers
-it. Its **group** is the number of operations of that expression, its **kind** how it is put. This module
-imports neither torch nor numpy, so that tests and benchmarks can use it anywhere.
+A problem is a prompt (an expression, an equation, or a story in plain English) and the expression that
+answers it. Its **group** is the number of operations of that expression, its **kind** how it is put. This
+module imports neither torch nor numpy, so that tests and benchmarks can use it anywhere.
 """
 
 from __future__ import annotations

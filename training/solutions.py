@@ -6,9 +6,9 @@
     answer: 421
 
 A line has an operation and its result, then `;` and what remains. Products are split by the digits of one
-factor and quotients by their own digits, so that each term is one small fact. There are many right ways: which
-of the operations that are ready comes first, and which factor is split, is drawn, so that a model trained on
-such solutions has several ways to an answer, and a vote over them means something.
+factor and quotients by their own digits, so that each term is one small fact. There are many right ways:
+which of the operations that are ready comes first, and which factor is split, is drawn, so that a model
+trained on such solutions has several ways to an answer, and a vote over them means something.
 
 With **thinking**, each line is followed by one that checks it, by the inverse operation, by the same product
 split otherwise, or by writing the expression down once more; after `no` the line is written again.
@@ -234,9 +234,7 @@ def _reduction(rng: random.Random, expression: Expression) -> list[Line]:
     return lines
 
 
-def thinking(
-    rng: random.Random, expression: Expression, *, restate: bool, slips: float = 0.15
-) -> list[Line]:
+def thinking(rng: random.Random, expression: Expression, *, restate: bool, slips: float = 0.15) -> list[Line]:
     """A solution with a check after each line; a share of `slips` of the lines are wrong at first."""
     lines: list[Line] = []
     stated = reworded(rng, expression) if restate else expression

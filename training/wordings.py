@@ -237,13 +237,19 @@ def shopping(rng: random.Random, size: int) -> Story:
     for part in parts[1:]:
         total = _combine("+", total, part)
     listed = said[0] if len(said) == 1 else ", ".join(said[:-1]) + " and " + said[-1]
-    sentences = [cast.write(rng, ("{name} buys {a}.", "In a shop {name} buys {a}.", "{name} pays for {a}."), a=listed)]
+    sentences = [
+        cast.write(rng, ("{name} buys {a}.", "In a shop {name} buys {a}.", "{name} pays for {a}."), a=listed)
+    ]
     if not with_change:
-        question = cast.write(rng, ("How many dollars is that in all?", "What does {he} pay?", "How much is it?"))
+        question = cast.write(
+            rng, ("How many dollars is that in all?", "What does {he} pay?", "How much is it?")
+        )
         return _story(rng, cast, sentences, question, total)
     paid = number(min(999, total.value + rng.randint(1, 60)))
     sentences.append(cast.write(rng, ("{He} pays with {p} dollars.", "{He} had {p} dollars."), p=paid.text))
-    question = cast.write(rng, ("How much is left?", "How many dollars does {he} have left?", "What is the change?"))
+    question = cast.write(
+        rng, ("How much is left?", "How many dollars does {he} have left?", "What is the change?")
+    )
     # Taking the parts away one by one or all together is the same number of operations.
     return _story(rng, cast, sentences, question, _combine("-", paid, total))
 

@@ -52,7 +52,22 @@ def test_values(text: str, value: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "1+", "+1", "(1", "1)", "1 + 2", "x", "7/2", "7/0", "-7%2", "7%0", "--1", "1" * 3000, "(" * 500 + "1"],
+    [
+        "",
+        "1+",
+        "+1",
+        "(1",
+        "1)",
+        "1 + 2",
+        "x",
+        "7/2",
+        "7/0",
+        "-7%2",
+        "7%0",
+        "--1",
+        "1" * 3000,
+        "(" * 500 + "1",
+    ],
 )
 def test_what_is_no_expression_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -45,7 +46,7 @@ def test_thinking_is_wrong_just_where_it_is_not_taught(seed: int, size: int) -> 
     problem = draw_problem(rng, draw_kind(rng), size)
     lines = thinking(rng, problem.expression, restate=problem.restates, slips=0.5)
     assert judged(problem.answer, [line.text for line in lines]) == [line.is_target for line in lines]
-    for line, after in zip(lines, lines[1:], strict=False):
+    for line, after in pairwise(lines):
         if not line.is_target:
             assert after.text.startswith(CHECK_PREFIX)
             assert after.text.endswith(NO)
@@ -83,8 +84,8 @@ def test_products_are_split_by_either_factor() -> None:
 
 @pytest.mark.parametrize(
     ("operator", "left", "right", "text"),
-    [("/", 408, 8, "408/8=50+1=51"), ("/", 56, 8, "56/8=7"), ("%", 97, 7, "97%7=97-91=6"), ("%", 5, 7, "5%7=5"),
-     ("+", 17, -4, "17+-4=13"), ("-", 4, 9, "4-9=-5"), ("/", -240, 8, "-240/8=-30")],
+    [("/", 408, 8, "408/8=50+1=51"), ("/", 56, 8, "56/8=7"), ("%", 97, 7, "97%7=97-91=6"),
+     ("%", 5, 7, "5%7=5"), ("+", 17, -4, "17+-4=13"), ("-", 4, 9, "4-9=-5"), ("/", -240, 8, "-240/8=-30")],
 )  # fmt: skip
 def test_operations_are_written_with_their_terms(operator: str, left: int, right: int, text: str) -> None:
     assert operation_text(random.Random(0), operator, left, right) == text
