@@ -42,8 +42,11 @@ class RoundBench:
         self._first_sample = first_sample
         self._stages = stages
         self._meter = meter
+        self._deadline = query.deadline if math.isfinite(query.deadline) else None
         self._streamed = streamed
         self._abort_seconds = abort_seconds
+        self.scoring: ChainScoring.ValueType = action.scoring
+        """From the scores of steps to the score of a chain."""
         self.spent = Cost()
         """What has been billed; generation is, when its round has ended."""
         self.waited = 0.0
@@ -62,7 +65,6 @@ class RoundBench:
         is waited for.
         """
         enough = asyncio.Event()
-        deadline = self._query.deadline if math.isfinite(self._query.deadline) else None
         ready: asyncio.Queue[Sample | TextDelta | None] = asyncio.Queue()
         # A task of its own: if this one is cancelled, the round still ends with its bill.
         round = asyncio.create_task(
@@ -72,7 +74,7 @@ class RoundBench:
             while True:
                 begin = time.perf_counter()
                 try:
-                    async with asyncio.timeout_at(deadline):
+                    async with asyncio.timeout_at(self._deadline):
                         first = await ready.get()
                 except TimeoutError:
                     break
@@ -130,33 +132,31 @@ class RoundBench:
             self._usage.completion_tokens += sample.tokens
         self._usage.context_tokens += attended(1, sample.tokens, self._action.model.shape.window)
 
-    @property
-    def scoring(self) -> ChainScoring.ValueType:
-        """From the scores of steps to the score of a chain."""
-        return self._action.scoring
-
     async def score(self, samples: Sequence[Sample]) -> Sequence[ChainScore]:
         """Scores of the samples' steps, in order.
 
-        Where verification is unavailable, none: each has that as its error, here and for the rest of the
-        round, and the samples are still worth an answer.
+        Where verification is unavailable, or silent until the query's deadline, none: each has that as its
+        error, here and for the rest of the round, and the samples are still worth an answer.
         """
         verifier = self._action.verifier
         assert verifier is not None
         begin = time.perf_counter()
         try:
             if not self.missing:
-                response = await self._stages.verification.score(
-                    ScoreRequest(
-                        verifier=verifier.name,
-                        messages=self._query.messages,
-                        chains=[Chain(id=s.id, text=s.text, steps=s.steps) for s in samples],
+                async with asyncio.timeout_at(self._deadline):
+                    response = await self._stages.verification.score(
+                        ScoreRequest(
+                            verifier=verifier.name,
+                            messages=self._query.messages,
+                            chains=[Chain(id=s.id, text=s.text, steps=s.steps) for s in samples],
+                        )
                     )
-                )
                 self.spent += self._meter.verification(verifier, self._action.strategy, response)
                 return response.scores
         except Unavailable as error:
             self.missing = str(error)
+        except TimeoutError:
+            self.missing = f"verifier {verifier.name} was not done before the deadline"
         finally:
             self.waited += time.perf_counter() - begin
         return [ChainScore(id=sample.id, error=self.missing) for sample in samples]

@@ -1,8 +1,9 @@
 """Micro-batching: what several requests want from one engine, a batch at a time.
 
-A lone request runs at once. What comes while a batch is running waits for the next one, at most `max_wait`
-longer than the running batch takes, and the next batch has the one that has waited longest and those most like
-it in size: little padding, and nobody is forgotten. An item that the engine fails on fails alone.
+A lone request runs at once. What comes while a batch is running is for the next one, which begins when that
+has ended, or `max_wait` after the first of them came if that is later and there is still room. It has the one
+that has waited longest and those most like it in size: little padding, and nobody is forgotten. An item that
+the engine fails on fails alone.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Batcher(Generic[T, R]):
         self._waiting += mine
         self._arrival.set()
         try:
-            return await asyncio.gather(*(one.result for one in mine))
+            return [await one.result for one in mine]
         except asyncio.CancelledError:
             gone = set(mine)
             self._waiting = [one for one in self._waiting if one not in gone]

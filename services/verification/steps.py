@@ -24,7 +24,7 @@ def cut(text: str) -> list[Step]:
 
 
 def texts(chain: Chain) -> Sequence[str]:
-    """The text of each step; raises Unscorable where the steps are not stretches of the text, up to its end."""
+    """The text of each step; raises Unscorable where the steps do not divide the whole text."""
     begin, found = 0, []
     for number, step in enumerate(chain.steps, start=1):
         if step.end <= begin:

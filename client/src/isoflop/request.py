@@ -122,7 +122,9 @@ def solve_request(
                 temperature=temperature,
                 seed=seed,
                 verifier=verifier,
-                scoring=_named("filters.scoring", scoring, SCORINGS) if scoring else None,
+                scoring=_named("filters.scoring", scoring, SCORINGS)
+                if scoring
+                else ChainScoring.CHAIN_SCORING_UNSPECIFIED,
             ),
             return_candidates=return_candidates,
         )

@@ -176,13 +176,14 @@ class CriticBackend:
         if sample.finish_reason != FINISH_REASON_STOP:
             return Unscorable(f"the critic was not done after {sample.tokens} tokens", spent)
         try:
-            scale = self._entry.scale
-            scores = (
-                [overall(sample.text, scale)] if self.whole else each(sample.text, len(chain.steps), scale)
-            )
+            scores = self._verdict(sample.text, len(chain.steps))
         except Unscorable as error:
             return Unscorable(str(error), spent)
         return Scored(scores, spent)
+
+    def _verdict(self, text: str, steps: int) -> Sequence[float]:
+        scale = self._entry.scale
+        return [overall(text, scale)] if self.whole else each(text, steps, scale)
 
     def _question(self, messages: Sequence[Message], chain: Chain) -> str:
         """What the critic is asked; raises Unscorable, or InvalidArgument where the template refuses."""

@@ -8,9 +8,9 @@ A verifier is a folder:
     tokenizer.json   a Hugging Face `tokenizers` file
     verifier.json    what `Manifest` says below
 
-The prompt is encoded apart from the steps, and each step apart from the others (its text without trailing line
-ends, and one line end), so that positions are known. One forward pass scores every step of a batch of chains;
-chains of concurrent requests share batches.
+The prompt is encoded apart from the steps, and each step apart from the others (its text without trailing
+line ends, and one line end), so that positions are known. One forward pass scores every step of a batch of
+chains; chains of concurrent requests share batches.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class OnnxBackend:
     async def score(
         self, messages: Sequence[Message], chains: Sequence[Chain]
     ) -> Sequence[Scored | Unscorable]:
-        """One forward pass for each chain, shared with others; a chain longer than the context has an error."""
+        """Chains go through the model in batches with those of other requests; too long ones have an error."""
         # A megabyte takes a tokenizer long: the event loop goes on meanwhile.
         encoded = await asyncio.to_thread(self._encode, self._template.render(messages), chains)
         ready = [one for one in encoded if isinstance(one, Encoded)]

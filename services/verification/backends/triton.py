@@ -1,9 +1,9 @@
 """Verification by a model on a Triton server, behind plain tensors.
 
-The contract (docker/triton/README.md has it, and docker/triton/models/onnx a model that keeps it): one request
-for each chain, with the rendered prompt and the text of each step; scores for the steps, and the number of
-tokens that were read, come back. What Triton says of one request concerns that chain alone; that it cannot be
-reached, or does not serve the model, concerns all.
+The contract (docker/triton/README.md has it, and docker/triton/models/onnx a model that keeps it): one
+request for each chain, with the rendered prompt and the text of each step; scores for the steps, and the
+number of tokens that were read, come back. What Triton says of one request concerns that chain alone; that it
+cannot be reached, or does not serve the model, concerns all.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class TritonBackend:
             from tritonclient.utils import InferenceServerException
         except ImportError:
             raise CatalogError(
-                f"verifier {entry.name}: Triton's client is not installed; pip install 'isoflop-suite[triton]'"
+                f"verifier {entry.name}: Triton's client is not installed; "
+                "pip install 'isoflop-suite[triton]'"
             ) from None
         try:
             self._template = ChatTemplate(entry.chat_template)
