@@ -15,24 +15,20 @@ import argparse
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from isoflop.v1.common_pb2 import Message, Sampling
-from isoflop.v1.generation_pb2 import Branch, GenerateRequest, StartRound
-from prometheus_client import CollectorRegistry
 from rich.progress import Progress
 
-from services.common.settings import MODELS
-from services.generation.core import Generation
-from services.generation.engines import open_backends
-from services.generation.settings import GenerationSettings
 from training.problems import GROUPS, Split, draw_from_split, draw_kind, first_wrong, judge_solution
+from training.sampling import open_generation, sample_round
 from training.splits import Problem, first_of_each_group
 
-ROUNDS = 3
-"""Rounds at a time of each model: enough to keep its slots full."""
+SAMPLES_AT_A_TIME = 48
+"""Of each model: enough to keep its slots full."""
+SEED = 40_000
+"""Of the first solution of each problem."""
 
 
 def training_problems(count: int, seed: int) -> list[Problem]:
@@ -75,25 +71,6 @@ def label(problem: Problem, model: str, index: int, text: str) -> dict[str, Any]
     }
 
 
-async def solutions(
-    generation: Generation, model: str, problem: Problem, chains: int, temperature: float, seed: int
-) -> list[str]:
-    """Texts of one round."""
-
-    async def requests() -> AsyncIterator[GenerateRequest]:
-        yield GenerateRequest(
-            start=StartRound(
-                query_id=problem.query_id,
-                model=model,
-                messages=[Message(role="user", content=problem.prompt)],
-                branches=[Branch(samples=chains)],
-                sampling=Sampling(temperature=temperature, seed=seed),
-            )
-        )
-
-    return [r.sample.text async for r in generation.generate(requests()) if r.HasField("sample")]
-
-
 def labelled(path: Path) -> set[tuple[str, str]]:
     """Model and query_id of the rows that are there already."""
     if not path.exists():
@@ -108,30 +85,30 @@ async def make(
     """Label what is not in `output` yet, and add it there."""
     done = labelled(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    backends = open_backends(MODELS / "catalog.yaml")
-    generation = Generation(GenerationSettings(), backends, CollectorRegistry())
-    known = {backend.model.name for backend in backends}
-    if unknown := set(models) - known:
-        raise SystemExit(f"no model {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
-    try:
+    async with open_generation() as generation:
         with Progress() as progress, output.open("a", encoding="utf-8") as file:
             bars = {model: progress.add_task(model, total=len(problems)) for model in models}
 
             async def one(model: str, problem: Problem, turn: asyncio.Semaphore) -> None:
                 async with turn:
                     if (model, problem.query_id) not in done:
-                        texts = await solutions(generation, model, problem, chains, temperature, 40_000)
-                        rows = [label(problem, model, index, text) for index, text in enumerate(texts)]
+                        round = await sample_round(
+                            generation,
+                            model,
+                            problem.prompt,
+                            samples=chains,
+                            temperature=temperature,
+                            seed=SEED,
+                        )
+                        rows = [label(problem, model, at, s.text) for at, s in enumerate(round.samples)]
                         file.write("".join(json.dumps(row) + "\n" for row in rows))
                     progress.advance(bars[model])
 
             async with asyncio.TaskGroup() as tasks:
                 for model in models:
-                    turn = asyncio.Semaphore(ROUNDS * max(1, 16 // chains))
+                    turn = asyncio.Semaphore(max(2, SAMPLES_AT_A_TIME // chains))
                     for problem in problems:
                         tasks.create_task(one(model, problem, turn))
-    finally:
-        await generation.close()
 
 
 def main() -> None:

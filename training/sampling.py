@@ -1,0 +1,86 @@
+"""Samples of the models, from the generation service's own core: what is measured is what is served."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from isoflop.v1.common_pb2 import Message, Sample, Sampling
+from isoflop.v1.generation_pb2 import Branch, GenerateRequest, RoundUsage, StartRound
+from prometheus_client import CollectorRegistry
+
+from services.common.settings import MODELS
+from services.generation.backends.llamacpp import LlamaCppBackend
+from services.generation.catalog import LlamaCppEntry
+from services.generation.core import Generation
+from services.generation.engines import open_backends
+from services.generation.settings import GenerationSettings
+
+
+@asynccontextmanager
+async def open_generation(catalog: Path = MODELS / "catalog.yaml") -> AsyncIterator[Generation]:
+    """The models of a catalogue."""
+    generation = Generation(GenerationSettings(), open_backends(catalog), CollectorRegistry())
+    try:
+        yield generation
+    finally:
+        await generation.close()
+
+
+@asynccontextmanager
+async def open_file(path: Path, parallel: int = 16) -> AsyncIterator[Generation]:
+    """One GGUF file; the model has the name of the file."""
+    entry = LlamaCppEntry(name=path.stem, backend="llamacpp", path=path, parallel=parallel)
+    backend = LlamaCppBackend(entry, path.parent, "USD")
+    generation = Generation(GenerationSettings(), [backend], CollectorRegistry())
+    try:
+        yield generation
+    finally:
+        await generation.close()
+
+
+@dataclass(frozen=True)
+class Round:
+    """Samples of one prompt, in the order of their seeds, and what they took."""
+
+    samples: list[Sample]
+    usage: RoundUsage
+    seconds: float
+
+
+async def sample_round(
+    generation: Generation,
+    model: str,
+    prompt: str | Sequence[Message],
+    *,
+    samples: int = 1,
+    temperature: float = 0.0,
+    seed: int = 0,
+    first_sample: int = 0,
+) -> Round:
+    """`samples` samples of a prompt, or of a conversation, at a temperature; sample i has seed `seed` + i."""
+    messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
+
+    async def requests() -> AsyncIterator[GenerateRequest]:
+        yield GenerateRequest(
+            start=StartRound(
+                query_id="training",
+                model=model,
+                messages=messages,
+                branches=[Branch(samples=samples)],
+                first_sample=first_sample,
+                sampling=Sampling(temperature=temperature, seed=seed),
+            )
+        )
+
+    begin, finished, usage = time.perf_counter(), [], RoundUsage()
+    async for response in generation.generate(requests()):
+        if response.HasField("sample"):
+            finished.append(response.sample)
+        elif response.HasField("usage"):
+            usage = response.usage
+    finished.sort(key=lambda sample: int(sample.id.rpartition("/")[2]))
+    return Round(finished, usage, time.perf_counter() - begin)
