@@ -14,16 +14,37 @@ models:
     context: 32768
     chat_template: "..."           # Jinja; Triton applies none
     price: {per_gpu_second: 0.0011, tokens_per_second: 2600}
+  - name: llama
+    backend: openai                # vLLM, SGLang, llama-server, Ollama, or a hosted one
+    base_url: http://vllm:8000/v1
+    model: meta-llama/Llama-3.1-8B-Instruct
+    key_file: /run/secrets/vllm    # or key_env: VLLM_KEY
+    logprobs: true
+    continuous_usage: true
+    continues: continue_final_message
+    extra: {top_k: 40}
+    shape: {active_parameters: 8.0e9, layers: 32, heads: 32, head_size: 128}
+    context: 131072
+    price: {per_million_prompt_tokens: 0.05, per_million_completion_tokens: 0.08}
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from isoflop.v1 import common_pb2 as pb
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
 
 class CatalogError(Exception):
@@ -90,6 +111,37 @@ class PriceEntry(Entry):
         )
 
 
+def _server_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("http://host or https://host, and a path where the server has one")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("holds a password: use key_env or key_file")
+    if parts.query or parts.fragment:
+        raise ValueError("is an address without a query or fragment")
+    return url.rstrip("/")
+
+
+class HttpEntry(Entry):
+    """An HTTP server that others run."""
+
+    base_url: Annotated[str, AfterValidator(_server_url)]
+    """Where the server is; endpoints are below it."""
+    key_env: str = ""
+    """Environment variable with the server's API key, read at the start."""
+    key_file: Path | None = None
+    """File with the server's API key, read again when it changes; relative to the catalogue. With neither, no
+    key is sent."""
+    connect_seconds: float = Field(default=5.0, gt=0)
+    """How long a connection may take to be made."""
+
+    @model_validator(mode="after")
+    def _one_key(self) -> HttpEntry:
+        if self.key_env and self.key_file:
+            raise ValueError("key_env or key_file, not both")
+        return self
+
+
 class ModelEntry(Entry):
     """What every model has."""
 
@@ -132,6 +184,58 @@ class TritonEntry(ModelEntry):
     """Tokens of prompt and sample together."""
 
 
+class OpenAIEntry(ModelEntry, HttpEntry):
+    """A model behind the OpenAI API: vLLM, SGLang, llama-server, Ollama, or a hosted one.
+
+    `base_url` ends where the API begins, as in `http://vllm:8000/v1`.
+    """
+
+    backend: Literal["openai"]
+    model: str = ""
+    """The model's name on that server; empty: the same name."""
+    api: Literal["chat", "completions"] = "chat"
+    """`chat`: the server applies its chat template. `completions`: `chat_template` is applied here, and a
+    prefix can always be continued."""
+    shape: ShapeEntry
+    """What FLOPs depend on."""
+    context: int = Field(default=0, ge=0, le=LARGEST)
+    """Tokens of prompt and sample together; 0: not known."""
+    parallel: int = Field(default=32, ge=1, le=4096)
+    """Samples that are asked for at a time; more wait."""
+    logprobs: bool = False
+    """The server gives log-probabilities. (vLLM, SGLang and llama-server do.)"""
+    seed: Literal["none", "alone", "always"] = "alone"
+    """What a seed promises there: nothing, and none is sent; the same text where the sample runs alone; the
+    same text always."""
+    continues: Literal["no", "last_message", "continue_final_message"] = "no"
+    """How `chat` continues a prefix: not at all; by a last message of the assistant (llama-server, Ollama);
+    by one and the flag `continue_final_message` (vLLM, SGLang)."""
+    continuous_usage: bool = False
+    """The server can tell the usage with every piece (vLLM and SGLang can): aborted samples are billed
+    exactly. Otherwise their prompts are estimated, and their tokens where there are no log-probabilities."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the server calls the most tokens of a sample. OpenAI's reasoning models want the longer name."""
+    extra: dict[str, JsonValue] = {}
+    """More fields of each request's body, such as `top_k`; they overrule this backend's own."""
+    first_token_seconds: float = Field(default=120.0, gt=0)
+    """How long a sample may take to begin, the server's queue included."""
+    next_token_seconds: float = Field(default=30.0, gt=0)
+    """How long a sample may take from one piece to the next."""
+    retries: int = Field(default=3, ge=0, le=20)
+    """How often a request is sent again that failed before the first piece came, with growing pauses."""
+    max_wait_seconds: float = Field(default=60.0, ge=0)
+    """How long a sample may wait in all because the server refuses more requests for now (429, or 503 with
+    Retry-After). Where the server asks for more than that, the sample fails at once."""
+
+    @model_validator(mode="after")
+    def _api_fits(self) -> OpenAIEntry:
+        if self.api == "chat" and self.chat_template:
+            raise ValueError("chat_template goes with api completions: with chat the server applies its own")
+        if self.api == "completions" and self.continues != "no":
+            raise ValueError("continues goes with api chat: completions continue every prefix")
+        return self
+
+
 class RecordedEntry(ModelEntry):
     """Samples of a real model, played back from a recording."""
 
@@ -149,7 +253,9 @@ class Catalog(Entry):
 
     currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$")
     """ISO 4217 code of all prices."""
-    models: list[Annotated[LlamaCppEntry | TritonEntry | RecordedEntry, Field(discriminator="backend")]]
+    models: list[
+        Annotated[LlamaCppEntry | TritonEntry | OpenAIEntry | RecordedEntry, Field(discriminator="backend")]
+    ]
     """The models."""
 
     @model_validator(mode="after")

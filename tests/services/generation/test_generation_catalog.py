@@ -58,7 +58,7 @@ def model(entry: str) -> str:
         (model(RECORDED + ", pth: x"), "models.0.recorded.pth: Extra inputs are not permitted"),
         (model(RECORDED + ", price: {per_token: 1}"), "price.per_token: Extra inputs"),
         (f"models: [{{{RECORDED}}}, {{{RECORDED}}}]", "two models have the same name"),
-        (model("name: m, backend: vllm, path: x"), "models.0: .*'vllm'.*'llamacpp', 'triton', 'recorded'"),
+        (model("name: m, backend: vllm, path: x"), "models.0: .*'vllm'.*'llamacpp', 'triton', 'openai', 'recorded'"),
         (model("name: m, path: x"), "models.0: .*'backend'"),
         (model("name: m, backend: llamacpp"), "models.0.llamacpp.path: Field required"),
         (model("name: m, backend: recorded, path: x"), "models.0.recorded.shape: Field required"),
