@@ -16,6 +16,7 @@ import yaml
 from benchmarks.fake_triton import SOLUTION
 from router.profile import ROUND_SIZES, SCHEMA
 from services.difficulty.features import NAMES
+from services.difficulty.record import SCHEMA as ESTIMATOR_SCHEMA
 
 MODEL = "fake"
 TEMPERATURE = 0.8
@@ -91,10 +92,13 @@ def _right(votes: int) -> list[float]:
 
 def _estimator() -> dict[str, object]:
     return {
+        "schema": ESTIMATOR_SCHEMA,
         "name": "synthetic",
-        "weights": dict.fromkeys(NAMES, 0.0),
-        "intercept": 0.0,
-        "sd": 1.0,
+        "data": "",
+        "ranges": dict.fromkeys(NAMES, {"low": 0.0, "high": 1e9, "unit": 1.0}),
+        "center": {"intercept": 0.0, "terms": [[name, 0.0, 0.0] for name in NAMES]},
+        "log_variance": {"intercept": 0.0, "terms": []},
+        "tokens_range": [-3.0, 3.0],
         "curves": [
             {
                 "model": MODEL,

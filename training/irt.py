@@ -14,7 +14,6 @@ divide slopes by it, and multiply difficulties and abilities, for the form whose
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,11 +82,11 @@ def fit(right: Array, total: Array) -> Fit:
         return float(0.5 * penalty - evidence.sum()), -gradient
 
     rate = (right.sum(0) + 0.5) / (total.sum(0) + 1.0)
-    start = np.concatenate([np.log(rate / (1 - rate)), np.zeros(models)])
+    start = np.concatenate([np.log(rate / (1 - rate)), np.full(models, 0.5)])
     found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 1000, "ftol": 1e-10}).x
     ability, slope = found[:models], np.exp(found[models:])
-    errors = np.sqrt(np.diag(np.linalg.inv(_hessian(lambda x: loss(x)[1], found))))
     mean, sd = posteriors(right, total, ability, slope)
+    errors = _errors(right, total, ability, slope)
     return Fit(mean, sd, ability, slope, errors[:models], slope * errors[models:])
 
 
@@ -115,7 +114,13 @@ def _normalised(joint: Array) -> tuple[Array, Array]:
     return (most + np.log(total))[:, 0], joint
 
 
-def _hessian(gradient: Callable[[Array], Array], at: Array, step: float = 1e-4) -> Array:
-    rows = [(gradient(at + step * e) - gradient(at - step * e)) / (2 * step) for e in np.eye(len(at))]
-    hessian = np.array(rows)
-    return (hessian + hessian.T) / 2
+def _errors(right: Array, total: Array, ability: Array, slope: Array) -> Array:
+    """Standard errors of abilities and of log slopes, shape (2 M,): from the cross-products of the scores."""
+    logits = slope[:, None] * (ability[:, None] - NODES)
+    posterior = _normalised(_log_joint(right, total, logits))[1]
+    p = expit(logits)
+    by_ability = slope * (right - total * (posterior @ p.T))
+    by_log_slope = right * (posterior @ logits.T) - total * (posterior @ (p * logits).T)
+    scores = np.hstack([by_ability, by_log_slope])
+    precision = np.repeat([ABILITY_PRECISION, SLOPE_PRECISION], len(ability))
+    return np.sqrt(np.diag(np.linalg.inv(scores.T @ scores + np.diag(precision))))

@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 from prometheus_client import CollectorRegistry
 
 from services.common.server import CannotServe, Face, main
-from services.difficulty.core import Difficulty
-from services.difficulty.estimator import EstimatorError, load
+from services.difficulty.core import open_difficulty
+from services.difficulty.embedding import EmbeddingError
+from services.difficulty.record import EstimatorError
 from services.difficulty.servicer import face
 from services.difficulty.settings import DifficultySettings
 
@@ -19,10 +20,10 @@ from services.difficulty.settings import DifficultySettings
 async def difficulty(settings: DifficultySettings, registry: CollectorRegistry) -> AsyncIterator[list[Face]]:
     """The faces of the service."""
     try:
-        estimator = load(settings.estimator)
-    except EstimatorError as error:
+        core = open_difficulty(settings, registry)
+    except (EstimatorError, EmbeddingError) as error:
         raise CannotServe(str(error)) from None
-    yield [face(Difficulty(settings, estimator, registry))]
+    yield [face(core)]
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from services.common.settings import MODELS, ServiceSettings
+from services.difficulty.features import MOST_CHARACTERS
 
 
 class DifficultySettings(ServiceSettings):
@@ -21,3 +22,11 @@ class DifficultySettings(ServiceSettings):
     """The fitted estimator."""
     max_queries: int = Field(default=1024, ge=1)
     """Most queries in one request."""
+    max_characters: int = Field(default=MOST_CHARACTERS, ge=1)
+    """So many characters of a query are looked at; best as it was when the estimator was trained."""
+    embedding: Path | None = None
+    """Folder of a sentence embedding (python -m training.embedding), for estimators that were trained with it."""
+    embedding_max_tokens: int = Field(default=0, ge=0)
+    """Most tokens of a query that are embedded; 0: as many as the embedding was trained with."""
+    embedding_threads: int = Field(default=1, ge=1)
+    """Threads that compute one batch of embeddings."""
