@@ -1,65 +1,58 @@
-"""Write models/README.md, the model card, from checkpoints and evaluations."""
+"""Write models/README.md, the model card, from checkpoints and stored samples."""
 
 from __future__ import annotations
 
-import json
+import hashlib
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+import matplotlib as mpl
 import torch
 
-from training.engine import PURE_SAMPLING
-from training.evaluate import (
-    EVALUATION,
-    MODELS,
-    SAMPLES,
-    TEMPERATURE,
-    Summary,
-    outcome_of,
-    read_records,
-    summarize,
-)
-from training.export import sha256_of
+from services.common.settings import MODELS
+from training.evaluate import SAMPLES, TEMPERATURES, Outcome, Summary, outcomes, summarize
+from training.expressions import parse
 from training.model import Shape
-from training.problems import GROUPS, TRAINED_OPERATIONS
+from training.problems import GROUPS, TRAINED_OPERATIONS, Problem, example
+from training.splits import read_rows
 from training.train import CHECKPOINTS, RECIPES
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+PICTURE: Final = "temperature.svg"
+SHOWN: Final = 0.7
+"""Temperature of the tables by group."""
+BAND: Final = (0.2, 0.8)
+"""One-sample rates of the medium band."""
 
 _HEADER: Final = """\
 # abacus: three small models that calculate step by step
 
 *Written by `python -m training.evaluate`; do not edit by hand.*
 
-Decoder-only language models (Llama's architecture, GGUF, single precision)
-that solve integer problems of `+ - *` and parentheses, one operation a line,
-answer last:
+Decoder-only language models (Llama's architecture, GGUF, single precision) that solve small problems of
+arithmetic, given as expressions, equations or stories in plain English, one operation a line, answer last:
 
 ```
 {example}
 ```
 
-They are the test bench of isoflop: a spectrum of difficulty from always right
-to almost never, and a larger model is better at one sample. They are of no
-other use. Tokens are bytes. The chat template in each file takes the last
-message without blanks, `=` and `?`, and adds a newline. Licence: Apache-2.0.
-How they are made, and on what: [training/README.md](../training/README.md).
+They are the test bench of isoflop: a spectrum of difficulty from almost always right to never, and a larger
+model is better at one sample. They are of no other use. The chat template in each file takes a problem from
+the user; with a system message `think` every line is checked and written again where the check fails; after
+an answer the user may say `critique`, and after that `revise`. Licence: Apache-2.0. How they are made, and on
+what: [training/README.md](../training/README.md).
 """
 
 
-def summaries(name: str) -> dict[int, Summary]:
-    """The summary of each group, from the stored samples of a model."""
-    outcomes = [outcome_of(record) for record in read_records(EVALUATION / f"{name}.jsonl.gz")]
-    return {
-        group: summarize(members)
-        for group in GROUPS
-        if (members := [outcome for outcome in outcomes if outcome.group == group])
-    }
-
-
 def _example() -> str:
-    from training.problems import parse, solution_text
-
-    problem = "17*24+13"
-    return f"{problem}\n{solution_text(parse(problem))}"
+    row = next(row for row in read_rows("heldout.jsonl") if row["kind"] == "story" and row["group"] == 3)
+    problem = Problem(row["kind"], row["prompt"], parse(row["expression"]))
+    written = example(random.Random(0), problem, "steps")
+    return written.prompt + "\n".join(line.text for line in written.lines)
 
 
 def _table(rows: list[list[str]]) -> str:
@@ -68,23 +61,13 @@ def _table(rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _making(names: list[str]) -> str:
-    rows = [
-        [
-            "model",
-            "parameters",
-            "width × layers × heads, feed-forward",
-            "steps",
-            "training tokens",
-            "minutes",
-            "seed",
-            "final loss",
-            "SHA-256",
-        ]
-    ]
+def _making(names: Sequence[str]) -> str:
+    rows = [["model", "parameters", "width × layers × heads, feed-forward", "steps", "training tokens",
+             "minutes", "seed", "final loss", "SHA-256"]]  # fmt: skip
     for name in names:
         state = torch.load(CHECKPOINTS / f"{name}.pt", weights_only=True)
         shape = Shape(**state["recipe"]["shape"])
+        digest = hashlib.sha256((MODELS / f"{name}.gguf").read_bytes()).hexdigest()
         rows.append(
             [
                 name,
@@ -95,70 +78,110 @@ def _making(names: list[str]) -> str:
                 f"{state['seconds'] / 60:.1f}",
                 str(state["recipe"]["seed"]),
                 f"{state['loss']:.4f}",
-                f"`{sha256_of(MODELS / f'{name}.gguf')[:16]}…`",
+                f"`{digest[:16]}…`",
             ]
         )
     return _table(rows)
 
 
-def _accuracy(groups: dict[int, Summary]) -> str:
-    rows = [
-        [
-            "operations",
-            "problems",
-            "greedy",
-            "one sample",
-            f"majority of {SAMPLES}",
-            "pass@4",
-            f"pass@{SAMPLES}",
-            "tokens a sample",
-        ]
-    ]
-    for group, summary in groups.items():
-        untrained = "" if group in TRAINED_OPERATIONS else " (never trained)"
-        rows.append(
-            [
-                f"{group}{untrained}",
-                str(summary.problems),
-                f"{summary.greedy:.2f}",
-                f"{summary.one_sample:.2f}",
-                f"{summary.majority:.2f}",
-                f"{summary.pass_4:.2f}",
-                f"{summary.pass_16:.2f}",
-                f"{summary.tokens:.0f}",
-            ]
-        )
+def _row(label: str, summary: Summary) -> list[str]:
+    return [label, str(summary.problems),
+            *(f"{value:.2f}" for value in (summary.greedy, summary.one_sample, summary.majority,
+                                           summary.pass_4, summary.pass_16)),
+            f"{summary.tokens:.0f}"]  # fmt: skip
+
+
+_COLUMNS: Final = ["problems", "greedy", "one sample", f"majority of {SAMPLES}", "pass@4", f"pass@{SAMPLES}",
+                   "tokens a sample"]  # fmt: skip
+
+
+def _by_group(found: Sequence[Outcome]) -> str:
+    rows = [["operations", *_COLUMNS]]
+    for group in GROUPS:
+        if members := [outcome for outcome in found if outcome.problem.group == group]:
+            untrained = "" if group in TRAINED_OPERATIONS else " (never trained)"
+            rows.append(_row(f"{group}{untrained}", summarize(members)))
+    for kind in ("story", "expression", "equation"):
+        if members := [outcome for outcome in found if outcome.problem.kind == kind]:
+            rows.append(_row(kind, summarize(members)))
+    rows.append(_row("all", summarize(found)))
     return _table(rows)
 
 
-def card_text() -> str:
-    """The whole card, for the models that have a file and an evaluation."""
-    names = [
-        name
-        for name in RECIPES
-        if (MODELS / f"{name}.gguf").exists() and (EVALUATION / f"{name}.jsonl.gz").exists()
-    ]
-    sampling = ", ".join(f"{key} {value:g}" for key, value in PURE_SAMPLING.items())
+def _by_temperature(name: str) -> str:
+    rows = [["temperature", *_COLUMNS]]
+    for temperature in TEMPERATURES:
+        if found := outcomes(name, temperature):
+            rows.append(_row(f"{temperature:g}", summarize(found)))
+    return _table(rows)
+
+
+def _band(found: Sequence[Outcome]) -> str:
+    """Where one sample is right in 20 to 80 % of the cases, by kind and number of operations."""
+    cells: dict[str, list[Outcome]] = {}
+    for outcome in found:
+        cells.setdefault(f"{outcome.problem.kind} of {outcome.problem.group}", []).append(outcome)
+    medium = [cell for cell, members in cells.items()
+              if BAND[0] <= summarize(members).one_sample <= BAND[1] and len(members) >= 4]  # fmt: skip
+    inside = [outcome for cell in medium for outcome in cells[cell]]
+    if not inside:
+        return "No kind and number of operations has a one-sample rate of 20 to 80 %."
+    summary = summarize(inside)
+    return (
+        f"Medium band (kinds × operations where one sample is right in 20 to 80 %; {len(inside)} problems): "
+        f"one sample {summary.one_sample:.2f}, majority of {SAMPLES} {summary.majority:.2f}, greedy "
+        f"{summary.greedy:.2f}, pass@{SAMPLES} {summary.pass_16:.2f}. It is: {', '.join(sorted(medium))}."
+    )
+
+
+def draw_picture(names: Sequence[str], path: Path) -> None:
+    """Accuracy against temperature: one sample, majority and pass@n of each model."""
+    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3.0), sharey=True, squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        curves = [(t, summarize(found)) for t in TEMPERATURES if (found := outcomes(name, t))]
+        xs = [temperature for temperature, _ in curves]
+        for attribute, label, colour in (
+            ("pass_16", f"pass@{SAMPLES}", "#009E73"),
+            ("majority", f"majority of {SAMPLES}", "#0072B2"),
+            ("one_sample", "one sample", "#D55E00"),
+        ):
+            ys = [getattr(summary, attribute) for _, summary in curves]
+            axis.plot(xs, ys, "o-", color=colour, label=label, markersize=4)
+        axis.axhline(curves[0][1].greedy, color="grey", linestyle=":", label="greedy")
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("temperature")
+        axis.set_ylim(0, 1)
+        axis.grid(alpha=0.25)
+    axes[0][0].set_ylabel("share of problems right")
+    axes[0][0].legend(fontsize=7, frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def card_text(names: Sequence[str]) -> str:
+    """The whole card."""
     parts = [
         _HEADER.format(example=_example()),
         "## Making\n\n"
         + _making(names)
-        + "\n\nMinutes are wall-clock on one or two threads of a two-core machine, beside other work. "
+        + "\n\nMinutes are wall-clock on one thread of a two-core machine, beside other work. "
         "Full hashes: `SHA256SUMS`.\n",
         "## Accuracy on held-out problems\n\n"
-        f"By number of operations. Sampled at temperature {TEMPERATURE:g} ({sampling}), "
-        f"{SAMPLES} samples a problem, through llama.cpp. One sample: the mean over all samples. "
-        "Majority: most frequent answer, ties by lot. pass@k: unbiased estimate.\n",
+        f"Sampled through llama.cpp from the models' own distribution (no top-k, top-p, min-p), {SAMPLES} "
+        f"samples a problem; by group at temperature {SHOWN:g}. One sample: the mean over all samples. "
+        "Majority: most frequent answer, ties by lot. pass@k: unbiased estimate. A cell of 20 problems is known "
+        "to ±.2.\n\n"
+        f"![accuracy against temperature]({PICTURE})\n",
     ]
     for name in names:
-        speed = json.loads((EVALUATION / f"{name}.speed.json").read_text())
-        parts.append(
-            f"### {name}\n\n{_accuracy(summaries(name))}\n\n"
-            f"{speed['tokens_per_second']:,.0f} tokens a second on one thread, beside other work.\n"
-        )
+        found = outcomes(name, SHOWN)
+        parts.append(f"### {name}\n\n{_by_group(found)}\n\n{_by_temperature(name)}\n\n{_band(found)}\n")
     return "\n".join(parts)
 
 
-def write_card(path: Path = MODELS / "README.md") -> None:
-    """Write the card."""
-    path.write_text(card_text(), encoding="utf-8")
+def write_card(folder: Path = MODELS) -> None:
+    """Write card and picture, for the models that have a file and samples."""
+    names = [name for name in RECIPES if (folder / f"{name}.gguf").exists() and outcomes(name, SHOWN)]
+    draw_picture(names, folder / PICTURE)
+    (folder / "README.md").write_text(card_text(names), encoding="utf-8")

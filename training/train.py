@@ -11,6 +11,7 @@ Training is checkpointed under build/training/ and goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -300,9 +301,12 @@ def main() -> None:
             export_checkpoint(CHECKPOINTS / f"{recipe.name}.pt")
         write_hashes()
     if "evaluate" in stages:
-        from training.evaluate import evaluate_and_write_card
+        from training.card import write_card
+        from training.evaluate import evaluate
 
-        evaluate_and_write_card([recipe.name for recipe in recipes])
+        for recipe in recipes:
+            asyncio.run(evaluate(recipe.name))
+        write_card()
 
 
 if __name__ == "__main__":
