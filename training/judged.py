@@ -21,6 +21,7 @@ from typing import Any
 
 from rich.progress import Progress
 
+from services.common.settings import MODELS
 from training.problems import GROUPS, Split, draw_from_split, draw_kind, first_wrong, judge_solution
 from training.sampling import open_generation, sample_round
 from training.splits import Problem, first_of_each_group
@@ -80,12 +81,17 @@ def labelled(path: Path) -> set[tuple[str, str]]:
 
 
 async def make(
-    models: Sequence[str], problems: Sequence[Problem], chains: int, temperature: float, output: Path
+    catalog: Path,
+    models: Sequence[str],
+    problems: Sequence[Problem],
+    chains: int,
+    temperature: float,
+    output: Path,
 ) -> None:
     """Label what is not in `output` yet, and add it there."""
     done = labelled(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    async with open_generation() as generation:
+    async with open_generation(catalog) as generation:
         with Progress() as progress, output.open("a", encoding="utf-8") as file:
             bars = {model: progress.add_task(model, total=len(problems)) for model in models}
 
@@ -118,11 +124,12 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--catalog", type=Path, default=MODELS / "catalog.yaml", help="where they are listed")
     parser.add_argument("--models", default="abacus-s,abacus-m", help="which models' solutions")
     parser.add_argument("--split", choices=["train", "calibration", "heldout"], default="train")
     parser.add_argument("--problems", type=int, default=1000, help="how many, of all groups alike")
     parser.add_argument("--chains", type=int, default=2, help="solutions of each problem by each model")
-    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--temperature", type=float, default=0.8, help="of the solutions")
     parser.add_argument("--seed", type=int, default=1, help="of the problems that are drawn")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
@@ -133,7 +140,14 @@ def main() -> None:
         else first_of_each_group(f"{split}.jsonl", arguments.problems)
     )
     asyncio.run(
-        make(arguments.models.split(","), problems, arguments.chains, arguments.temperature, arguments.output)
+        make(
+            arguments.catalog,
+            arguments.models.split(","),
+            problems,
+            arguments.chains,
+            arguments.temperature,
+            arguments.output,
+        )
     )
 
 
