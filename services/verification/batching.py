@@ -89,12 +89,12 @@ class Batcher(Generic[T, R]):
 
     async def _work(self) -> None:
         while True:
-            if self._waiting:
-                await self._company()
-            else:
+            if not self._waiting:
                 self._arrival.clear()
                 await self._arrival.wait()
             await self._play(self._next())
+            if self._waiting:
+                await self._company()
 
     async def _company(self) -> None:
         """Until there is enough for a batch, or the oldest has waited for long enough."""

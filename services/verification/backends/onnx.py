@@ -103,6 +103,8 @@ class OnnxBackend:
             reason = str(error).splitlines()[0][:200]
             raise CatalogError(f"verifier {entry.name}: {where} is not usable ({reason})") from None
         self._context = manifest.context
+        # No text of more bytes than this can fit; a tokenizer might take minutes to say so.
+        self._most_bytes = self._context * max(len(token.encode()) for token in self._tokenizer.get_vocab())
         self._verifier = Verifier(
             name=entry.name,
             backend="onnx",
@@ -127,7 +129,7 @@ class OnnxBackend:
     async def score(
         self, messages: Sequence[Message], chains: Sequence[Chain]
     ) -> Sequence[Scored | Unscorable]:
-        """Chains go through the model in batches with those of other requests; too long ones have an error."""
+        """Chains go through the model in batches with those of others; too long ones have an error."""
         # A megabyte takes a tokenizer long: the event loop goes on meanwhile.
         encoded = await asyncio.to_thread(self._encode, self._template.render(messages), chains)
         ready = [one for one in encoded if isinstance(one, Encoded)]
@@ -147,7 +149,10 @@ class OnnxBackend:
         for chain in chains:
             try:
                 tokens, ends = list(begin), []
-                for number, text in enumerate(texts(chain), start=1):
+                steps = texts(chain)
+                if len(chain.text.encode()) > self._most_bytes:
+                    raise Unscorable(f"it has more tokens than the {self._context} that {self.name} reads")
+                for number, text in enumerate(steps, start=1):
                     tokens += encode(text.rstrip("\r\n") + "\n").ids
                     ends.append(len(tokens) - 1)
                     if len(tokens) > self._context:
