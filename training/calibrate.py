@@ -2,8 +2,8 @@
 
     python -m training.calibrate [--samples 16] [--problems 360]
 
-Samples come from the generation service's own core and are kept in `build/calibration/`, a file for each
-model and temperature, so that a run that was stopped goes on where it was. From them are fitted:
+Samples come from the generation service's own core and are kept (`store.py`), so that a run that was stopped
+goes on where it was. From them are fitted:
 
 - the latent difficulty of each problem: a two-parameter logistic item-response model over all models
   (Lord 1980), by penalised maximum likelihood;
@@ -22,19 +22,15 @@ import asyncio
 import datetime
 import json
 import math
-import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from isoflop.v1.common_pb2 import ANSWER_TYPE_NUMBER, Message, Model, Sampling
-from isoflop.v1.generation_pb2 import Branch, GenerateRequest, StartRound
+from isoflop.v1.common_pb2 import Model
+from isoflop.v1.generation_pb2 import DescribeModelsRequest
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry
 from rich.progress import Progress
 from scipy.optimize import minimize
 from scipy.special import expit
@@ -47,19 +43,16 @@ from sklearn.preprocessing import StandardScaler
 from router import cost
 from router.belief import Votes, update
 from router.profile import ROUND_SIZES, SCHEMA, parse
-from services.aggregation.answers import extract
 from services.common.settings import MODELS
 from services.difficulty.features import NAMES, features
-from services.generation.core import Generation
-from services.generation.engines import open_backends
-from services.generation.settings import GenerationSettings
+from training.sampling import open_generation
 from training.splits import Problem, first_of_each_group
+from training.store import Sampled, collect
 
 Array = NDArray[np.float64]
 
-STORE = Path("build/calibration")
-TEMPERATURE = 1.0
-"""Of sampled arms: see the model card."""
+TEMPERATURE = 0.7
+"""Of sampled arms."""
 GRID = np.linspace(-3.0, 3.0, 41)
 BANDWIDTH = 0.25
 """Width of the kernel that smooths curves over difficulty."""
@@ -73,70 +66,6 @@ PERMUTATIONS = 50
 WORTH = {"low": 3.0, "medium": 8.0, "high": 20.0, "most": 1000.0}
 """What a right answer is worth at each effort, in greedy answers of the largest model: at low, its greedy
 answer is bought for a rise of a third, at medium of an eighth, at high of five points."""
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """Stored samples of one problem."""
-
-    answers: list[str | None]
-    tokens: list[int]
-    prompt_tokens: int
-    seconds: float
-    """Of the whole round."""
-
-
-async def sample(
-    generation: Generation, model: str, problem: Problem, temperature: float, samples: int
-) -> Sampled:
-    """One round of the generation service."""
-
-    async def requests() -> AsyncIterator[GenerateRequest]:
-        yield GenerateRequest(
-            start=StartRound(
-                query_id=problem.query_id,
-                model=model,
-                messages=[Message(role="user", content=problem.prompt)],
-                branches=[Branch(samples=samples)],
-                sampling=Sampling(temperature=temperature, seed=20_000),
-            )
-        )
-
-    begin, answers, tokens, prompt = time.perf_counter(), [], [], 0
-    async for response in generation.generate(requests()):
-        if response.HasField("sample"):
-            answers.append(extract(response.sample.text, ANSWER_TYPE_NUMBER))
-            tokens.append(response.sample.tokens)
-        if response.HasField("usage"):
-            prompt = response.usage.prompt_tokens + response.usage.cached_tokens
-    return Sampled(answers, tokens, prompt // samples, time.perf_counter() - begin)
-
-
-async def collect(
-    generation: Generation,
-    model: str,
-    problems: list[Problem],
-    temperature: float,
-    samples: int,
-    progress: Progress,
-) -> list[Sampled]:
-    """Samples of all problems, from the store where it has them."""
-    path = STORE / f"{model}-{temperature:g}-{samples}.jsonl"
-    stored: dict[str, Sampled] = {}
-    if path.exists():
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            query_id = row.pop("query_id")
-            stored[query_id] = Sampled(**row)
-    task = progress.add_task(f"{model} T={temperature:g} × {samples}", total=len(problems))
-    with path.open("a", buffering=1) as store:
-        for problem in problems:
-            if problem.query_id not in stored:
-                stored[problem.query_id] = await sample(generation, model, problem, temperature, samples)
-                row = {"query_id": problem.query_id, **vars(stored[problem.query_id])}
-                store.write(json.dumps(row) + "\n")
-            progress.advance(task)
-    return [stored[problem.query_id] for problem in problems]
 
 
 def fit_difficulty(right: Array, total: Array) -> tuple[Array, Array, Array]:
@@ -305,18 +234,20 @@ def rounded(values: Array, digits: int = 4) -> list[float]:
 async def calibrate(most: int, samples: int, out: Path) -> None:
     """Sample, fit, write."""
     problems = first_of_each_group("calibration.jsonl", most)
-    backends = open_backends(MODELS / "catalog.yaml")
-    generation = Generation(GenerationSettings(), backends, CollectorRegistry())
-    models = [backend.model for backend in backends]
     greedy: dict[str, list[Sampled]] = {}
     sampled: dict[str, list[Sampled]] = {}
-    with Progress() as progress:
-        for model in models:  # one after the other: their speed is measured
-            greedy[model.name] = await collect(generation, model.name, problems, 0.0, 1, progress)
-        rounds = [collect(generation, m.name, problems, TEMPERATURE, samples, progress) for m in models]
-        for model, stored in zip(models, await asyncio.gather(*rounds), strict=True):
-            sampled[model.name] = stored
-    await generation.close()
+    async with open_generation() as generation:
+        models = list((await generation.describe(DescribeModelsRequest())).models)
+        files = {model.name: MODELS / f"{model.name}.gguf" for model in models}
+        with Progress() as progress:
+            for model in models:  # one after the other: their speed is measured
+                greedy[model.name] = await collect(generation, files[model.name], problems, 0.0, 1, progress)
+            rounds = [
+                collect(generation, files[m.name], problems, TEMPERATURE, samples, progress, 2)
+                for m in models
+            ]
+            for model, stored in zip(models, await asyncio.gather(*rounds), strict=True):
+                sampled[model.name] = stored
 
     right = np.array(
         [
@@ -399,10 +330,9 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--problems", type=int, default=360, help="calibration problems that are used")
-    parser.add_argument("--samples", type=int, default=16, help="samples of each at temperature 1")
+    parser.add_argument("--samples", type=int, default=16, help="samples of each")
     parser.add_argument("--out", type=Path, default=MODELS, help="folder to write to")
     arguments = parser.parse_args()
-    STORE.mkdir(parents=True, exist_ok=True)
     asyncio.run(calibrate(arguments.problems, arguments.samples, arguments.out))
 
 
