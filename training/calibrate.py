@@ -235,7 +235,6 @@ async def calibrate(most: int, samples: int, out: Path) -> None:
     """Sample, fit, write."""
     problems = first_of_each_group("calibration.jsonl", most)
     greedy: dict[str, list[Sampled]] = {}
-    sampled: dict[str, list[Sampled]] = {}
     async with open_generation() as generation:
         models = list((await generation.describe(DescribeModelsRequest())).models)
         files = {model.name: MODELS / f"{model.name}.gguf" for model in models}
