@@ -95,7 +95,7 @@ def _estimator() -> dict[str, object]:
         "schema": ESTIMATOR_SCHEMA,
         "name": "synthetic",
         "data": "",
-        "ranges": dict.fromkeys(NAMES, {"low": 0.0, "high": 1e9, "unit": 1.0}),
+        "ranges": {name: {"low": 0.0, "high": 1e9, "unit": 1.0} for name in NAMES},
         "center": {"intercept": 0.0, "terms": [[name, 0.0, 0.0] for name in NAMES]},
         "log_variance": {"intercept": 0.0, "terms": []},
         "tokens_range": [-3.0, 3.0],

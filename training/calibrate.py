@@ -5,12 +5,11 @@
 Samples come from the generation service's own core and are kept (`store.py`), so that a run that was stopped
 goes on where it was. From them are fitted:
 
-- the latent difficulty of each problem: a two-parameter logistic item-response model over all models
-  (Lord 1980), by penalised maximum likelihood;
+- the latent difficulty of each problem: an item-response model over all models (`irt.py`);
 - `models/profile.json`: each arm's curves over difficulty (accuracy of one sample and of votes by
   resampling, tokens), smoothed; and how alike problems and wrong answers are, by what makes the
   confidence in a vote truest;
-- `models/difficulty.json`: ridge regression of difficulty on text features, and each model's curve.
+- `models/difficulty.json`: difficulty from text, and each model's curve (`difficulty.py`).
 
 Nothing here sees a held-out problem.
 """
@@ -23,6 +22,7 @@ import datetime
 import json
 import math
 from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,19 +32,15 @@ from isoflop.v1.common_pb2 import Model
 from isoflop.v1.generation_pb2 import DescribeModelsRequest
 from numpy.typing import NDArray
 from rich.progress import Progress
-from scipy.optimize import minimize
-from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import RidgeCV
-from sklearn.model_selection import cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from router import cost
 from router.belief import Votes, update
 from router.profile import ROUND_SIZES, SCHEMA, parse
 from services.common.settings import MODELS
-from services.difficulty.features import NAMES, features
+from training import difficulty_answers
+from training.difficulty import held_out, text, train
+from training.difficulty_figures import figures
 from training.sampling import open_generation
 from training.splits import Problem, first_of_each_group
 from training.store import Sampled, collect
@@ -59,8 +55,10 @@ BANDWIDTH = 0.25
 CONCENTRATIONS = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0)
 SCATTERS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Values that are tried for how alike problems of one difficulty are, and how rarely wrong answers agree."""
-PRIOR_SD = 3.0
-"""Of difficulties, in logits."""
+ANSWERS = Path("build/difficulty/calibration.jsonl")
+"""How often each model was right on each problem is kept there, as `isoflop train-difficulty` reads it."""
+FOLDS = 5
+"""Of the cross-validation that says how good the estimator is."""
 PERMUTATIONS = 50
 """Resamplings of stored samples for the accuracy of votes."""
 WORTH = {"low": 3.0, "medium": 8.0, "high": 20.0, "most": 1000.0}
@@ -68,45 +66,22 @@ WORTH = {"low": 3.0, "medium": 8.0, "high": 20.0, "most": 1000.0}
 answer is bought for a rise of a third, at medium of an eighth, at high of five points."""
 
 
-def fit_difficulty(right: Array, total: Array) -> tuple[Array, Array, Array]:
-    """Latent difficulties (Q,), abilities (M,) and slopes (M,) from right counts, shape (M, Q).
-
-    Penalised maximum likelihood of the two-parameter logistic model. The slopes' geometric mean is held at
-    1 while fitting (else slopes grow without end, as difficulties shrink towards their penalty), so that
-    difficulties are in logits, normal with PRIOR_SD; what is returned has mean 0 and sd 1.
-    """
-    models, queries = right.shape
-
-    def unpack(x: Array) -> tuple[Array, Array, Array]:
-        log = x[queries + models :]
-        return x[:queries], x[queries : queries + models], np.exp(log - log.mean())
-
-    def loss(x: Array) -> tuple[float, Array]:
-        difficulty, ability, slope = unpack(x)
-        gap = ability[:, None] - difficulty[None, :]
-        p = np.clip(expit(slope[:, None] * gap), 1e-9, 1 - 1e-9)
-        fit = right * np.log(p) + (total - right) * np.log(1 - p)
-        error = total * p - right
-        by_log_slope = (slope[:, None] * gap * error).sum(1)
-        gradient = np.concatenate(
-            [
-                -(slope[:, None] * error).sum(0) + difficulty / PRIOR_SD**2,
-                (slope[:, None] * error).sum(1) + 0.01 * ability,
-                by_log_slope - by_log_slope.mean() + np.log(slope),
-            ]
-        )
-        penalty = (
-            0.5 * (difficulty**2).sum() / PRIOR_SD**2
-            + 0.005 * (ability**2).sum()
-            + 0.5 * (np.log(slope) ** 2).sum()
-        )
-        return float(-fit.sum() + penalty), gradient
-
-    start = np.concatenate([-(right / total).mean(0) * 2 + 1, np.zeros(models), np.zeros(models)])
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 2000})
-    difficulty, ability, slope = unpack(found.x)
-    mean, sd = float(difficulty.mean()), float(difficulty.std())
-    return (difficulty - mean) / sd, (ability - mean) / sd, slope * sd
+def answers_of(
+    problems: list[Problem], models: list[Model], sampled: dict[str, list[Sampled]]
+) -> Iterator[dict[str, Any]]:
+    """Rows of `difficulty_answers`: how often each model was right on each problem."""
+    for model in models:
+        for problem, stored in zip(problems, sampled[model.name], strict=True):
+            yield {
+                "query_id": problem.query_id,
+                "prompt": problem.prompt,
+                "type": "number",
+                "group": problem.group,
+                "model": model.name,
+                "right": sum(answer == problem.answer for answer in stored.answers),
+                "samples": len(stored.answers),
+                "tokens": float(np.mean(stored.tokens)),
+            }
 
 
 def smooth(difficulty: Array, values: Array, falling: bool = True) -> Array:
@@ -235,6 +210,7 @@ async def calibrate(most: int, samples: int, out: Path) -> None:
     """Sample, fit, write."""
     problems = first_of_each_group("calibration.jsonl", most)
     greedy: dict[str, list[Sampled]] = {}
+    sampled: dict[str, list[Sampled]] = {}
     async with open_generation() as generation:
         models = list((await generation.describe(DescribeModelsRequest())).models)
         files = {model.name: MODELS / f"{model.name}.gguf" for model in models}
@@ -248,15 +224,11 @@ async def calibrate(most: int, samples: int, out: Path) -> None:
             for model, stored in zip(models, await asyncio.gather(*rounds), strict=True):
                 sampled[model.name] = stored
 
-    right = np.array(
-        [
-            [sum(a == p.answer for a in s.answers) for p, s in zip(problems, sampled[m.name], strict=True)]
-            for m in models
-        ],
-        float,
-    )
-    difficulty, ability, slope = fit_difficulty(right, np.full_like(right, samples))
+    difficulty_answers.write(ANSWERS, answers_of(problems, models, sampled))
+    answers = difficulty_answers.read(ANSWERS).answers
     version = f"abacus-{datetime.datetime.now(datetime.UTC):%Y%m%d}"
+    trained = train(answers, f"text-{version}")
+    difficulty = trained.fit.difficulty
     arms = []
     for model in models:
         lone = greedy[model.name]
@@ -276,47 +248,21 @@ async def calibrate(most: int, samples: int, out: Path) -> None:
         "arms": arms,
         "efforts": {name: float(f"{worth * once:.4g}") for name, worth in WORTH.items()},
     }
-    x = np.array([features(problem.prompt) for problem in problems])
-    pipeline = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 3, 20)))
-    predicted = cross_val_predict(pipeline, x, difficulty, cv=10)
-    sd = float(np.std(predicted - difficulty))
-    concentration, scatter = fit_confidence(
-        profile, problems, greedy, sampled, [(float(mean), sd) for mean in predicted]
-    )
+    beliefs = list(zip(*(values.tolist() for values in trained.beliefs), strict=True))
+    concentration, scatter = fit_confidence(profile, problems, greedy, sampled, beliefs)
     for arm in arms:
         arm["concentration"], arm["scatter"] = concentration, scatter
     parse(profile)
     write(out / "profile.json", profile)
-    scaler, ridge = pipeline.fit(x, difficulty)
-    weights = ridge.coef_ / scaler.scale_
-    curves = []
-    for m, model in enumerate(models):
-        stored = sampled[model.name]
-        trend = np.polyfit(difficulty, np.log([np.mean(s.tokens) for s in stored]), 1)
-        curves.append(
-            {
-                "model": model.name,
-                "ability": round(float(ability[m]), 4),
-                "slope": round(float(slope[m]), 4),
-                "log_tokens": round(float(trend[1]), 4),
-                "tokens_slope": round(float(trend[0]), 4),
-            }
-        )
-    write(
-        out / "difficulty.json",
-        {
-            "name": f"ridge-{version}",
-            "weights": {name: round(float(w), 6) for name, w in zip(NAMES, weights, strict=True)},
-            "intercept": round(float(ridge.intercept_ - weights @ scaler.mean_), 6),
-            "sd": round(sd, 4),
-            "curves": curves,
-        },
-    )
-    correlation = float(np.corrcoef(predicted, difficulty)[0, 1])
-    print(f"difficulty from text, cross-validated: r = {correlation:.3f}")
-    for m, model in enumerate(models):
-        rate = right[m].mean() / samples
-        print(f"{model.name}: ability {ability[m]:.2f}, slope {slope[m]:.2f}, right {rate:.3f}")
+    held, _ = held_out(answers, FOLDS)
+    told = figures(held, answers.models, answers.right, answers.samples)
+    (out / "difficulty.json").write_text(text(trained.record.model_copy(update={"figures": told})) + "\n")
+    print(f"wrote {out / 'difficulty.json'}")
+    print(f"difficulty from text ({trained.way}), held out: rank correlation {told['spearman']:.3f}")
+    for m, name in enumerate(answers.models):
+        rate = answers.right[:, m].sum() / answers.samples[:, m].sum()
+        ability, slope = trained.fit.ability[m], trained.fit.slope[m]
+        print(f"{name}: ability {ability:.2f}, slope {slope:.2f}, right {rate:.3f}")
 
 
 def write(path: Path, data: object) -> None:

@@ -55,7 +55,9 @@ def open_difficulty(settings: DifficultySettings, registry: CollectorRegistry) -
     if settings.embedding:
         embedding = Embedding(settings.embedding, settings.embedding_max_tokens, settings.embedding_threads)
         if estimator.embedding is None:
-            raise EmbeddingError(f"estimator {settings.estimator} was trained without an embedding: give none")
+            raise EmbeddingError(
+                f"estimator {settings.estimator} was trained without an embedding: give none"
+            )
         if estimator.embedding != embedding.name:
             raise EmbeddingError(
                 f"estimator {settings.estimator} was trained with {estimator.embedding}, "

@@ -1,6 +1,6 @@
 """Sentence embeddings, by onnxruntime: an option, since they cost a thousand times what the features do.
 
-The folder is what `python -m training.embedding` writes. Needs the extra `embeddings`.
+The folder is what `python -m training.embedding` writes. Needs the extra `onnx`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Embedding:
             import onnxruntime
             from tokenizers import Tokenizer
         except ImportError as error:
-            extra = "pip install 'isoflop-suite[embeddings]'"
+            extra = "pip install 'isoflop-suite[onnx]'"
             raise EmbeddingError(f"embedding {folder}: {error.name} is missing: {extra}") from None
         try:
             about = json.loads((folder / "embedding.json").read_text(encoding="utf-8"))

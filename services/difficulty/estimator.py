@@ -15,7 +15,16 @@ from isoflop.v1.difficulty_pb2 import Difficulty, ModelOutlook
 from numpy.typing import NDArray
 
 from services.difficulty.features import BUCKETS, MOST_CHARACTERS, NAMES, features, hashed_words
-from services.difficulty.record import MEAN, EstimatorError as EstimatorError, EstimatorRecord, Hinges, Trees, read
+from services.difficulty.record import (
+    MEAN,
+    EstimatorRecord,
+    Hinges,
+    Trees,
+    read,
+)
+from services.difficulty.record import (
+    EstimatorError as EstimatorError,
+)
 
 Array = NDArray[np.float64]
 
@@ -95,7 +104,7 @@ class Estimator:
     def estimate(self, text: str, embedding: Array | None = None) -> Difficulty:
         """The belief about a query's difficulty; each model's prospects are means over the belief.
 
-        `embedding` is the text's, by the model that `self.embedding` names, and given just where it names one.
+        `embedding` is the text's, by the model that `self.embedding` names; given where it names one.
         """
         mean, sd = self.belief(text, embedding)
         spread = mean + sd * NODES
@@ -151,4 +160,3 @@ class Estimator:
 def load(path: Path, characters: int = MOST_CHARACTERS) -> Estimator:
     """Read an estimator that looks at so many characters of a query; raises EstimatorError."""
     return Estimator(read(path), characters)
-

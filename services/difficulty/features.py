@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_CHARACTERS = 2048
-"""Unless set otherwise, only so many characters are looked at, so that the time is bounded; all are counted."""
+"""Unless set otherwise, only so many characters are looked at, so that the time is bounded."""
 MOST_WORDS = 256
 """Only so many words are hashed, for the same reason."""
 BUCKETS = 512

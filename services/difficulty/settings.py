@@ -25,7 +25,7 @@ class DifficultySettings(ServiceSettings):
     max_characters: int = Field(default=MOST_CHARACTERS, ge=1)
     """So many characters of a query are looked at; best as it was when the estimator was trained."""
     embedding: Path | None = None
-    """Folder of a sentence embedding (python -m training.embedding), for estimators that were trained with it."""
+    """Folder of the sentence embedding that the estimator was trained with (python -m training.embedding)."""
     embedding_max_tokens: int = Field(default=0, ge=0)
     """Most tokens of a query that are embedded; 0: as many as the embedding was trained with."""
     embedding_threads: int = Field(default=1, ge=1)
