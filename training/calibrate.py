@@ -223,61 +223,6 @@ async def calibrate(most: int, samples: int, out: Path) -> None:
             ]
             sampled = dict(zip(files, await asyncio.gather(*rounds), strict=True))
 
-    right = np.array(
-        [sum(a == p.answer for a in s.answers) for p, s in zip(problems, samples, strict=True)], float
-    )
-    total = np.array([len(s.answers) for s in samples], float)
-    p_right = smooth(difficulty, right / total)
-    sizes = [n for n in ROUND_SIZES if n <= int(total.min()) * 2 // 3 or n == 1] if temperature else []
-    votes = {
-        n: smooth(
-            difficulty,
-            np.array([vote_accuracy(s, p.answer, n, rng) for p, s in zip(problems, samples, strict=True)]),
-        )
-        for n in sizes
-    }
-    prompt = sum(s.prompt_tokens for s in samples) / sum(len(p.prompt.encode()) for p in problems)
-    wrong = ~greedy_right
-    after = smooth(difficulty[wrong], (right / total)[wrong]) if temperature else None
-    return {
-        "model": model.name,
-        "temperature": temperature,
-        "p_right": rounded(p_right),
-        "p_right_after_greedy": None if after is None else rounded(np.minimum(after, p_right)),
-        "tokens": rounded(
-            smooth(difficulty, np.array([np.mean(s.tokens) for s in samples]), falling=False), 1
-        ),
-        "concentration": 1.0,
-        "scatter": 1.0,
-        "votes": {str(n): rounded(curve) for n, curve in votes.items()},
-        "prompt_tokens_per_byte": round(prompt, 4),
-        "seconds_per_token": round(seconds_per_token, 7),
-    }
-
-
-def rounded(values: Array, digits: int = 4) -> list[float]:
-    """For the file."""
-    return [round(float(value), digits) for value in values]
-
-
-async def calibrate(most: int, samples: int, out: Path) -> None:
-    """Sample, fit, write."""
-    problems = first_of_each_group("calibration.jsonl", most)
-    greedy: dict[str, list[Sampled]] = {}
-    sampled: dict[str, list[Sampled]] = {}
-    async with open_generation() as generation:
-        models = list((await generation.describe(DescribeModelsRequest())).models)
-        files = {model.name: MODELS / f"{model.name}.gguf" for model in models}
-        with Progress() as progress:
-            for model in models:  # one after the other: their speed is measured
-                greedy[model.name] = await collect(generation, files[model.name], problems, 0.0, 1, progress)
-            rounds = [
-                collect(generation, files[m.name], problems, TEMPERATURE, samples, progress, 2)
-                for m in models
-            ]
-            for model, stored in zip(models, await asyncio.gather(*rounds), strict=True):
-                sampled[model.name] = stored
-
     difficulty_answers.write(ANSWERS, answers_of(problems, models, sampled))
     answers = difficulty_answers.read(ANSWERS).answers
     version = f"abacus-{datetime.datetime.now(datetime.UTC):%Y%m%d}"
