@@ -38,7 +38,7 @@ import yaml
 from isoflop.v1.verification_pb2 import ChainScoring
 from pydantic import Field, ValidationError, model_validator
 
-from services.generation.catalog import LARGEST, CatalogError, Entry, PriceEntry, ShapeEntry
+from services.generation.catalog import LARGEST, CatalogError, Entry, HttpEntry, PriceEntry, ShapeEntry
 
 ScoringName = Literal["min", "product", "last", "mean"]
 
@@ -114,12 +114,10 @@ class TritonEntry(RemoteEntry):
     """The model's name on that server; empty: the same name."""
 
 
-class PoolingEntry(RemoteEntry):
-    """A reward model behind vLLM's HTTP endpoints for pooling models."""
+class PoolingEntry(RemoteEntry, HttpEntry):
+    """A reward model behind vLLM's HTTP endpoints for pooling models, /pooling and /classify."""
 
     backend: Literal["pooling"]
-    base_url: str = Field(pattern=r"^https?://")
-    """Where the server is, without the endpoint's path."""
     model: str = ""
     """The model's name on that server; empty: the same name."""
     task: Literal["steps", "sequence"] = "steps"
@@ -129,8 +127,6 @@ class PoolingEntry(RemoteEntry):
     """The special token after each step, as `<extra_0>` of Qwen2.5-Math-PRM; with `steps`."""
     label: int = Field(default=-1, ge=-1, le=LARGEST)
     """Which of several values is the chance of being right; -1: the last."""
-    key_env: str = ""
-    """Environment variable with the server's API key; empty: none is sent."""
     timeout_seconds: float = Field(default=60.0, gt=0)
     """How long the server may take for one chain."""
 

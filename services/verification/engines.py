@@ -8,8 +8,9 @@ from services.verification.backends import Backend
 from services.verification.backends.critic import CriticBackend, Generation
 from services.verification.backends.logprob import LogprobBackend
 from services.verification.backends.onnx import OnnxBackend
+from services.verification.backends.pooling import PoolingBackend
 from services.verification.backends.triton import TritonBackend
-from services.verification.catalog import CriticEntry, LogprobEntry, OnnxEntry, TritonEntry, load
+from services.verification.catalog import LogprobEntry, OnnxEntry, PoolingEntry, TritonEntry, load
 
 
 def open_backends(path: Path, generation: Generation | None = None) -> list[Backend]:
@@ -24,8 +25,10 @@ def open_backends(path: Path, generation: Generation | None = None) -> list[Back
             backends.append(LogprobBackend(entry))
         elif isinstance(entry, OnnxEntry):
             backends.append(OnnxBackend(entry, folder, catalog.currency))
-        elif isinstance(entry, CriticEntry):
-            backends.append(CriticBackend(entry, generation))
         elif isinstance(entry, TritonEntry):
             backends.append(TritonBackend(entry, catalog.currency))
+        elif isinstance(entry, PoolingEntry):
+            backends.append(PoolingBackend(entry, folder, catalog.currency))
+        else:
+            backends.append(CriticBackend(entry, generation))
     return backends

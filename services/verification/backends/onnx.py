@@ -151,7 +151,9 @@ class OnnxBackend:
                 tokens, ends = list(begin), []
                 steps = texts(chain)
                 if len(chain.text.encode()) > self._most_bytes:
-                    raise Unscorable(f"it has more tokens than the {self._context} that {self.name} reads")
+                    raise Unscorable(  # noqa: TRY301
+                        f"it has {len(chain.text)} characters; {self.name} reads {self._context} tokens"
+                    )
                 for number, text in enumerate(steps, start=1):
                     tokens += encode(text.rstrip("\r\n") + "\n").ids
                     ends.append(len(tokens) - 1)

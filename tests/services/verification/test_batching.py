@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -227,6 +228,6 @@ def test_everybody_gets_the_own_results_and_batches_keep_their_bound(
         await at.close()
 
     asyncio.run(play())
-    assert sorted(sum(batches, [])) == sorted(sum(requests, []))
+    assert sorted(chain.from_iterable(batches)) == sorted(chain.from_iterable(requests))
     for batch in batches:
         assert len(batch) == 1 or max(batch) * len(batch) <= most

@@ -186,7 +186,9 @@ class Odd:
     async def describe(self) -> Verifier:
         return Verifier(name=self.name)
 
-    async def score(self, messages: Sequence[Message], chains: Sequence[Chain]) -> Sequence[Scored | Unscorable]:
+    async def score(
+        self, messages: Sequence[Message], chains: Sequence[Chain]
+    ) -> Sequence[Scored | Unscorable]:
         self.asked += chains
         return self.outcomes
 
@@ -206,7 +208,7 @@ class Odd:
         ([], "gave 0 scores for 2 steps"),
     ],
 )
-async def test_a_verifiers_word_is_checked_and_what_it_took_is_counted(scores: list[float], said: str) -> None:
+async def test_a_verifiers_word_is_checked_and_what_it_took_counts(scores: list[float], said: str) -> None:
     good = Scored([0.25, 0.75], SPENT)
     backend = Odd(Scored(scores, SPENT), good, Unscorable("too hard", SPENT), good)
     registry = CollectorRegistry()

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 CONTEXT = 200
 SHAPE = {"active_parameters": 1000, "layers": 2, "heads": 3, "head_size": 4}
-TEMPLATE = "{{ messages[-1].content }}\n"
+TEMPLATE = "{{ messages[-1].content }}{{ '\\n' }}"
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 POISON = "<poison>"
