@@ -232,7 +232,7 @@ def chains_of(line: str) -> list[Chain]:
             labelled = (other.step() for other in others)
             alternatives += [(*context, one) for one in labelled if one.weight]
         steps.append(chosen.step(after_error=after_error))
-        after_error = after_error or chosen.rating == -1
+        after_error = after_error or (chosen.rating == -1 and not chosen.flagged)
         if not goes_on:
             break
     if not steps:

@@ -144,6 +144,7 @@ def card(manifest: dict[str, Any], record: dict[str, Any]) -> str:
         if rules
         else "no problem has several solutions of which some are right: the default"
     )
+    models = ", ".join(record["models"]) or "no named model"
     start = "from nothing" if "init" not in recipe.sha256 else "from a language model's weights"
     return f"""\
 # {manifest["name"]}: a step-level verifier
@@ -155,7 +156,7 @@ of a chain. `verifier.json` says how it is read; `isoflop`'s verification servic
 
 ## Data
 
-{counts["rows"]} solutions of {counts["problems"]} problems, by {", ".join(record["models"]) or "no named model"}.
+{counts["rows"]} solutions of {counts["problems"]} problems, by {models}.
 
 | chains to train on | to calibrate on | labelled steps | share right | duplicates | too long | broken |
 |---:|---:|---:|---:|---:|---:|---:|
@@ -170,9 +171,10 @@ SHA-256:
 ## Training
 
 A decoder of {recipe.shape["layers"]} layers, width {recipe.shape["width"]}, \
-{recipe.shape["heads"]} heads, vocabulary {recipe.shape["vocabulary"]}, context {recipe.shape["context"]}; {start}; \
-{recipe.chains_per_step} chains a step, seed {recipe.seed}, \
-{record["minutes"]:.1f} minutes in its last run. Losses are in nats a step; the weights of epoch {record["best_epoch"]} are kept.
+{recipe.shape["heads"]} heads, vocabulary {recipe.shape["vocabulary"]}, \
+context {recipe.shape["context"]}; {start}; {recipe.chains_per_step} chains a step, seed {recipe.seed}, \
+{record["minutes"]:.1f} minutes in its last run. Losses are in nats a step; \
+the weights of epoch {record["best_epoch"]} are kept.
 
 {losses}
 
