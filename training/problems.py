@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
@@ -50,6 +51,8 @@ GROUPS: Final = (*TRAINED_OPERATIONS, 10, 12)
 
 _KINDS: Final[dict[Kind, int]] = {"expression": 35, "equation": 15, "story": 50}
 _MODES: Final[dict[Mode, int]] = {"steps": 60, "think": 22, "critique": 10, "revise": 8}
+
+_WRITTEN: Final = re.compile(r"[-+*/%()=\d]+")
 
 _ASKED: Final = ("{e}", "What is {e}?", "Compute {e}.", "Work out {e}", "{e} = ?", "How much is {e}?")
 _EQUATIONS: Final = ("Solve {l}={r} for x.", "{l}={r} What is x?", "Find x: {l}={r}", "{l}={r} x = ?")
@@ -281,8 +284,8 @@ def judge_solution(answer: str, lines: Sequence[str]) -> list[Verdict]:
 def _judge_statement(answer: str, line: str) -> Verdict:
     try:
         is_right = str(parse(line).value) == answer
-    except ValueError:
-        return Verdict(False, "format")
+    except ValueError:  # no expression at all, or one that has no value, such as 7/2
+        return Verdict(False, "statement" if _WRITTEN.fullmatch(line) else "format")
     return Verdict(is_right, "" if is_right else "statement")
 
 
@@ -303,7 +306,7 @@ def _judge_step(before: str, line: str) -> Verdict:
     try:
         sides = {parse(side).value for side in done.split("=")}
     except ValueError:
-        return Verdict(False, "format")
+        return Verdict(False, "arithmetic" if _WRITTEN.fullmatch(done) else "format")
     return Verdict(False, "arithmetic" if len(sides) > 1 else "copy")
 
 
