@@ -97,6 +97,8 @@ class Generation:
         running = asyncio.create_task(_run(backend, round), name=f"round of {start.model}")
         aborts = asyncio.create_task(_obey(requests, round), name="aborts")
         failure: Exception | None = None
+        whole = False
+        """A sample has run to its end."""
         try:
             async with aclosing(round.pieces()) as pieces:
                 async for piece in pieces:
@@ -105,10 +107,14 @@ class Generation:
                     if piece.end is not None:
                         # Before anything is said: the caller may go away at that.
                         self._count(backend, usage, growing.pop(piece.sample_id), piece)
+                        whole = whole or piece.end.reason != FINISH_REASON_ABORTED
                     if start.stream_text and piece.text:
                         yield GenerateResponse(delta=TextDelta(sample_id=piece.sample_id, text=piece.text))
                     if piece.end is not None:
                         yield GenerateResponse(sample=sample.sample(piece))
+            if not whole:
+                # Each sample has ended early: the backend may say why.
+                failure = await running
         except Exception as error:
             failure = error
         finally:
@@ -175,7 +181,7 @@ class Generation:
         self,
         backend: Backend,
         round: Round,
-        running: asyncio.Task[None],
+        running: asyncio.Task[Exception | None],
         growing: dict[str, Growing],
         usage: RoundUsage,
     ) -> None:
@@ -228,7 +234,7 @@ def _jobs(start: StartRound) -> tuple[list[int], list[Job]]:
     return numbers, jobs
 
 
-async def _run(backend: Backend, round: Round) -> None:
+async def _run(backend: Backend, round: Round) -> Exception | None:
     """Run the backend; its failure becomes the round's."""
     try:
         await backend.run(round)
@@ -236,6 +242,8 @@ async def _run(backend: Backend, round: Round) -> None:
         pass
     except Exception as error:
         round.fail(error)
+        return error
+    return None
 
 
 async def _obey(requests: AsyncIterator[GenerateRequest], round: Round) -> None:

@@ -8,7 +8,7 @@ from services.generation.backends import Backend
 from services.generation.backends.llamacpp import LlamaCppBackend
 from services.generation.backends.recorded import RecordedBackend
 from services.generation.backends.triton import TritonBackend
-from services.generation.catalog import LlamaCppEntry, RecordedEntry, load
+from services.generation.catalog import CatalogError, LlamaCppEntry, OpenAIEntry, RecordedEntry, load
 
 
 def open_backends(path: Path) -> list[Backend]:
@@ -20,6 +20,18 @@ def open_backends(path: Path) -> list[Backend]:
             backends.append(LlamaCppBackend(entry, folder, catalog.currency))
         elif isinstance(entry, RecordedEntry):
             backends.append(RecordedBackend(entry, folder, catalog.currency))
+        elif isinstance(entry, OpenAIEntry):
+            backends.append(_openai(entry, folder, catalog.currency))
         else:
             backends.append(TritonBackend(entry, catalog.currency))
     return backends
+
+
+def _openai(entry: OpenAIEntry, folder: Path, currency: str) -> Backend:
+    try:
+        from services.generation.backends.openai import OpenAIBackend
+    except ImportError:
+        raise CatalogError(
+            f"model {entry.name}: httpx is not installed; pip install 'isoflop-suite[openai]'"
+        ) from None
+    return OpenAIBackend(entry, folder, currency)

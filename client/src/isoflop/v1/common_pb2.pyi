@@ -542,7 +542,7 @@ class Model(_message.Message):
     name: _builtins.str
     """The name by which it is asked for."""
     backend: _builtins.str
-    """The kind of backend: llamacpp, triton or recorded."""
+    """The kind of backend: llamacpp, triton, openai or recorded."""
     context: _builtins.int
     """Tokens of prompt and sample together; 0: not known."""
     @_builtins.property
