@@ -1,0 +1,172 @@
+"""Accuracy of votes, of best of n and of pass@n from stored samples; intervals; fits of growth. Pure numpy.
+
+Everything is told problem by problem, so that a resample of problems gives an interval, and two ways of
+using the same samples are compared on the same problems and the same draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+NO_ANSWER: Final = -1
+"""The number of a sample's answer where it has none: no vote."""
+DRAWS: Final = 100
+"""Subsets drawn for each size, where a vote has no closed form."""
+RESAMPLES: Final = 2000
+"""Bootstrap resamples of problems."""
+
+_LEAST_WEIGHT: Final = 1e-9
+"""Added to each vote's weight: where a verifier gives nothing to any, they are as good as each other."""
+_EXPONENTS: Final = np.geomspace(0.01, 5.0, 200)
+"""Tried for n^-c: a fit is linear but for c."""
+
+
+def permutations(samples: int, draws: int = DRAWS, seed: int = 0) -> Ints:
+    """Orders of the samples, shape (draws, samples): the first n of a row are a subset without repeats."""
+    rng = np.random.default_rng(seed)
+    return rng.permuted(np.tile(np.arange(samples), (draws, 1)), axis=1)
+
+
+def vote(answers: Ints, right: int, n: int, orders: Ints, weights: Floats | None = None) -> float:
+    """Chance that a vote of n of the samples is right, ties broken by lot.
+
+    `answers` has a number for each sample, equal for equal answers, NO_ANSWER for none; `right` is the number
+    of the right one (NO_ANSWER: nobody gave it). Without weights each sample has one vote.
+    """
+    if right == NO_ANSWER:
+        return 0.0
+    kinds = int(answers.max()) + 1
+    # With all samples there is but one subset; with one sample each is as likely.
+    picked = np.arange(len(answers))[:, None] if n == 1 else orders[: 1 if n == len(answers) else None, :n]
+    votes = answers[picked]
+    worth = np.ones(picked.shape) if weights is None else weights[picked] + _LEAST_WEIGHT
+    rows = np.arange(len(picked))[:, None] * kinds
+    counted = votes != NO_ANSWER
+    sums = np.bincount((rows + votes)[counted], worth[counted], len(picked) * kinds).reshape(-1, kinds)
+    most = sums.max(1, keepdims=True)
+    leaders = (sums >= most * (1 - 1e-6)) & (most > 0)
+    return float((leaders[:, right] / np.maximum(leaders.sum(1), 1)).mean())
+
+
+def pass_at(n: int, samples: int, right: int) -> float:
+    """Chance that one at least of n of the samples is right (unbiased; Chen et al., arXiv 2107.03374)."""
+    if samples - right < n:
+        return 1.0
+    wrong = np.arange(samples - right - n + 1, samples - right + 1)
+    return float(1.0 - np.prod(wrong / np.arange(samples - n + 1, samples + 1)))
+
+
+def best_of(scores: Floats, right: NDArray[np.bool_], n: int) -> float:
+    """Chance that the best scored of n of the samples is right, exactly; ties broken by lot.
+
+    A sample is chosen where it and n - 1 of those with lower scores are drawn; a sample without an answer is
+    to have the score -inf, and is never right.
+    """
+    values, group = np.unique(scores, return_inverse=True)
+    upto = np.cumsum(np.bincount(group))
+    among = np.array([_share(int(count), len(scores), n) for count in upto])
+    chosen = np.diff(among, prepend=0.0)
+    share_right = np.bincount(group, right.astype(float), len(values)) / np.bincount(group)
+    return float(chosen @ share_right)
+
+
+def _share(inside: int, samples: int, n: int) -> float:
+    """Chance that all of n different samples are of `inside` certain ones: C(inside, n) / C(samples, n)."""
+    if inside < n:
+        return 0.0
+    return float(np.prod(np.arange(inside - n + 1, inside + 1) / np.arange(samples - n + 1, samples + 1)))
+
+
+def auc(scores: Floats, right: NDArray[np.bool_]) -> float | None:
+    """Chance that a right one has the higher score than a wrong one, ties counted half; None without both."""
+    good, bad = int(right.sum()), int((~right).sum())
+    if not good or not bad:
+        return None
+    _, group, sizes = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(sizes) - (sizes - 1) / 2
+    return float((ranks[group][right].sum() - good * (good + 1) / 2) / (good * bad))
+
+
+def resamples(problems: int, seed: int = 0) -> Floats:
+    """Weights of RESAMPLES resamples of problems, shape (RESAMPLES, problems): times values, their means.
+
+    The same for the same number of problems, so that whatever is told of the same problems is paired.
+    """
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(problems, np.full(problems, 1 / problems), RESAMPLES) / problems
+
+
+def interval(values: Floats) -> tuple[float, float]:
+    """The middle 95 % of resampled values."""
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A form, fitted to several curves at once: one row each."""
+
+    name: str
+    predicted: Floats
+    """At the sizes that were asked for, shape (curves, sizes)."""
+    ceiling: Floats
+    """Of each curve, as n grows without end; NaN where the form has none."""
+
+
+def fit_logarithm(curves: Floats, fitted: Sequence[int], asked: Sequence[int]) -> Fit:
+    """a + c log n, by least squares."""
+    values = _linear(np.log(fitted), curves, np.log(asked))[0]
+    return Fit("a + c·log n", values, np.full(len(curves), np.nan))
+
+
+def fit_power_law(curves: Floats, fitted: Sequence[int], asked: Sequence[int]) -> Fit:
+    """1 - b n^-c: what is still wrong falls as a power of n, down to nothing."""
+    at, least = np.array(asked, float), np.full(len(curves), np.inf)
+    best = np.zeros((len(curves), len(at)))
+    for exponent in _EXPONENTS:
+        x = np.array(fitted, float) ** -exponent
+        b = np.maximum((1 - curves) @ x / (x @ x), 0.0)
+        error = ((1 - b[:, None] * x - curves) ** 2).sum(1)
+        better = error < least
+        best[better] = (1 - b[:, None] * at**-exponent)[better]
+        least = np.minimum(error, least)
+    return Fit("1 - b·n^-c", best, np.ones(len(curves)))
+
+
+def fit_saturating(curves: Floats, fitted: Sequence[int], asked: Sequence[int]) -> Fit:
+    """a - d n^-c: the same, towards a ceiling a of at most 1."""
+    at, least = np.array(asked, float), np.full(len(curves), np.inf)
+    best, ceiling = np.zeros((len(curves), len(at))), np.ones(len(curves))
+    for exponent in _EXPONENTS:
+        x = np.array(fitted, float) ** -exponent
+        _, a, slope = _linear(x, curves, x)
+        # A ceiling above 1 is none: the best fit that goes to 1.
+        slope = np.where(a > 1, -((1 - curves) @ x) / (x @ x), slope)
+        a = np.minimum(a, 1.0)
+        error = ((a[:, None] + slope[:, None] * x - curves) ** 2).sum(1)
+        better = error < least
+        best[better] = (a[:, None] + slope[:, None] * at**-exponent)[better]
+        ceiling[better] = a[better]
+        least = np.minimum(error, least)
+    return Fit("a - d·n^-c", best, ceiling)
+
+
+def fits(curves: Floats, fitted: Sequence[int], asked: Sequence[int]) -> list[Fit]:
+    """All three forms; `curves` has shape (curves, fitted)."""
+    return [fit(curves, fitted, asked) for fit in (fit_logarithm, fit_power_law, fit_saturating)]
+
+
+def _linear(x: Floats, curves: Floats, at: Floats) -> tuple[Floats, Floats, Floats]:
+    """Least squares of each curve on x: values at `at`, intercepts, slopes."""
+    centred = x - x.mean()
+    slope = curves @ centred / (centred @ centred)
+    intercept = curves.mean(1) - slope * x.mean()
+    return intercept[:, None] + slope[:, None] * at, intercept, slope

@@ -1,0 +1,326 @@
+"""The headlines as files: rows and queries as JSON, a page for people, three pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib as mpl
+import numpy as np
+
+from benchmarks.curves import Floats, interval, resamples
+from benchmarks.headlines_claims import TEMPERATURE_SIZES, Row, heat
+from benchmarks.headlines_data import Measured, NotMeasured
+
+mpl.use("Agg")
+mpl.rcParams.update(
+    {
+        "svg.hashsalt": "isoflop",  # The same picture is the same file.
+        "svg.fonttype": "none",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 10,
+    }
+)
+import matplotlib.pyplot as plt  # noqa: E402
+
+SIZES: Final = (1, 4, 8, 16, 32, 64, 128, 256)
+"""Points of the curves; a vote of two is worth one sample."""
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
+"""Told apart by the colour-blind (Okabe and Ito)."""
+TOP_ANSWERS: Final = 3
+"""Answers with most votes that are kept of each query and model."""
+PICTURES: Final = ("flops", "thirds", "temperature")
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """headlines.json: headlines first, else in their order."""
+    ordered = sorted(rows, key=lambda row: not row.headline)
+    path.write_text(json.dumps([asdict(row) for row in ordered], indent=1, ensure_ascii=False) + "\n")
+
+
+def write_queries(path: Path, models: Sequence[Measured]) -> None:
+    """headlines_queries.jsonl: a line for each problem."""
+    with path.open("w") as file:
+        for at, problem in enumerate(models[0].problems):
+            row: dict[str, Any] = {
+                "query_id": problem.query_id,
+                "group": problem.group,
+                "kind": problem.kind,
+                "answer": problem.answer,
+                "models": {one.name: _query(one, at) for one in models},
+            }
+            file.write(json.dumps(row, separators=(",", ":")) + "\n")
+
+
+def _query(one: Measured, at: int) -> dict[str, Any]:
+    samples = one.samples[at]
+    counts = np.bincount(samples.answers[samples.answers >= 0], minlength=1)
+    most = np.argsort(-counts, kind="stable")[:TOP_ANSWERS]
+    return {
+        "one": round(float(one.one[at]), 4),
+        "greedy": int(one.greedy[at]),
+        "cell": None if np.isnan(one.rate[at]) else round(float(one.rate[at]), 3),
+        "top": [[samples.names[k], int(counts[k])] for k in most if counts[k]],
+        "samples": len(samples.answers),
+        "answers": int((counts > 0).sum()),
+    }
+
+
+def write_page(
+    path: Path, rows: Sequence[Row], models: Sequence[Measured], manifest: dict[str, Any]
+) -> list[str]:
+    """headlines.md and its pictures beside it; the names of the pictures."""
+    drawn = draw(path, models)
+    headlines = [row for row in rows if row.headline]
+    held = sum(row.holds for row in headlines)
+    lines = [
+        "# Headlines",
+        "",
+        "Written by `make bench-headlines`; not edited by hand. The numbers are in",
+        "`benchmarks/results/headlines.json`, each query's in `headlines_queries.jsonl`, what they were made",
+        "with in `headlines_manifest.json`.",
+        "",
+        f"{len(models[0].problems)} held-out problems, {models[0].most} samples of each from each model at "
+        f"temperature {manifest['options']['temperature']:g}, verifier `{manifest['verifier']['name']}`. "
+        "Problems, definitions and demands were fixed before the models were trained; a claim that does not hold "
+        "stays here with the reason found. Where a claim is told of each model, its headline is the middle "
+        "model's.",
+        "",
+        f"**{held} of {len(headlines)} headlines hold.**",
+        "",
+        *_table(headlines),
+        "",
+        *_reasons(headlines),
+    ]
+    captions = {
+        "flops": "Accuracy against FLOPs of a query (attention, prompt and verifier included): greedy answer, "
+        "and votes of 1 to 256 samples. Bands are 95 % intervals over problems.",
+        "thirds": "Accuracy against samples, by third of difficulty as told by other problems. Solid: "
+        "majority; dashed: weighted vote.",
+        "temperature": "Accuracy by temperature and number of samples, in %; the best of a column is framed.",
+    }
+    for name in drawn:
+        lines += [f"![{name}]({path.stem}-{name}.svg)", "", captions[name], ""]
+    lines += ["## What was measured of each model", "", *_models(models), ""]
+    lines += ["## Chain scores", "", *_scorings(models), ""]
+    lines += ["## All rows", "", *_table(rows), "", *_reasons(rows)]
+    lines += ["## How to reproduce", "", *_how(manifest)]
+    path.write_text("\n".join(lines) + "\n")
+    return drawn
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+    return [
+        "| claim | of | reference | measured | 95 % interval | holds |",
+        "|---|---|---|---:|---:|---|",
+        *(
+            f"| `{row.claim}` | {row.about} | {row.reference} | {_value(row)} | {_interval(row)} | "
+            f"{'yes' if row.holds else '**no**'} |"
+            for row in rows
+        ),
+    ]
+
+
+def _value(row: Row) -> str:
+    if row.measured is None:
+        return "not measured"
+    return f"{row.measured:+.2f} {'points' if row.unit == 'points' else 'in temperature'}"
+
+
+def _interval(row: Row) -> str:
+    return f"{row.interval[0]:+.2f} to {row.interval[1]:+.2f}" if row.interval else ""
+
+
+def _reasons(rows: Sequence[Row]) -> list[str]:
+    """How each was told, and why it does not hold; those not measured for one reason, together."""
+    lines, unmeasured = [], dict[str, list[str]]()
+    for row in rows:
+        if row.measured is None:
+            unmeasured.setdefault(row.reason, []).append(f"`{row.claim}` ({row.about})")
+            continue
+        why = f" **Does not hold:** {row.reason}." if row.reason else ""
+        lines.append(f"- `{row.claim}`, {row.about}: {row.how}.{why}")
+    lines += [f"- {reason}: {len(rows)} rows, such as {rows[0]}" for reason, rows in unmeasured.items()]
+    return [*lines, ""]
+
+
+def _models(models: Sequence[Measured]) -> list[str]:
+    lines = [
+        "| model | parameters | greedy, % | one sample, % | majority, % | pass@N, % | medium problems | "
+        "samples that repeat a text, % | MFLOP of a greedy answer | without attention |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for one in models:
+        flops, simple = one.greedy_cost.mean(0) / 1e6
+        repeated = np.mean([samples.repeated for samples in one.samples])
+        lines.append(
+            f"| {one.name} | {one.model.shape.active_parameters:,} | {100 * one.greedy.mean():.1f} | "
+            f"{100 * one.one.mean():.1f} | {100 * one.majority(one.most).mean():.1f} | "
+            f"{100 * one.pass_at(one.most).mean():.1f} | {int(one.medium.sum())} | {100 * repeated:.0f} | "
+            f"{flops:.1f} | {simple:.1f} |"
+        )
+    return [*lines, "", f"Majority and pass@N are of all {models[0].most} samples."]
+
+
+def _scorings(models: Sequence[Measured]) -> list[str]:
+    """Every rule from step scores to chain scores, at one N."""
+    scored = [one for one in models if one.verified]
+    if not scored:
+        return ["Not measured: the samples are not scored."]
+    n = max(n for n in SIZES if n <= min(64, scored[0].most))
+    lines = [
+        f"Accuracy in % with {n} samples, all problems. The verifier's own rule is {scored[0].scoring}.",
+        "",
+        "| model | majority | " + " | ".join(f"vote, {r}" for r in _RULES) + " | "
+        + " | ".join(f"best, {r}" for r in _RULES) + " |",
+        "|---|" + "---:|" * (1 + 2 * len(_RULES)),
+    ]  # fmt: skip
+    for one in scored:
+        told = [one.majority(n), *(one.weighted(n, r) for r in _RULES), *(one.best(n, r) for r in _RULES)]
+        lines.append(f"| {one.name} | " + " | ".join(f"{100 * values.mean():.1f}" for values in told) + " |")
+    return lines
+
+
+_RULES: Final = ("min", "product", "last", "mean")
+
+
+def _how(manifest: dict[str, Any]) -> list[str]:
+    return [
+        "    make bench-headlines",
+        "",
+        "Samples and scores are kept under `build/headlines/` and reused; a run that was stopped goes on. Of "
+        f"these {manifest['stored']['samples']:,} samples with {manifest['stored']['tokens']:,} tokens were used. "
+        "Samples beside others are the same for the same seed but for rounding in the batch, so a run from nothing "
+        "gives the same figures within a small part of their intervals; one from the same samples gives the "
+        "same files.",
+        "",
+        f"{manifest['machine']['cpu']}, {manifest['machine']['cores']} cores, Python "
+        f"{manifest['versions']['python']}, {manifest['date']}.",
+    ]
+
+
+def draw(path: Path, models: Sequence[Measured]) -> list[str]:
+    """The pictures; those that cannot be drawn from what is stored are left out."""
+    drawn = []
+    for name, picture in zip(PICTURES, (_flops, _thirds, _temperature), strict=True):
+        target = path.with_name(f"{path.stem}-{name}.svg")
+        target.unlink(missing_ok=True)
+        try:
+            figure = picture(models)
+        except NotMeasured:
+            continue
+        figure.savefig(target, metadata={"Date": None})
+        plt.close(figure)
+        drawn.append(name)
+    return drawn
+
+
+def _percent(values: Floats) -> tuple[float, float, float]:
+    """Mean and interval, in %."""
+    low, high = interval(resamples(len(values)) @ values)
+    return 100 * float(values.mean()), 100 * low, 100 * high
+
+
+def _panels(count: int, height: float = 3.6) -> tuple[Any, list[Any]]:
+    figure, axes = plt.subplots(
+        1, count, figsize=(max(3.4 * count, 5), height), sharey=True, layout="constrained", squeeze=False
+    )
+    return figure, list(axes[0])
+
+
+def _flops(models: Sequence[Measured]) -> Any:
+    figure, panels = _panels(len(models))
+    for one, axes in zip(models, panels, strict=True):
+        sizes = [n for n in SIZES if n <= one.most]
+        curves = [("majority", BLUE, "-", one.majority, False, sizes)]
+        if one.verified:
+            curves += [
+                ("weighted vote", ORANGE, "-", one.weighted, True, sizes),
+                ("best of N", GREEN, "--", one.best, True, sizes),
+            ]
+        for label, colour, style, answer, verified, at in curves:
+            x = [one.cost(n, verified).mean(0)[0] for n in at]
+            mean, low, high = np.array([_percent(answer(n)) for n in at]).T
+            axes.plot(x, mean, style, color=colour, lw=1.6, marker="o", ms=2.5, label=label)
+            axes.fill_between(x, low, high, color=colour, alpha=0.13, lw=0)
+        for other in models:
+            x, y = other.greedy_cost.mean(0)[0], 100 * other.greedy.mean()
+            axes.plot(
+                x, y, "D", color="black" if other is one else GREY, ms=5 if other is one else 4, zorder=5
+            )
+            axes.annotate(
+                f"{other.name.rpartition('-')[2]} greedy" if other is not one else "greedy",
+                (x, y), (0, -11), textcoords="offset points", ha="center", fontsize=7.5,
+                color="black" if other is one else GREY,
+            )  # fmt: skip
+        axes.set(xscale="log", title=one.name, xlabel="FLOPs of a query")
+        axes.grid(alpha=0.25, lw=0.5)
+    panels[0].set_ylabel("right answers, %")
+    panels[-1].legend(frameon=False, loc="lower right", fontsize=8)
+    return figure
+
+
+def _thirds(models: Sequence[Measured]) -> Any:
+    figure, panels = _panels(len(models))
+    for one, axes in zip(models, panels, strict=True):
+        sizes = [n for n in SIZES if n <= one.most]
+        for (name, band), colour in zip(one.thirds.items(), (BLUE, ORANGE, GREEN), strict=True):
+            if not band.any():
+                continue
+            mean, low, high = np.array([_percent(one.majority(n)[band]) for n in sizes]).T
+            axes.plot(sizes, mean, color=colour, lw=1.6, marker="o", ms=2.5)
+            axes.fill_between(sizes, low, high, color=colour, alpha=0.13, lw=0)
+            if one.verified:
+                axes.plot(
+                    sizes, [100 * one.weighted(n)[band].mean() for n in sizes], "--", color=colour, lw=1.3
+                )
+            axes.annotate(
+                name, (sizes[-1], mean[-1]), (4, 0), textcoords="offset points", color=colour, va="center"
+            )
+        axes.set(title=one.name, xlabel="samples", xlim=(0.9, sizes[-1] * 2.2))
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes, [str(n) for n in sizes])
+        axes.minorticks_off()
+        axes.grid(alpha=0.25, lw=0.5)
+    panels[0].set_ylabel("right answers, %")
+    return figure
+
+
+def _temperature(models: Sequence[Measured]) -> Any:
+    names = ("majority", "pass@N")
+    figure, grid = plt.subplots(
+        len(names), len(models), figsize=(max(3.4 * len(models), 5), 4.6), layout="constrained", squeeze=False
+    )
+    for at, (name, line) in enumerate(zip(names, grid, strict=True)):
+        for one, axes in zip(models, line, strict=True):
+            told = heat(one, name)
+            degrees = list(told)
+            sizes = [n for n in TEMPERATURE_SIZES if n in told[degrees[0]]]
+            values = np.array([[100 * told[t][n].mean() for n in sizes] for t in degrees])
+            axes.imshow(values, cmap="cividis", aspect="auto", origin="lower")
+            middle = (values.min() + values.max()) / 2
+            for (row, column), value in np.ndenumerate(values):
+                best = value == values[:, column].max()
+                axes.text(
+                    column, row, f"{value:.0f}", ha="center", va="center", fontsize=8,
+                    color="white" if value < middle else "black", weight="bold" if best else "normal",
+                )  # fmt: skip
+                if best:
+                    axes.add_patch(
+                        plt.Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, fill=False, ec=ORANGE, lw=2)
+                    )
+            axes.set_xticks(range(len(sizes)), [str(n) for n in sizes])
+            axes.set_yticks(range(len(degrees)), [f"{t:g}" for t in degrees])
+            axes.set_title(f"{one.name}, {name}")
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+            axes.tick_params(length=0)
+            if at == len(names) - 1:
+                axes.set_xlabel("samples")
+        line[0].set_ylabel("temperature")
+    return figure
