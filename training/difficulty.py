@@ -198,9 +198,10 @@ def _boost(x: Array, difficulty: Array) -> Trees:
     return trees
 
 
-def compare(seen: Seen, difficulty: Array, fold: NDArray[np.int64]) -> dict[Way, Array]:
+def compare(
+    ways: tuple[Way, ...], seen: Seen, difficulty: Array, fold: NDArray[np.int64]
+) -> dict[Way, Array]:
     """Predictions of each way out of fold, shape (Q,) each."""
-    ways = WAYS if seen.sentences is None else (*WAYS, *WITH_SENTENCES)
     found = {way: np.empty(len(difficulty)) for way in ways}
     for number in sorted(set(fold.tolist())):
         train, test = fold != number, fold == number
@@ -261,8 +262,15 @@ class Trained:
     """Root mean squared error of each way that was compared, out of fold."""
 
 
-def train(answers: Answers, name: str, sentences: tuple[str, Array] | None = None) -> Trained:
+def train(
+    answers: Answers,
+    name: str,
+    sentences: tuple[str, Array] | None = None,
+    ways: tuple[Way, ...] = (),
+) -> Trained:
     """Fit all of it; `sentences` are an embedding's name and the prompts' embeddings.
+
+    `ways` are those that are compared, the simplest first; none: all that what is given allows.
 
     Raises AnswersError for too few queries, fewer than two models, or models that always or never are right.
     """
@@ -270,7 +278,8 @@ def train(answers: Answers, name: str, sentences: tuple[str, Array] | None = Non
     seen = look(answers.prompts, sentences[1] if sentences else None)
     # A thread for each core costs more than it brings with matrices as small as these.
     with threadpool_limits(1):
-        return _train(answers, name, seen, sentences[0] if sentences else None)
+        ways = ways or (*WAYS, *(WITH_SENTENCES if sentences else ()))
+        return _train(answers, name, seen, sentences[0] if sentences else None, ways)
 
 
 def check(answers: Answers) -> None:
@@ -289,10 +298,10 @@ def check(answers: Answers) -> None:
         raise AnswersError("all samples are right, or none is: no query is harder than another")
 
 
-def _train(answers: Answers, name: str, seen: Seen, embedding: str | None) -> Trained:
+def _train(answers: Answers, name: str, seen: Seen, embedding: str | None, ways: tuple[Way, ...]) -> Trained:
     fit = irt.fit(answers.right, answers.samples)
     fold = folds(answers.prompts, INNER_FOLDS, seed=1)
-    predicted = compare(seen, fit.difficulty, fold)
+    predicted = compare(ways, seen, fit.difficulty, fold)
     way = choose(predicted, fit.difficulty)
     out_of_fold = np.clip(predicted[way], -5.0, 5.0)
     variance = (fit.difficulty - out_of_fold) ** 2 + fit.difficulty_sd**2
@@ -390,6 +399,7 @@ def held_out(
     answers: Answers,
     count: int,
     sentences: tuple[str, Array] | None = None,
+    ways: tuple[Way, ...] = (),
     done: Callable[[], object] = lambda: None,
 ) -> tuple[Held, list[str]]:
     """Each query as an estimator sees it that was trained on the other folds, and the way of each fold.
@@ -398,20 +408,20 @@ def held_out(
     """
     fold = folds(answers.prompts, count)
     parts: list[tuple[NDArray[np.intp], Held]] = []
-    ways = []
+    taken = []
     for number in range(count):
         train_part = answers.of(fold != number)
         chosen = (sentences[0], sentences[1][fold != number]) if sentences else None
-        trained = train(train_part, "fold", chosen)
+        trained = train(train_part, "fold", chosen, ways)
         at = np.flatnonzero(fold == number)
         parts.append((at, judged(trained, answers.of(at), sentences[1][at] if sentences else None)))
-        ways.append(trained.way)
+        taken.append(trained.way)
         done()
     order = np.argsort(np.concatenate([at for at, _ in parts]))
     every = [
         np.concatenate(columns)[order] for columns in zip(*(vars(h).values() for _, h in parts), strict=True)
     ]
-    return Held(*every), ways
+    return Held(*every), taken
 
 
 def judged(trained: Trained, answers: Answers, sentences: Array | None = None) -> Held:

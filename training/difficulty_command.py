@@ -120,7 +120,9 @@ def _train(found: Read, arguments: argparse.Namespace) -> tuple[str, dict[str, A
             ]
             sentences = (embedding.name, np.concatenate(vectors))
         task = progress.add_task("training", total=arguments.folds + 1)
-        held, ways = difficulty.held_out(answers, arguments.folds, sentences, lambda: progress.advance(task))
+        held, ways = difficulty.held_out(
+            answers, arguments.folds, sentences, done=lambda: progress.advance(task)
+        )
         trained = difficulty.train(answers, arguments.output.stem, sentences)
         progress.advance(task)
     told = {
