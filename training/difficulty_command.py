@@ -99,9 +99,11 @@ def _tell(found: Read, path: Path) -> None:
     for fault in found.faults[:SHOWN_FAULTS]:
         print(f"{path}, {fault}", file=sys.stderr)
     if found.faults:
-        print(f"{path}: {len(found.faults)} broken lines are left out", file=sys.stderr)
+        print(f"{path}: lines that are broken and left out: {len(found.faults)}", file=sys.stderr)
     if found.without_prompt:
-        print(f"{path}: {found.without_prompt} queries without a prompt are left out", file=sys.stderr)
+        print(
+            f"{path}: queries that have no prompt and are left out: {found.without_prompt}", file=sys.stderr
+        )
 
 
 def _train(found: Read, arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:

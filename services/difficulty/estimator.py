@@ -32,7 +32,7 @@ UNKNOWN_SD = 1.5
 """Of the belief about a text unlike all training queries: theirs is 1, around the same mean of 0."""
 LEAST_SD = 0.05
 """No text tells more than this."""
-NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(31)
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
 """Gauss-Hermite quadrature of a normal distribution."""
 

@@ -14,7 +14,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_CHARACTERS = 2048
+MOST_CHARACTERS = 1024
 """Unless set otherwise, only so many characters are looked at, so that the time is bounded."""
 MOST_WORDS = 256
 """Only so many words are hashed, for the same reason."""
