@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Install a real Triton for the CPU, without Docker, and write a model repository for it.
 
-    python3.11 docker/triton/install.py DIR MODEL.gguf ...
+    python3.11 docker/triton/install.py DIR MODEL.gguf|VERIFIER ...
     DIR/tritonserver --model-repository=DIR/repository
 
 Run it with the Python (3.10 to 3.12) that the models are to run in: Triton's python backend loads
@@ -24,8 +24,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 # pytriton's wheel holds the tritonserver binary; pytriton itself, and so what it depends on, is not used.
-PACKAGES = ("nvidia-pytriton==0.7.0", "numpy==1.26.4", "xllamacpp==2026.10.11549")
-TEMPLATE = Path(__file__).parent / "models" / "gguf"
+# Nor is what onnxruntime and tokenizers depend on, but for numpy.
+PACKAGES = (
+    "nvidia-pytriton==0.7.0",
+    "numpy==1.26.4",
+    "xllamacpp==2026.10.11549",
+    "onnxruntime==1.32.0",
+    "tokenizers==0.23.3",
+)
+TEMPLATES = Path(__file__).parent / "models"
 STAMP = "installed.txt"
 
 
@@ -94,26 +101,29 @@ def _install(folder: Path) -> Path:
     return launcher
 
 
-def write_repository(repository: Path, ggufs: Iterable[Path]) -> list[str]:
-    """Write a repository with one model for each file, replacing an older one; return the names.
+def write_repository(repository: Path, models: Iterable[Path]) -> list[str]:
+    """Write a repository with one model for each file or folder, replacing an older one; return the names.
 
-    `abacus-s.gguf` becomes the model `abacus_s`.
+    `abacus-s.gguf` becomes the model `abacus_s`; a folder is a verifier: `abacus-prm` becomes `abacus_prm`.
     """
     shutil.rmtree(repository, ignore_errors=True)
     repository.mkdir(parents=True)
     names = []
-    for gguf in ggufs:
-        gguf = gguf.resolve()
-        if not gguf.is_file():
-            raise InstallError(f"there is no model file {gguf}")
-        name = gguf.stem.replace("-", "_")
+    for model in models:
+        model = model.resolve()
+        template, place = ("onnx", "@FOLDER@") if model.is_dir() else ("gguf", "@GGUF@")
+        file = model / "model.onnx" if model.is_dir() else model
+        if not file.is_file():
+            raise InstallError(f"there is no model file {file}")
+        name = model.stem.replace("-", "_")
         if name in names:
-            raise InstallError(f"two model files would have the name {name}: rename one")
+            raise InstallError(f"two models would have the name {name}: rename one")
         names.append(name)
-        shutil.copytree(TEMPLATE, repository / name, ignore=shutil.ignore_patterns("__pycache__"))
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(TEMPLATES / template, repository / name, ignore=ignore)
         config = repository / name / "config.pbtxt"
-        quoted = str(gguf).replace("\\", "\\\\").replace('"', '\\"')
-        config.write_text(config.read_text().replace("@GGUF@", quoted))
+        quoted = str(model).replace("\\", "\\\\").replace('"', '\\"')
+        config.write_text(config.read_text().replace(place, quoted))
     return names
 
 
@@ -127,13 +137,15 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Install a real Triton for the CPU.")
     parser.add_argument("folder", type=Path, metavar="DIR", help="where to install it")
-    parser.add_argument("ggufs", type=Path, nargs="*", metavar="MODEL.gguf", help="files to serve")
+    parser.add_argument(
+        "models", type=Path, nargs="*", metavar="MODEL.gguf|VERIFIER", help="files and folders to serve"
+    )
     parser.add_argument("--repository", type=Path, help="where to write the repository (DIR/repository)")
     options = parser.parse_args()
     try:
         launcher = install(options.folder)
-        if options.ggufs:
-            write_repository(options.repository or options.folder / "repository", options.ggufs)
+        if options.models:
+            write_repository(options.repository or options.folder / "repository", options.models)
     except (InstallError, OSError) as error:
         sys.exit(f"install.py: {error}")
     print(launcher)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,15 +35,17 @@ class TritonServerError(RuntimeError):
 
 
 class TritonServer:
-    """A tritonserver process that serves GGUF files; a context manager.
+    """A tritonserver process that serves GGUF files and verifiers; a context manager.
 
-    `abacus-s.gguf` is served as the model `abacus_s`. `folder` receives the model repository and
-    `triton.log`. Triton itself is kept between runs, in the folder that ISOFLOP_TRITON_HOME names
-    or else in `build/triton`.
+    `abacus-s.gguf` is served as the model `abacus_s`, and a verifier's folder `abacus-prm` as `abacus_prm`;
+    `extra` are folders of models that are made already, served by their names. `folder` receives the model
+    repository and `triton.log`. Triton itself is kept between runs, in the folder that ISOFLOP_TRITON_HOME
+    names or else in `build/triton`.
     """
 
-    def __init__(self, ggufs: Sequence[Path], folder: Path) -> None:
-        self._ggufs = ggufs
+    def __init__(self, models: Sequence[Path], folder: Path, extra: Sequence[Path] = ()) -> None:
+        self._models = models
+        self._extra = extra
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self.log_path = folder / "triton.log"
@@ -63,7 +66,9 @@ class TritonServer:
         """Install Triton if need be, start it and return when all models are ready."""
         home = Path(os.environ.get("ISOFLOP_TRITON_HOME") or ROOT / "build" / "triton")
         repository = self._folder / "repository"
-        launcher = _install(home, repository, self._ggufs)
+        launcher = _install(home, repository, self._models)
+        for made in self._extra:
+            shutil.copytree(made, repository / made.name)
         grpc, http, metrics = free_ports(3)
         self.grpc_address, self.http_address, self.metrics_address = (
             f"127.0.0.1:{port}" for port in (grpc, http, metrics)
@@ -139,8 +144,8 @@ class TritonServer:
         return "\n".join([f"--- the end of {self.log_path}:", *told[-25:]])
 
 
-def _install(home: Path, repository: Path, ggufs: Sequence[Path]) -> Path:
-    command = [sys.executable, str(INSTALL), str(home), *map(str, ggufs), "--repository", str(repository)]
+def _install(home: Path, repository: Path, models: Sequence[Path]) -> Path:
+    command = [sys.executable, str(INSTALL), str(home), *map(str, models), "--repository", str(repository)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:

@@ -14,11 +14,12 @@ from isoflop.v1.common_pb2 import (
     STAGE_VERIFICATION,
     Bill,
     Model,
+    Price,
     Shape,
 )
 from isoflop.v1.difficulty_pb2 import Difficulty, EstimateResponse
 from isoflop.v1.generation_pb2 import RoundUsage
-from isoflop.v1.verification_pb2 import ChainScore, ScoreResponse
+from isoflop.v1.verification_pb2 import ChainScore, ScoreResponse, Verifier
 from synthetic import make_model, relaxed
 
 from router.cost import Allowance, Cost, Meter, longest, samples
@@ -69,7 +70,8 @@ def test_a_bill_has_a_line_for_each_stage_model_and_strategy() -> None:
     usage = RoundUsage(samples=2, prompt_tokens=10, completion_tokens=20)
     for name, strategy in (("s", "majority"), ("m", "majority"), ("s", "best_of_n"), ("s", "majority")):
         meter.generation(make_model(name), strategy, usage)
-    scored = meter.verification("logprob", "best_of_n", ScoreResponse(scores=[ChainScore()] * 2, flops=8))
+    scores = ScoreResponse(scores=[ChainScore()] * 2, flops=8)
+    scored = meter.verification(Verifier(name="logprob"), "best_of_n", scores)
     estimated = meter.difficulty(EstimateResponse(difficulties=[Difficulty()], estimator="linear", flops=90))
     bill = meter.bill()
     assert [(line.stage, line.model, line.strategy, line.calls) for line in bill.lines] == [
@@ -217,3 +219,62 @@ def test_without_a_limit_everything_fits() -> None:
     allowance.reserve(Cost(1e30, 1e30, 1e30))
     allowance.settle(Cost(1e30, 1e30, 1e30), Cost(1e29, 1e29, 1e29))
     assert allowance.left == UNLIMITED
+
+
+PRM = Verifier(
+    name="prm",
+    shape=Shape(active_parameters=500, layers=1, heads=2, head_size=3),
+    price=Price(per_million_prompt_tokens=2, per_million_cached_tokens=1, per_million_completion_tokens=5),
+    context=64,
+    extra_tokens=4,
+    completion_tokens=10,
+)
+
+
+def test_scores_are_billed_by_their_tokens_and_the_verifiers_price() -> None:
+    meter = Meter("USD")
+    response = ScoreResponse(
+        scores=[ChainScore()] * 3,
+        tokens=1_000_000,
+        cached_tokens=500_000,
+        completion_tokens=200_000,
+        flops=90,
+        flops_without_attention=80,
+    )
+    cost = meter.verification(PRM, "weighted", response)
+    (line,) = meter.bill().lines
+    assert (line.stage, line.model, line.strategy, line.calls) == (STAGE_VERIFICATION, "prm", "weighted", 3)
+    assert (line.prompt_tokens, line.cached_tokens, line.completion_tokens) == (1_000_000, 500_000, 200_000)
+    assert (line.flops, line.flops_without_attention) == (90, 80)
+    assert cost == Cost(flops=90, money=2 + 0.5 + 1, tokens=1_200_000)
+    assert meter.bill().tokens == 1_200_000
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 9))
+def test_the_worst_case_of_a_round_holds_its_scores(prompt: int, completion: int, count: int) -> None:
+    model = make_model()
+    read = min(prompt + completion + 4, 64)
+    context = attended(1, read + 10)
+    scores = Cost(
+        flops=count * (2 * 500 * (read + 10) + 4 * 6 * context),
+        money=count * (read * 2 + 10 * 5) / 1e6,
+        tokens=count * (read + 10),
+    )
+    whole, alone = (samples(model, count, prompt, completion, verifier) for verifier in (PRM, None))
+    for name in ("flops", "money", "tokens"):
+        assert getattr(whole, name) == pytest.approx(getattr(alone, name) + getattr(scores, name))
+
+
+def test_scores_that_take_no_tokens_take_a_few_operations_for_each_step() -> None:
+    free = Verifier(name="logprob")
+    whole, alone = (samples(make_model(), 3, 10, 20, verifier) for verifier in (free, None))
+    assert whole == Cost(alone.flops + 3 * 2 * 20, alone.money, alone.tokens)
+
+
+def test_what_is_left_must_hold_the_scores_too() -> None:
+    model, left = make_model(context=1024), Cost(math.inf, math.inf, 500.0)
+    alone, scored = longest(model, 2, 10, 0, left), longest(model, 2, 10, 0, left, PRM)
+    assert alone == 240
+    assert samples(model, 2, 10, scored, PRM).within(left)
+    assert not samples(model, 2, 10, scored + 1, PRM).within(left)
+    assert scored < alone

@@ -7,6 +7,7 @@ import random
 import re
 import timeit
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from isoflop.errors import DeadlineExceeded, FailedPrecondition
 from isoflop.v1.common_pb2 import Capabilities, Shape
 from isoflop.v1.router_pb2 import Budget, Effort, Filters, Objective
+from isoflop.v1.verification_pb2 import CHAIN_SCORING_LAST, CHAIN_SCORING_PRODUCT, Verifier
 from synthetic import (
     EASY,
     GRID,
@@ -34,6 +36,7 @@ from synthetic import (
 )
 
 from router.belief import NO_VOTES, Votes, update
+from router.catalog import Catalog
 from router.cost import Cost, samples
 from router.planner import UNLIMITED, Action, Decision, Planner, State, expected_accuracy
 from router.profile import MOST_VOTES, ROUND_SIZES, Arm
@@ -306,7 +309,7 @@ class TestFilters:
             assert not decision.action or decision.action.model.name == model
             assert {rejected.action.model for rejected in decision.rejected} <= {model}
 
-    @pytest.mark.parametrize("strategy", ["single", "majority", "best_of_n"])
+    @pytest.mark.parametrize("strategy", ["single", "majority", "best_of_n", "weighted"])
     def test_only_the_strategies_that_are_named_are_used(self, strategy: str) -> None:
         for decision, _ in play(MIDDLE, sampled(MIDDLE, 1), filters=Filters(strategies=[strategy])):
             assert not decision.action or decision.action.strategy == strategy
@@ -340,7 +343,27 @@ class TestFilters:
         query = make_query(planner, filters=Filters(strategies=["best_of_n"]))
         offers = list(planner.offers(query, make_state(planner, MIDDLE)))
         assert {offer.model.name for offer in offers} == {"m"}
-        assert {offer.verifier for offer in offers} == {"logprob"}
+        assert {offer.message().verifier for offer in offers} == {"logprob"}
+
+    def test_a_verifier_that_reads_texts_needs_no_log_probabilities_and_its_reading_is_reckoned(self) -> None:
+        model = make_model("s", capabilities=Capabilities(logprobs=False))
+        # As large as the model: reading all that it has written doubles the cost.
+        prm = Verifier(name="prm", shape=model.shape, scoring=CHAIN_SCORING_PRODUCT)
+        planner = replace(make_planner(None, model), catalog=Catalog.of([model], [prm]))
+        for asked, scoring in ((0, CHAIN_SCORING_PRODUCT), (CHAIN_SCORING_LAST, CHAIN_SCORING_LAST)):
+            scored, alone = (
+                decide(
+                    MIDDLE,
+                    planner=planner,
+                    filters=Filters(strategies=[strategy], samples=4, scoring=asked),  # type: ignore[arg-type]
+                ).action
+                for strategy in ("weighted", "majority")
+            )
+            assert scored
+            assert alone
+            assert (scored.verifier, scored.scoring, scored.message().verifier) == (prm, scoring, "prm")
+            assert (alone.verifier, alone.message().verifier) == (None, "")
+            assert scored.cost.flops == pytest.approx(2 * alone.cost.flops)
 
     def test_a_plan_that_no_backend_can_serve_is_refused(self) -> None:
         planner = make_planner(None, make_model("s", capabilities=Capabilities(logprobs=False)))

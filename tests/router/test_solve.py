@@ -23,6 +23,7 @@ from isoflop.v1.common_pb2 import (
 from isoflop.v1.router_pb2 import (
     STATUS_ABANDONED,
     STATUS_ANSWERED,
+    STATUS_DEGRADED,
     Budget,
     Effort,
     Filters,
@@ -220,6 +221,21 @@ class TestBestOfN:
         assert (line.model, line.strategy, line.calls, line.flops) == ("logprob", "best_of_n", 3, 6.0)
         check_bill(suite, result)
 
+    async def test_the_answer_with_most_score_wins_a_weighted_vote(
+        self, make_suite: MakeSuite
+    ) -> None:
+        said = [(5, -20.0), (5, -20.0), (421, -0.4), (7, -160.0), (7, -160.0), (7, -160.0)]
+        script = listed(*(number(answer, logprobs=(logprob,)) for answer, logprob in said))
+        answers = {}
+        for strategy in ("majority", "best_of_n", "weighted"):
+            filters = Filters(samples=6, models=["m"], strategies=[strategy])
+            result = await make_suite(script).router.solve(ask(filters=filters))
+            answers[strategy] = result.answer
+        assert answers == {"majority": "7", "best_of_n": "421", "weighted": "5"}
+        assert result.clusters[0].weight == pytest.approx(2 * math.exp(-0.5))
+        # Confidence is by votes: scores have chosen, and say nothing of it yet.
+        assert result.confidence < 0.5
+
     async def test_a_sample_without_log_probabilities_has_no_weight(self, make_suite: MakeSuite) -> None:
         script = listed(number(5, logprobs=()), number(5, logprobs=()), number(421))
         suite = make_suite(script)
@@ -372,11 +388,13 @@ class Broken:
 
     def __init__(self, error: Exception) -> None:
         self.error = error
+        self.calls = 0
 
     async def aggregate(self, request: AggregateRequest) -> AggregateResponse:
         raise self.error
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
+        self.calls += 1
         raise self.error
 
     async def describe(self, request: DescribeVerifiersRequest) -> DescribeVerifiersResponse:
@@ -412,6 +430,40 @@ class TestFailures:
         )
         assert suite.metric("flops_total", **FLOPS_OF_M, strategy="best_of_n") > 0
         assert suite.metric("queries_running") == 0
+
+    @pytest.mark.parametrize("strategy", ["best_of_n", "weighted"])
+    async def test_without_verification_the_votes_decide_and_the_answer_is_degraded(
+        self, make_suite: MakeSuite, strategy: str
+    ) -> None:
+        broken = Broken(Unavailable("the verifier is down"))
+        said = [number(answer, logprobs=(-9.0,)) for answer in (7, 421, 421)]
+        suite = make_suite(listed(*said), stages={"verification": broken})
+        asked = ask(filters=Filters(samples=3, models=["m"], strategies=[strategy]))
+        found = [event async for event in suite.router.stream(asked)]
+        final = found[-1].final
+        assert final.status == STATUS_DEGRADED
+        assert "samples without scores: the verifier is down" in final.reason
+        assert final.answer == "421"
+        scores = [event.scores for event in found if event.HasField("scores")]
+        assert [one.error for one in scores] == ["the verifier is down"] * 3
+        assert {line.stage for line in final.bill.lines} == {STAGE_GENERATION, STAGE_DIFFICULTY}
+        assert broken.calls == 1
+        assert suite.metric("queries_total", outcome="degraded") == 1
+
+    async def test_a_verifier_that_is_silent_is_waited_for_until_the_deadline(
+        self, make_suite: MakeSuite
+    ) -> None:
+        class Silent(Broken):
+            async def score(self, request: ScoreRequest) -> ScoreResponse:
+                await asyncio.Event().wait()
+                raise AssertionError
+
+        silent = Silent(ZeroDivisionError())
+        suite = make_suite(same(number(421)), stages={"verification": silent}, deadline_margin_seconds=0.0)
+        asked = ask(filters=Filters(samples=3, models=["m"], strategies=["best_of_n"]))
+        final = await suite.router.solve(asked, 0.5)
+        assert (final.status, final.answer) == (STATUS_DEGRADED, "421")
+        assert "verifier logprob was not done before the deadline" in final.reason
 
     async def test_a_bug_is_counted_as_one(self, make_suite: MakeSuite) -> None:
         suite = make_suite(same(number(1)), stages={"aggregation": Broken(ZeroDivisionError())})
@@ -479,5 +531,5 @@ class TestModels:
         listing = await make_suite(same(number(1))).router.models()
         assert [model.name for model in listing.models] == ["s", "m", "l"]
         assert [verifier.name for verifier in listing.verifiers] == ["logprob"]
-        assert list(listing.strategies) == ["single", "majority", "best_of_n"]
+        assert list(listing.strategies) == ["single", "majority", "best_of_n", "weighted"]
         assert listing.profile == "synthetic-1"
