@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 NO_ANSWER: Final = -1
 """The number of a sample's answer where it has none: no vote."""
@@ -64,7 +65,7 @@ def pass_at(n: int, samples: int, right: int) -> float:
     return float(1.0 - np.prod(wrong / np.arange(samples - n + 1, samples + 1)))
 
 
-def best_of(scores: Floats, right: NDArray[np.bool_], n: int) -> float:
+def best_of(scores: Floats, right: Bools, n: int) -> float:
     """Chance that the best scored of n of the samples is right, exactly; ties broken by lot.
 
     A sample is chosen where it and n - 1 of those with lower scores are drawn; a sample without an answer is
@@ -85,7 +86,7 @@ def _share(inside: int, samples: int, n: int) -> float:
     return float(np.prod(np.arange(inside - n + 1, inside + 1) / np.arange(samples - n + 1, samples + 1)))
 
 
-def auc(scores: Floats, right: NDArray[np.bool_]) -> float | None:
+def auc(scores: Floats, right: Bools) -> float | None:
     """Chance that a right one has the higher score than a wrong one, ties counted half; None without both."""
     good, bad = int(right.sum()), int((~right).sum())
     if not good or not bad:

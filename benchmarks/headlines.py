@@ -117,10 +117,12 @@ class Run:
     """One run: what it needs, what is there of it, and what comes of it."""
 
     def __init__(self, options: Options, places: Places, workers: int, slots: int) -> None:
-        """Raises CatalogError, OSError, or KeyError for a model or verifier that is not there."""
+        """Raises CatalogError, for a model or verifier that is not there too, and OSError."""
         self.options, self.places = options, places
         self._workers, self._slots = workers, slots
         entries = {e.name: e for e in models.load(places.catalog).models if isinstance(e, LlamaCppEntry)}
+        if unknown := set(options.models) - set(entries):
+            raise models.CatalogError(f"there is no model {', '.join(sorted(unknown))}")
         chosen = [entries[name] for name in options.models] if options.models else list(entries.values())
         paths = {entry.name: places.catalog.parent / entry.path for entry in chosen}
         self.models = sorted(
@@ -142,7 +144,7 @@ class Run:
     def wanted(self) -> list[tuple[Lane, Sequence[Problem], int]]:
         """Which samples are needed, the main ones first; one model's lanes follow each other."""
         options, main = self.options, self.options.temperature
-        needed = []
+        needed: list[tuple[Lane, Sequence[Problem], int]] = []
         for model in self.models:
             needed += [
                 (self.lane(model, 0.0), self.heldout, 1),
@@ -395,8 +397,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             show(run.report())
     except (models.CatalogError, NotMeasured, store.SamplingFailed, OSError) as error:
         raise SystemExit(f"bench-headlines: {error}") from None
-    except KeyError as error:
-        raise SystemExit(f"bench-headlines: the catalogue has no {error}") from None
     except KeyboardInterrupt:
         raise SystemExit("stopped; what was made is kept, and the same command goes on") from None
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.curves import Floats, fits, interval, pass_at, permutations, resamples, vote
+from benchmarks.curves import Bools, Floats, fits, interval, pass_at, permutations, resamples, vote
 from benchmarks.headlines_data import Measured, NotMeasured, Samples
 
 VOTES: Final = 40
@@ -115,7 +116,7 @@ def row(
     )
 
 
-def gain(one: Measured, band: np.ndarray, much: Floats, little: Floats, how: str) -> Told:
+def gain(one: Measured, band: Bools, much: Floats, little: Floats, how: str) -> Told:
     """Points between two ways to answer the problems of a band."""
     if not band.any():
         raise NotMeasured("there are no problems in this band")
@@ -130,7 +131,7 @@ def gain(one: Measured, band: np.ndarray, much: Floats, little: Floats, how: str
     )
 
 
-def explain(one: Measured, band: np.ndarray) -> str:
+def explain(one: Measured, band: Bools) -> str:
     """A sentence from figures on why more samples or a verifier gain so much and no more."""
     told = one.figures(band)
     parts = [
@@ -145,7 +146,7 @@ def explain(one: Measured, band: np.ndarray) -> str:
     return "; ".join(parts)
 
 
-def everything(one: Measured) -> np.ndarray:
+def everything(one: Measured) -> Bools:
     """All problems."""
     return np.ones(len(one.problems), bool)
 
@@ -220,7 +221,7 @@ class Plan:
     answers: Floats
 
 
-def plan_within(small: Measured, band: np.ndarray, budget: float, verified: bool) -> Plan:
+def plan_within(small: Measured, band: Bools, budget: float, verified: bool) -> Plan:
     """The most samples whose mean FLOPs fit, verifier included; greedy where there are not two."""
     none, once = (small.cost(n, verified)[band].mean(0)[0] for n in (0, 1))
     n = int((budget - none) / (once - none) + 1e-9)
@@ -240,7 +241,7 @@ def plan_within(small: Measured, band: np.ndarray, budget: float, verified: bool
 def small_matches_large(small: Measured, large: Measured) -> Iterator[Row]:
     """The smaller model with what it can buy for the larger one's greedy answer, and how much it needs."""
 
-    def tell(band: np.ndarray, verified: bool) -> Told:
+    def tell(band: Bools, verified: bool) -> Told:
         if not band.any():
             raise NotMeasured("there are no problems in this band")
         budget = float(large.greedy_cost[band].mean(0)[0])
@@ -338,7 +339,7 @@ def difficulty(one: Measured, headline: bool) -> Iterator[Row]:
 def growth(one: Measured, headline: bool) -> Iterator[Row]:
     """Which form, fitted up to 32 samples, predicts 64, 128 and 256 with the least error."""
 
-    def tell(answer: Callable[[int], Floats], band: np.ndarray) -> Told:
+    def tell(answer: Callable[[int], Floats], band: Bools) -> Told:
         if not band.any():
             raise NotMeasured("there are no problems in this band")
         curves = {n: answer(n)[band] for n in (*FITTED, *ASKED)}
@@ -362,8 +363,8 @@ def growth(one: Measured, headline: bool) -> Iterator[Row]:
             float(advantage[0]),
             advantage[1:],
             f"error of the better other form less that of a + c·log n, at N = {', '.join(map(str, ASKED))}, "
-            f"all fitted up to {FITTED[-1]}; errors in points: {said}; ceiling of a - d·n^-c: {ceiling[0]:.1f} % "
-            f"({low:.1f} to {high:.1f}); {int(band.sum())} problems",
+            f"all fitted up to {FITTED[-1]}; errors in points: {said}; ceiling of a - d·n^-c: "
+            f"{ceiling[0]:.1f} % ({low:.1f} to {high:.1f}); {int(band.sum())} problems",
             reason=f"{best} predicts best, in {100 * wins[best]:.0f} % of resamples: at N = {ASKED[-1]} "
             f"{100 * truth[0, -1]:.1f} % was measured, and a + c·log n says "
             f"{100 * found[0].predicted[0, -1]:.1f} %",
@@ -407,6 +408,7 @@ def temperature(one: Measured, headline: bool) -> Iterator[Row]:
         )
 
 
+@cache
 def heat(one: Measured, name: str) -> dict[float, dict[int, Floats]]:
     """Accuracy by temperature and N, for each of the problems that were sampled at all temperatures."""
     if len(one.by_temperature) < 2:

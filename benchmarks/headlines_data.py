@@ -14,7 +14,7 @@ from isoflop.v1.common_pb2 import Model
 from isoflop.v1.generation_pb2 import RoundUsage
 from isoflop.v1.verification_pb2 import ChainScoring
 
-from benchmarks.curves import NO_ANSWER, Floats, Ints, auc, best_of, pass_at, permutations, vote
+from benchmarks.curves import NO_ANSWER, Bools, Floats, Ints, auc, best_of, pass_at, permutations, vote
 from benchmarks.samples import Row, digest, seed_of, stored_samples
 from router.cost import Meter
 from router.strategies.scoring import RULES
@@ -97,13 +97,13 @@ class Samples:
     """Generated in all."""
     steps: Floats
     """Scores of judged steps."""
-    steps_right: np.ndarray
+    steps_right: Bools
     """Whether each of these is right, up to the first wrong one of its chain."""
 
     @property
-    def is_right(self) -> np.ndarray:
+    def is_right(self) -> Bools:
         """Of each sample."""
-        return (self.answers == self.right) & (self.answers != NO_ANSWER)
+        return np.logical_and(self.answers == self.right, self.answers != NO_ANSWER)
 
     def first(self, n: int) -> Samples:
         """The first n of the samples, as votes."""
@@ -242,6 +242,7 @@ class Measured:
         self.weighted = cache(self._weighted)
         self.best = cache(self._best)
         self.pass_at = cache(self._pass_at)
+        self._explained: dict[bytes, dict[str, float]] = {}
 
     @cached_property
     def orders(self) -> Ints:
@@ -253,12 +254,12 @@ class Measured:
         return self._prompt + n * (self._sample + (self._scores if verified else 0.0))
 
     @cached_property
-    def medium(self) -> np.ndarray:
+    def medium(self) -> Bools:
         """Which problems are in the medium band, as told by other problems."""
-        return (self.rate >= MEDIUM[0]) & (self.rate <= MEDIUM[1])
+        return np.logical_and(self.rate >= MEDIUM[0], self.rate <= MEDIUM[1])
 
     @cached_property
-    def thirds(self) -> dict[str, np.ndarray]:
+    def thirds(self) -> dict[str, Bools]:
         """Easy, middle and hard third, by the rate of the problem's cell; a cell is never divided."""
         low, high = np.nanquantile(self.rate, [1 / 3, 2 / 3])
         known = ~np.isnan(self.rate)
@@ -301,9 +302,15 @@ class Measured:
         self._enough(n)
         return np.array([pass_at(n, len(one.answers), int(one.is_right.sum())) for one in self.samples])
 
-    def figures(self, band: np.ndarray) -> dict[str, float]:
+    def figures(self, band: Bools) -> dict[str, float]:
         """What explains gains and their absence on these problems; an AUC only where there are scores."""
-        chosen = [one for one, inside in zip(self.samples, band, strict=True) if inside]
+        key = band.tobytes()
+        if key not in self._explained:
+            chosen = [one for one, inside in zip(self.samples, band, strict=True) if inside]
+            self._explained[key] = self._explain(chosen)
+        return self._explained[key]
+
+    def _explain(self, chosen: Sequence[Samples]) -> dict[str, float]:
         counts = [
             (int(one.is_right.sum()), np.bincount(one.answers[one.answers >= 0], minlength=1))
             for one in chosen

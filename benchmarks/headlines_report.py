@@ -27,6 +27,8 @@ mpl.rcParams.update(
     }
 )
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.patches import Rectangle  # noqa: E402
+from matplotlib.patheffects import withStroke  # noqa: E402
 
 SIZES: Final = (1, 4, 8, 16, 32, 64, 128, 256)
 """Points of the curves; a vote of two is worth one sample."""
@@ -87,9 +89,9 @@ def write_page(
         "",
         f"{len(models[0].problems)} held-out problems, {models[0].most} samples of each from each model at "
         f"temperature {manifest['options']['temperature']:g}, verifier `{manifest['verifier']['name']}`. "
-        "Problems, definitions and demands were fixed before the models were trained; a claim that does not hold "
-        "stays here with the reason found. Where a claim is told of each model, its headline is the middle "
-        "model's.",
+        "Problems were fixed before the models were trained, definitions and demands before any sample was "
+        "seen; a claim that does not hold stays here with the reason found. Where a claim is told of each "
+        "model, its headline is the middle model's, by size.",
         "",
         f"**{held} of {len(headlines)} headlines hold.**",
         "",
@@ -98,8 +100,8 @@ def write_page(
         *_reasons(headlines),
     ]
     captions = {
-        "flops": "Accuracy against FLOPs of a query (attention, prompt and verifier included): greedy answer, "
-        "and votes of 1 to 256 samples. Bands are 95 % intervals over problems.",
+        "flops": "Accuracy against FLOPs of a query (attention, prompt and verifier included): greedy "
+        "answer, and votes of 1 to 256 samples. Bands are 95 % intervals over problems.",
         "thirds": "Accuracy against samples, by third of difficulty as told by other problems. Solid: "
         "majority; dashed: weighted vote.",
         "temperature": "Accuracy by temperature and number of samples, in %; the best of a column is framed.",
@@ -193,11 +195,11 @@ def _how(manifest: dict[str, Any]) -> list[str]:
     return [
         "    make bench-headlines",
         "",
-        "Samples and scores are kept under `build/headlines/` and reused; a run that was stopped goes on. Of "
-        f"these {manifest['stored']['samples']:,} samples with {manifest['stored']['tokens']:,} tokens were used. "
-        "Samples beside others are the same for the same seed but for rounding in the batch, so a run from nothing "
-        "gives the same figures within a small part of their intervals; one from the same samples gives the "
-        "same files.",
+        "Samples and scores are kept under `build/headlines/` and reused; a run that was stopped goes on. "
+        f"Used were {manifest['stored']['samples']:,} samples with {manifest['stored']['tokens']:,} tokens. "
+        "Beside others a sample is the same for the same seed but for rounding in the batch: a run from "
+        "nothing gives the same figures within a small part of their intervals, one from the same samples "
+        "the same files.",
         "",
         f"{manifest['machine']['cpu']}, {manifest['machine']['cores']} cores, Python "
         f"{manifest['versions']['python']}, {manifest['date']}.",
@@ -226,10 +228,12 @@ def _percent(values: Floats) -> tuple[float, float, float]:
     return 100 * float(values.mean()), 100 * low, 100 * high
 
 
-def _panels(count: int, height: float = 3.6) -> tuple[Any, list[Any]]:
+def _panels(count: int) -> tuple[Any, list[Any]]:
+    """One for each model, of the same axes."""
     figure, axes = plt.subplots(
-        1, count, figsize=(max(3.4 * count, 5), height), sharey=True, layout="constrained", squeeze=False
-    )
+        1, count, figsize=(max(3.4 * count, 5), 3.6), sharex=True, sharey=True, layout="constrained",
+        squeeze=False,
+    )  # fmt: skip
     return figure, list(axes[0])
 
 
@@ -255,7 +259,7 @@ def _flops(models: Sequence[Measured]) -> Any:
             )
             axes.annotate(
                 f"{other.name.rpartition('-')[2]} greedy" if other is not one else "greedy",
-                (x, y), (0, -11), textcoords="offset points", ha="center", fontsize=7.5,
+                (x, y), (0, -11), textcoords="offset points", ha="center", fontsize=7.5, path_effects=[withStroke(linewidth=2.5, foreground="white")],
                 color="black" if other is one else GREY,
             )  # fmt: skip
         axes.set(xscale="log", title=one.name, xlabel="FLOPs of a query")
@@ -269,9 +273,11 @@ def _thirds(models: Sequence[Measured]) -> Any:
     figure, panels = _panels(len(models))
     for one, axes in zip(models, panels, strict=True):
         sizes = [n for n in SIZES if n <= one.most]
+        labels, ends = list[tuple[str, str]](), list[float]()
         for (name, band), colour in zip(one.thirds.items(), (BLUE, ORANGE, GREEN), strict=True):
             if not band.any():
                 continue
+            ends.append(100 * float(one.majority(sizes[-1])[band].mean()))
             mean, low, high = np.array([_percent(one.majority(n)[band]) for n in sizes]).T
             axes.plot(sizes, mean, color=colour, lw=1.6, marker="o", ms=2.5)
             axes.fill_between(sizes, low, high, color=colour, alpha=0.13, lw=0)
@@ -279,9 +285,9 @@ def _thirds(models: Sequence[Measured]) -> Any:
                 axes.plot(
                     sizes, [100 * one.weighted(n)[band].mean() for n in sizes], "--", color=colour, lw=1.3
                 )
-            axes.annotate(
-                name, (sizes[-1], mean[-1]), (4, 0), textcoords="offset points", color=colour, va="center"
-            )
+            labels.append((name, colour))
+        for (name, colour), y in zip(labels, _apart(ends), strict=True):
+            axes.text(sizes[-1] * 1.15, y, name, color=colour, va="center")
         axes.set(title=one.name, xlabel="samples", xlim=(0.9, sizes[-1] * 2.2))
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [str(n) for n in sizes])
@@ -289,6 +295,14 @@ def _thirds(models: Sequence[Measured]) -> Any:
         axes.grid(alpha=0.25, lw=0.5)
     panels[0].set_ylabel("right answers, %")
     return figure
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """Heights of labels, in percent, so that none lies on another."""
+    placed = dict[int, float]()
+    for at in sorted(range(len(heights)), key=lambda at: -heights[at]):
+        placed[at] = min([heights[at], *(height - 6 for height in placed.values())])
+    return [placed[at] for at in range(len(heights))]
 
 
 def _temperature(models: Sequence[Measured]) -> Any:
@@ -312,7 +326,7 @@ def _temperature(models: Sequence[Measured]) -> Any:
                 )  # fmt: skip
                 if best:
                     axes.add_patch(
-                        plt.Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, fill=False, ec=ORANGE, lw=2)
+                        Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, fill=False, ec=ORANGE, lw=2)
                     )
             axes.set_xticks(range(len(sizes)), [str(n) for n in sizes])
             axes.set_yticks(range(len(degrees)), [f"{t:g}" for t in degrees])

@@ -20,7 +20,7 @@ import multiprocessing
 import os
 import signal
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +40,7 @@ from services.aggregation.answers import extract
 from services.aggregation.numbers import canonical_number
 from services.generation import catalog as models
 from services.generation.backends.llamacpp import LlamaCppBackend
-from services.generation.catalog import LlamaCppEntry
+from services.generation.catalog import CatalogError, LlamaCppEntry
 from services.generation.core import Generation
 from services.generation.settings import GenerationSettings
 from services.verification import catalog as verifiers
@@ -381,8 +381,11 @@ async def _score_share(share: ScoreShare, send: Callable[[Lane, Row], None]) -> 
 
 
 def verifier_sha256(path: Path, name: str) -> str:
-    """Hash of a verifier's files, or of its entry where it has none; raises CatalogError or KeyError."""
-    entry = {entry.name: entry for entry in verifiers.load(path).verifiers}[name]
+    """Hash of a verifier's files, or of its entry where it has none; raises CatalogError."""
+    entries = {entry.name: entry for entry in verifiers.load(path).verifiers}
+    if name not in entries:
+        raise CatalogError(f"there is no verifier {name!r}; there are: {', '.join(entries)}")
+    entry = entries[name]
     files = [path.parent / entry.path] if isinstance(entry, verifiers.OnnxEntry) else []
     if not files:
         return hashlib.sha256(entry.model_dump_json().encode()).hexdigest()
@@ -397,7 +400,7 @@ Share = TypeVar("Share")
 
 def in_processes(
     work: Callable[[Share, Callable[[Lane, Row], None]], None], shares: Sequence[Share]
-) -> Iterator[tuple[Lane, Row, int]]:
+) -> Generator[tuple[Lane, Row, int], None, None]:
     """What the processes make, as it comes, with its size in bytes: one process for each share.
 
     Closing it ends them. Raises SamplingFailed where one of them fails.
@@ -413,17 +416,17 @@ def in_processes(
             processes.append(process)
             pipes.append(pipe)
         while pipes:
-            for pipe in wait(pipes):
-                assert isinstance(pipe, Connection)
+            for ready in wait(pipes):
+                assert isinstance(ready, Connection)
                 try:
-                    data = pipe.recv_bytes()
+                    data = ready.recv_bytes()
                 except EOFError:
                     raise SamplingFailed("a process ended before its work was done") from None
                 lane, row, failure = json.loads(data)
                 if failure is not None:
                     raise SamplingFailed(failure)
                 if lane is None:
-                    pipes.remove(pipe)
+                    pipes.remove(ready)
                 else:
                     yield Lane(**lane), row, len(data)
     finally:
