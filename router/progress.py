@@ -53,7 +53,7 @@ class Progress:
             self.samples[candidate.sample.id] = candidate.sample
             self._arms[candidate.sample.id] = action.arm
         self.clusters = list(tally.clusters)
-        self.blanks += tally.blanks
+        self.blanks += [blank.id for blank in tally.blanks]
         self.stability = tally.stability
         self.posterior = update(self._prior, self._votes())
         if STRATEGIES[action.strategy].verifies:

@@ -62,10 +62,22 @@ _LETTER_FIRST = re.compile(
 )
 _LETTER_LINE = re.compile(r"[\s*_]*(?:\(([A-Z])\)|([A-Z])[.):])(?:[\s*_]|$)")
 _WRAPPER = re.compile(r"\\(?:text|textbf|textrm|mbox|mathrm|mathbf)\s*\{([^{}]*)\}")
-_SPACING = re.compile(
-    r"\\[!,;:]|\\ |\\q?quad(?![A-Za-z])|~|\\(?:left|right|displaystyle)(?![A-Za-z])|\\?[$%]"
-    r"|\^\s*\{?\\circ\}?|°"
+_THOUSANDS = re.compile(r"(?<=[0-9])(?:\\[!,]|\{,\})\s*(?=[0-9]{3}(?![0-9]))")
+_SPACE = re.compile(r"\\[,;:]|\\ |\\q?quad(?![A-Za-z])|~")
+_HABIT = re.compile(r"\\!|\\(?:left|right|displaystyle)(?![A-Za-z])|\\?[$%]|\^\s*\{?\\circ\}?|°")
+_BASES = {
+    name: str(base)
+    for base, name in enumerate(
+        ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"), 2
+    )
+}
+_BASE = re.compile(rf"\(?(-?[0-9][0-9A-Fa-f]*)\)?_(?:\{{\s*)?([0-9]{{1,2}}|{'|'.join(_BASES)})\s*\}}?")
+_EQUALS = re.compile(r"(?<![<>=!:])=(?!=)")
+_SEVERAL = re.compile(
+    r"[,;<>&]|\\(?:le|ge|l?eq|geq|ne|neq|lt|gt|text|mbox|quad|qquad|or|and|in|to|pm|mp|\\)(?![A-Za-z])"
 )
+_MACRO = re.compile(r"\\[A-Za-z]+")
+_LETTER = re.compile(r"[A-Za-z]")
 _FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _FRACTION_DIGITS = re.compile(r"\\frac\s*([0-9])\s*([0-9])")
 _ROOT_DIGIT = re.compile(r"\\sqrt\s*([0-9A-Za-z])")
@@ -101,10 +113,37 @@ def expression_key(answer: str) -> str:
     number = canonical_number(answer)
     if number is not None:
         return number
-    text = _FRACTION.sub(r"\\frac", _SPACING.sub("", _WRAPPER.sub(r" \1 ", answer)))
+    answer = value(answer)
+    number = canonical_number(answer)
+    if number is not None:
+        return number
+    text = _THOUSANDS.sub("", _WRAPPER.sub(r" \1 ", answer))
+    text = _FRACTION.sub(r"\\frac", _HABIT.sub("", _SPACE.sub(" ", text)))
     text = _FRACTION_DIGITS.sub(r"\\frac{\1}{\2}", text)
     text = _ROOT_DIGIT.sub(r"\\sqrt{\1}", text)
-    return _LOOSE_SPACE.sub("", text.strip()).rstrip(".")
+    text = _LOOSE_SPACE.sub("", " ".join(text.split())).rstrip(".")
+    if base := _BASE.fullmatch(text):
+        return f"{base[1]}_{_BASES.get(base[2], base[2])}"
+    return text
+
+
+def based(key: str) -> tuple[str, str] | None:
+    """Digits and base of a number that says to what base it is written, by its key: 52_8."""
+    match = _BASE.fullmatch(key)
+    return (match[1], match[2]) if match else None
+
+
+def value(answer: str) -> str:
+    """What a derivation ends with: 850 of 1/2 * 1700 = 850, or of s = 1/2 * 1700 = 850.
+
+    An equation of two sides with an unknown is left as it is: it may be the answer.
+    """
+    sides = _EQUALS.split(answer)
+    if len(sides) < 2 or _SEVERAL.search(answer) or not all(side.strip() for side in sides):
+        return answer
+    if len(sides) == 2 and _LETTER.search(_MACRO.sub("", answer)):
+        return answer
+    return sides[-1].strip()
 
 
 def _places(text: str) -> Iterator[str]:

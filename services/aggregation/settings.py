@@ -21,6 +21,8 @@ class AggregationSettings(ServiceSettings):
     """Most clusters in one request."""
     max_text_chars: int = Field(default=1 << 20, ge=1)
     """Longest text of a candidate, in characters; a longer one is no vote."""
+    max_answer_chars: int = Field(default=1 << 16, ge=1)
+    """Longest answer, in characters; a longer one is no vote."""
     max_pattern_chars: int = Field(default=1000, ge=1)
     """Longest pattern of a caller, in characters."""
     max_compared_chars: int = Field(default=1000, ge=1)
@@ -28,10 +30,12 @@ class AggregationSettings(ServiceSettings):
     max_weight: float = Field(default=1e9, gt=0)
     """Largest weight of a candidate."""
     task_seconds: float = Field(default=1.0, gt=0)
-    """Seconds for one comparison of two expressions, or for one search of a pattern in a text."""
+    """Seconds of processor time for one comparison of two expressions, or for one search of a pattern in a
+    text; a request that takes longer once goes on in a process for such requests, beside the others."""
     request_seconds: float = Field(default=10.0, gt=0)
     """Seconds that all comparisons and searches of one request may take together; the rest are left out."""
     worker_memory_bytes: int = Field(default=2 << 30, ge=1 << 28)
-    """Memory that each of the two processes for comparisons and for patterns may take."""
+    """Memory that each of the four processes (for comparisons and for patterns, two of each) may take."""
     remembered_comparisons: int = Field(default=10_000, ge=0)
-    """Results of comparisons that are kept, so that the same two expressions are compared once."""
+    """Results of comparisons that are kept, so that the same two expressions are compared once; and as many
+    patterns and expressions of which it is known that they take too long."""

@@ -10,8 +10,11 @@ import logging
 import re
 import resource
 import signal
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _POWER = re.compile(r"\*\*\s*([-+]?(?:[0-9.]+|[A-Za-z]))")
 
@@ -22,6 +25,7 @@ def start(memory_bytes: int, mathematics: bool) -> None:
     """Prepare a new process: what may kill it, its memory, and what it needs."""
     # At once, even within a long computation: the pool's own handler would wait for its end.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     if hard == resource.RLIM_INFINITY or memory_bytes < hard:
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, hard))
@@ -32,6 +36,20 @@ def start(memory_bytes: int, mathematics: bool) -> None:
         # It warns that its own time limits are off: they are because this process has one.
         logging.getLogger("math_verify").setLevel(logging.CRITICAL)
         _math = math_verify
+        # What it makes when it is first used is not counted for the first task.
+        equivalent("x + 1", "1 + x")
+
+
+def limited(seconds: float, function: Callable[..., T], *arguments: Any) -> T:
+    """The result of a function; the process is killed by SIGPROF after seconds of processor time.
+
+    So it does not matter how busy the machine is, nor what holds the interpreter.
+    """
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        return function(*arguments)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def equivalent(one: str, other: str) -> bool:
@@ -50,8 +68,27 @@ def _parsed(expression: str) -> Any:
     return _math.parse(f"${latex}$", parsing_timeout=None)
 
 
-def search(pattern: str, text: str) -> str | None:
-    """The first group of the last match of `pattern` in `text`, without white space around it."""
+def workable(expression: str) -> bool:
+    """True, unless mathematics takes for ever over an expression, as over 9^9^9^9, whatever the other is."""
+    equivalent(expression, "0.123")
+    return True
+
+
+def pattern_fault(pattern: str) -> str:
+    """What is wrong with a pattern; empty where nothing is. Some take a minute to be compiled."""
+    try:
+        groups = re.compile(pattern).groups
+    except (re.error, RecursionError, OverflowError) as error:
+        return f"not a regular expression of Python: {error}"
+    return "" if groups == 1 else f"exactly one group marks the answer; it has {groups}"
+
+
+def search(pattern: str, texts: list[str]) -> list[str | None]:
+    """For each text the first group of the last match of `pattern`, without white space around it."""
+    return [_last_match(pattern, text) for text in texts]
+
+
+def _last_match(pattern: str, text: str) -> str | None:
     last = None
     for match in re.finditer(pattern, text):
         if match[1] and not match[1].isspace():

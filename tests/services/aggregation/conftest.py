@@ -18,7 +18,7 @@ def registry() -> CollectorRegistry:
 
 @pytest.fixture(scope="session")
 async def aggregation(registry: CollectorRegistry) -> AsyncIterator[Aggregation]:
-    settings = AggregationSettings(task_seconds=0.5, request_seconds=20.0)
+    settings = AggregationSettings(task_seconds=0.5, request_seconds=600.0)
     core = Aggregation(settings, registry)
     yield core
     await core.close()

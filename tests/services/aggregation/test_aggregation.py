@@ -17,6 +17,7 @@ from isoflop.v1.aggregation_pb2 import (
     SELECTION_SUM,
     AggregateRequest,
     AggregateResponse,
+    BlankReason,
     Candidate,
     Cluster,
     Selection,
@@ -57,6 +58,11 @@ def request(
     )
 
 
+def blanks(response: AggregateResponse) -> dict[str, str]:
+    """Why each blank is one."""
+    return {b.id: BlankReason.Name(b.reason).removeprefix("BLANK_REASON_") for b in response.blanks}
+
+
 def groups(response: AggregateResponse) -> list[list[str]]:
     return [list(cluster.members) for cluster in response.clusters]
 
@@ -67,7 +73,7 @@ async def test_a_vote(aggregation: Aggregation) -> None:
     )
     assert [(c.answer, c.weight) for c in response.clusters] == [("421", 3), ("0.5", 2), ("7", 1)]
     assert groups(response) == [["m/0", "m/2", "m/3"], ["m/5", "m/6"], ["m/1"]]
-    assert list(response.blanks) == ["m/4"]
+    assert blanks(response) == {"m/4": "NO_ANSWER"}
     assert not response.tie
     assert response.stability == pytest.approx(stability(3, 2))
 
@@ -84,7 +90,7 @@ async def test_the_request_is_left_as_it_is(aggregation: Aggregation) -> None:
 async def test_nothing(aggregation: Aggregation) -> None:
     assert await aggregation.aggregate(AggregateRequest()) == AggregateResponse()
     response = await aggregation.aggregate(request(["", " ", "hm"]))
-    assert list(response.blanks) == ["m/0", "m/1", "m/2"]
+    assert blanks(response) == dict.fromkeys(["m/0", "m/1", "m/2"], "NO_ANSWER")
     assert not response.clusters
     assert response.stability == 0.0
 
@@ -135,7 +141,7 @@ async def test_other_types(aggregation: Aggregation) -> None:
         request(["```\nx\n```", "so:\n```py\nx  \n```", "x"], common.ANSWER_TYPE_CODE)
     )
     assert groups(code) == [["m/0", "m/1"]]
-    assert list(code.blanks) == ["m/2"]
+    assert blanks(code) == {"m/2": "NO_ANSWER"}
 
 
 async def test_expressions(aggregation: Aggregation) -> None:
@@ -157,28 +163,23 @@ async def test_expressions(aggregation: Aggregation) -> None:
     assert sorted(c.weight for c in again.clusters) == sorted(2 * c.weight for c in response.clusters)
 
 
+async def test_bases(aggregation: Aggregation) -> None:
+    """A base that is left out is not another one; two bases are two numbers."""
+    texts = ["52_8", "52_{8}", "52_9", "42", r"\boxed{52_{\text{eight}}}", "52", "53"]
+    response = await aggregation.aggregate(request([f"answer: {text}" for text in texts], EXPRESSION))
+    assert groups(response) == [["m/0", "m/1", "m/4", "m/5"], ["m/2"], ["m/3"], ["m/6"]]
+
+
 def count(registry: CollectorRegistry, name: str, **labels: str) -> float:
     return registry.get_sample_value(f"isoflop_aggregation_{name}_total", labels) or 0.0
 
 
 @pytest.mark.parametrize("tower", ["9^{9^{9^{9}}}", "9**9**9**9", "9^9^9^9"])
 async def test_an_expression_that_takes_for_ever(aggregation: Aggregation, tower: str) -> None:
-    begin = time.perf_counter()
-    ticks = 0
-
-    async def tick() -> None:
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0.01)
-            ticks += 1
-
-    ticking = asyncio.create_task(tick())
     response = await aggregation.aggregate(request([rf"\boxed{{{tower}}}", "3", "3"], EXPRESSION))
-    seconds = time.perf_counter() - begin
-    ticking.cancel()
     assert groups(response) == [["m/1", "m/2"], ["m/0"]]
-    assert seconds < 15
-    assert ticks >= int(seconds / 0.01 / 10), "the event loop was blocked"
+    # What is no LaTeX, as of powers that are not in braces, is decided: different.
+    assert list(response.undecided) == (["m/0"] if "{" in tower else [])
     # The process is replaced, and the next comparison works.
     response = await aggregation.aggregate(request([r"\boxed{a+b}", r"\boxed{b+a}"], EXPRESSION))
     assert groups(response) == [["m/0", "m/1"]]
@@ -187,11 +188,14 @@ async def test_an_expression_that_takes_for_ever(aggregation: Aggregation, tower
 async def test_the_timed_out_are_counted(aggregation: Aggregation, registry: CollectorRegistry) -> None:
     before = count(registry, "tasks", kind="comparison", outcome="timed_out")
     asked = request([r"\boxed{8^{9^{9^{9}}}}", "3"], EXPRESSION)
+    response = await aggregation.aggregate(asked)
+    # The comparison, and the reading of the tower.
+    assert count(registry, "tasks", kind="comparison", outcome="timed_out") == before + 2
+    assert list(response.undecided) == ["m/0"], "the tower is to blame, not what it was compared with"
+    # Remembered: the tower is not waited for again, whatever it is compared with.
+    await aggregation.aggregate(request([r"\boxed{8^{9^{9^{9}}}}", "5", r"\boxed{a+1}"], EXPRESSION))
     await aggregation.aggregate(asked)
-    assert count(registry, "tasks", kind="comparison", outcome="timed_out") == before + 1
-    # Remembered: the same two are not waited for again.
-    await aggregation.aggregate(asked)
-    assert count(registry, "tasks", kind="comparison", outcome="timed_out") == before + 1
+    assert count(registry, "tasks", kind="comparison", outcome="timed_out") == before + 2
 
 
 async def test_patterns(aggregation: Aggregation, registry: CollectorRegistry) -> None:
@@ -200,28 +204,25 @@ async def test_patterns(aggregation: Aggregation, registry: CollectorRegistry) -
         request(["v=1 v= 2 ", "v=2", "none", "v=", "v=1"], kind, pattern=r"v=([^v\n]*)")
     )
     assert groups(response) == [["m/0", "m/1"], ["m/4"]]
-    assert list(response.blanks) == ["m/2", "m/3"]
+    assert blanks(response) == {"m/2": "NO_ANSWER", "m/3": "NO_ANSWER"}
     before = count(registry, "tasks", kind="pattern", outcome="timed_out")
     response = await aggregation.aggregate(
         request(["aaa", "a" * 60 + "b", "aa"], kind, pattern=r"^(?:(a+)+)$")
     )
     assert groups(response) == [["m/0"], ["m/2"]]
-    assert list(response.blanks) == ["m/1"]
-    assert count(registry, "tasks", kind="pattern", outcome="timed_out") == before + 1
+    assert blanks(response) == {"m/1": "PATTERN_LIMIT"}
+    # All at once, then the one that is to blame.
+    assert count(registry, "tasks", kind="pattern", outcome="timed_out") == before + 2
 
 
 async def test_a_request_has_a_time_limit() -> None:
-    core = Aggregation(AggregationSettings(task_seconds=30, request_seconds=0.3), CollectorRegistry())
+    core = Aggregation(AggregationSettings(task_seconds=600, request_seconds=10), CollectorRegistry())
     try:
-        begin = time.perf_counter()
         texts = ["a" * 60 + "b"] * 20
         response = await core.aggregate(request(texts, common.ANSWER_TYPE_PATTERN, pattern="^(?:(a+)+)$"))
-        assert len(response.blanks) == 20
-        assert time.perf_counter() - begin < 5
+        assert list(blanks(response).values()) == ["PATTERN_LIMIT"] * 20
     finally:
-        begin = time.perf_counter()
         await core.close()
-        assert time.perf_counter() - begin < 5
 
 
 async def test_long_texts(registry: CollectorRegistry) -> None:
@@ -231,23 +232,98 @@ async def test_long_texts(registry: CollectorRegistry) -> None:
         request([megabyte + "\nanswer: 5", megabyte * 2, "answer: 5", "\\boxed{" + megabyte])
     )
     assert groups(response) == [["m/0", "m/2"]]
-    assert list(response.blanks) == ["m/1", "m/3"]
+    assert blanks(response) == {"m/1": "TOO_LONG", "m/3": "NO_ANSWER"}
     assert count(registry, "candidates", outcome="too_long") == 1
-    assert count(registry, "candidates", outcome="blank") == 1
+    assert count(registry, "candidates", outcome="no_answer") == 1
     assert count(registry, "candidates", outcome="voted") == 2
 
 
+async def test_an_answer_that_is_too_long(registry: CollectorRegistry) -> None:
+    core = Aggregation(AggregationSettings(max_answer_chars=10), CollectorRegistry())
+    response = await core.aggregate(
+        request(["x" * 10, "x" * 11, "x" * 10, "y" * 1_000_000], common.ANSWER_TYPE_TEXT)
+    )
+    assert groups(response) == [["m/0", "m/2"]]
+    assert blanks(response) == {"m/1": "TOO_LONG", "m/3": "TOO_LONG"}
+
+
 NAN, INF = math.nan, math.inf
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"weight": NAN}, {"weight": INF}, {"weight": -INF}, {"weight": -0.1}, {"weight": 2e9}, {"logprob": NAN},
+     {"logprob": INF}],
+)  # fmt: skip
+async def test_a_weight_that_is_no_number(aggregation: Aggregation, wrong: dict[str, float]) -> None:
+    asked = request(["1", "2", "2", "1"], weights=[1.0, 1.0, 1.0, 0.5])
+    asked.candidates.insert(1, Candidate(**{"id": "bad", "text": "1", "weight": 1.0} | wrong))  # type: ignore[arg-type]
+    response = await aggregation.aggregate(asked)
+    assert blanks(response) == {"bad": "BAD_WEIGHT"}
+    assert [(c.answer, c.weight, len(c.members)) for c in response.clusters] == [("2", 2.0, 2), ("1", 1.5, 2)]
+    assert math.isfinite(response.stability)
+
+
+async def test_every_kind_of_bad_candidate_beside_good_ones(aggregation: Aggregation) -> None:
+    asked = request(
+        ["v=1", "no", "a" * 40 + "b", "v=2", "v=1", "x" * (1 << 20) + "y", "v=1"],
+        common.ANSWER_TYPE_PATTERN,
+        pattern=r"^(?:a+)+$|v=(\d)",
+        weights=[1.0, 1.0, 1.0, 1.0, 1.0, 1.0, NAN],
+    )
+    response = await aggregation.aggregate(asked)
+    assert groups(response) == [["m/0", "m/4"], ["m/3"]]
+    assert blanks(response) == {
+        "m/1": "NO_ANSWER", "m/2": "PATTERN_LIMIT", "m/5": "TOO_LONG", "m/6": "BAD_WEIGHT",
+    }  # fmt: skip
+
+
+async def test_a_hostile_pattern_holds_up_nobody(aggregation: Aggregation) -> None:
+    """It would take ten minutes of the only process; the honest ones have their answers meanwhile."""
+    kind = common.ANSWER_TYPE_PATTERN
+    core = Aggregation(AggregationSettings(task_seconds=0.6, request_seconds=600), CollectorRegistry())
+    texts = ["a" * 60 + "b" * i for i in range(1, 1001)]
+    hostile = asyncio.create_task(core.aggregate(request(texts, kind, pattern="^(?:(a+)+)$")))
+    try:
+        for number in range(3):
+            response = await core.aggregate(request(["v=1", "v=1", "v=2"], kind, pattern=f"v=({number}|\\d)"))
+            assert groups(response) == [["m/0", "m/1"], ["m/2"]]
+            assert not hostile.done()
+    finally:
+        hostile.cancel()
+        await asyncio.gather(hostile, return_exceptions=True)
+        await core.close()
+
+
+async def test_hostile_expressions_hold_up_nobody() -> None:
+    core = Aggregation(AggregationSettings(task_seconds=5, request_seconds=600), CollectorRegistry())
+    towers = [rf"\boxed{{9^{{9^{{9^{{{i}}}}}}}+x}}" for i in range(9, 209)]
+    hostile = asyncio.create_task(core.aggregate(request(["3", *towers], EXPRESSION)))
+    try:
+        response = await core.aggregate(request([r"\boxed{a+b}", r"\boxed{b+a}"], EXPRESSION))
+        assert groups(response) == [["m/0", "m/1"]]
+        assert not hostile.done()
+    finally:
+        hostile.cancel()
+        await asyncio.gather(hostile, return_exceptions=True)
+        await core.close()
+
+
+async def test_a_pattern_that_takes_for_ever_to_compile(aggregation: Aggregation) -> None:
+    """Forty seconds, and once in the event loop. It is known the second time."""
+    slow = "(?i)(" + "[^\u0100-\ufff0]" * 140 + ")"
+    for _ in range(2):
+        with pytest.raises(InvalidArgument, match="too long to be compiled") as caught:
+            await aggregation.aggregate(request(["1"], common.ANSWER_TYPE_PATTERN, pattern=slow))
+        assert caught.value.field == "format.pattern"
+
+
 CLUSTER = {"answer": "1", "members": ["m/9"], "weight": 1.0, "best_weight": 1.0, "best_member": "m/9"}
 
 
 @pytest.mark.parametrize(
     ("asked", "field"),
     [
-        (request(["1"], weights=[NAN]), "candidates[0].weight"),
-        (request(["1", "1"], weights=[1.0, -0.1]), "candidates[1].weight"),
-        (request(["1"], weights=[INF]), "candidates[0].weight"),
-        (request(["1"], logprobs=[NAN]), "candidates[0].logprob"),
         (request(["1"], common.ANSWER_TYPE_PATTERN), "format.pattern"),
         (request(["1"], common.ANSWER_TYPE_PATTERN, pattern="("), "format.pattern"),
         (request(["1"], common.ANSWER_TYPE_PATTERN, pattern="a"), "format.pattern"),
@@ -260,6 +336,7 @@ CLUSTER = {"answer": "1", "members": ["m/9"], "weight": 1.0, "best_weight": 1.0,
         (request(["1"] * 1025), "candidates"),
         (request(["1"], clusters=[Cluster(**CLUSTER)] * 4097), "clusters"),  # type: ignore[arg-type]
         (request(["1"], clusters=[Cluster(**CLUSTER | {"weight": NAN})]), "clusters[0].weight"),  # type: ignore[arg-type]
+        (request(["1"], clusters=[Cluster(**CLUSTER | {"logprob": NAN})]), "clusters[0].logprob"),  # type: ignore[arg-type]
         (request(["1"], clusters=[Cluster(**CLUSTER | {"members": []})]), "clusters[0].members"),  # type: ignore[arg-type]
         (request(["1"], clusters=[Cluster(**CLUSTER)], first=9), "candidates[0].id"),  # type: ignore[arg-type]
         (AggregateRequest(candidates=[Candidate(text="1", weight=1.0)]), "candidates[0].id"),
@@ -311,11 +388,33 @@ def test_in_parts_as_at_once(votes: list[tuple[str, float]], cut: int) -> None:
         request(texts[cut:], weights=weights[cut:], clusters=list(part.clusters), first=len(texts[:cut]))
     )
     assert summary(rest) == summary(once)
-    assert [*part.blanks, *rest.blanks] == list(once.blanks)
+    assert blanks(part) | blanks(rest) == blanks(once)
     assert rest.tie == once.tie
     assert rest.stability == pytest.approx(once.stability)
     if once.clusters and not once.tie:
         assert rest.clusters[0].answer == once.clusters[0].answer
+
+
+@QUICK
+@given(VOTES, st.lists(st.integers(1, 8), max_size=8), st.randoms())
+def test_in_any_order_and_any_parts(votes: list[tuple[str, float]], sizes: list[int], random: object) -> None:
+    asked = request([t for t, _ in votes], weights=[w for _, w in votes])
+    once = tallied(asked)
+    candidates = list(asked.candidates)
+    random.shuffle(candidates)  # type: ignore[attr-defined]
+    refused: dict[str, str] = {}
+    clusters: list[Cluster] = []
+    for size in [*sizes, len(candidates)]:
+        part = AggregateRequest(format=asked.format, clusters=clusters, candidates=candidates[:size])
+        candidates = candidates[size:]
+        response = tallied(part)
+        refused |= blanks(response)
+        clusters = list(response.clusters)
+    assert summary(response) == summary(once)
+    assert refused == blanks(once)
+    assert sum(c.weight for c in clusters) == pytest.approx(
+        sum(w for i, (_, w) in enumerate(votes) if f"m/{i}" not in refused)
+    )
 
 
 @QUICK
@@ -328,7 +427,7 @@ def test_order_of_candidates_does_not_matter(votes: list[tuple[str, float]], ran
     mixed.candidates.extend(candidates)
     one, other = tallied(asked), tallied(mixed)
     assert summary(one) == summary(other)
-    assert set(one.blanks) == set(other.blanks)
+    assert blanks(one) == blanks(other)
     # Sums of floats differ in the last digit with their order.
     assert one.stability == pytest.approx(other.stability)
 
@@ -340,7 +439,7 @@ def test_each_candidate_is_somewhere_once(
 ) -> None:
     asked = request([t for t, _ in votes], weights=[w for _, w in votes], selection=selection)
     response = tallied(asked)
-    somewhere = [*response.blanks, *(member for c in response.clusters for member in c.members)]
+    somewhere = [*blanks(response), *(member for c in response.clusters for member in c.members)]
     assert sorted(somewhere) == sorted(c.id for c in asked.candidates)
     weights = {c.id: c.weight for c in asked.candidates}
     for cluster in response.clusters:

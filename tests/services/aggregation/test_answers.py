@@ -101,6 +101,25 @@ def test_expressions(text: str, expression: str | None) -> None:
         (r"30^\circ", "30", True),
         ("x + 1", "x+1", True),
         ("3 5", "35", False),
+        ("3  5", "35", False),
+        ("3 5", "3  5", True),
+        # A thin space is a space, but for thousands.
+        (r"5\,2^{7/4}", "52^{7/4}", False),
+        (r"\pi\,r", r"\pi r", True),
+        (r"10\,000\pi", r"10000\pi", True),
+        (r"1{,}000\pi", r"1000\pi", True),
+        # Bases.
+        ("52_8", r"52_{8}", True),
+        ("52_8", r"(52)_8", True),
+        ("52_8", r"52_{\text{eight}}", True),
+        ("52_8", "52_9", False),
+        ("52_8", "52", False),
+        # A derivation is what it ends with; an equation is an equation.
+        (r"\frac{1}{2} \cdot 1700 = 850", "850", True),
+        (r"2(d_1+d_2) = 2 \cdot 20 = 40", "40", True),
+        ("x+y=4", "4", False),
+        ("x=1, y=2", "2", False),
+        (r"1 \le x = 2 = y", "y", False),
         (r"\pi r", r"\pir", False),
         ("x+1", "1+x", False),
     ],
@@ -163,9 +182,9 @@ def test_a_megabyte_is_read_quickly(kind: common.AnswerType.ValueType) -> None:
                   "\\boxed{", "\\boxed", "{", "\\text{", "^\\circ"]:  # fmt: skip
         text = piece * (size // len(piece))
         for whole in (text, "answer: " + text, "\\boxed{" + text):
-            begin = time.perf_counter()
+            begin = time.process_time()
             extract(whole, kind)
-            assert time.perf_counter() - begin < 1.0, (piece, kind)
+            assert time.process_time() - begin < 1.0, (piece, kind)
 
 
 def test_the_hot_path_takes_microseconds() -> None:
@@ -175,6 +194,6 @@ def test_the_hot_path_takes_microseconds() -> None:
 
 
 def _seconds(text: str) -> float:
-    begin = time.perf_counter()
+    begin = time.process_time()
     extract(text, NUMBER)
-    return time.perf_counter() - begin
+    return time.process_time() - begin

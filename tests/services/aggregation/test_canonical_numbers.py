@@ -76,6 +76,12 @@ def test_different_numbers_differ(one: Fraction, other: Fraction) -> None:
     assert (canonical_number(str(one)) == canonical_number(str(other))) == (one == other)
 
 
+@given(st.text(max_size=100))
+def test_any_text_is_a_number_or_none(text: str) -> None:
+    number = canonical_number(text)
+    assert number is None or (number.strip() and canonical_number(number) == number)
+
+
 @given(st.text(alphabet=r"0123456789.,-+eE/ \{}()$%^fractxbodme" + "π−", max_size=40))
 def test_canonical_is_canonical(text: str) -> None:
     number = canonical_number(text)

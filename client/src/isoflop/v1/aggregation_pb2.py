@@ -25,23 +25,27 @@ _sym_db = _symbol_database.Default()
 from isoflop.v1 import common_pb2 as isoflop_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cisoflop/v1/aggregation.proto\x12\nisoflop.v1\x1a\x17isoflop/v1/common.proto\"\xb8\x01\n\x10\x41ggregateRequest\x12(\n\x06\x66ormat\x18\x01 \x01(\x0b\x32\x18.isoflop.v1.AnswerFormat\x12(\n\tselection\x18\x02 \x01(\x0e\x32\x15.isoflop.v1.Selection\x12%\n\x08\x63lusters\x18\x03 \x03(\x0b\x32\x13.isoflop.v1.Cluster\x12)\n\ncandidates\x18\x04 \x03(\x0b\x32\x15.isoflop.v1.Candidate\"W\n\tCandidate\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12\x14\n\x07logprob\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_logprob\"\x86\x01\n\x07\x43luster\x12\x0e\n\x06\x61nswer\x18\x01 \x01(\t\x12\x0f\n\x07members\x18\x02 \x03(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12\x13\n\x0b\x62\x65st_weight\x18\x04 \x01(\x01\x12\x13\n\x0b\x62\x65st_member\x18\x05 \x01(\t\x12\x14\n\x07logprob\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_logprob\"j\n\x11\x41ggregateResponse\x12%\n\x08\x63lusters\x18\x01 \x03(\x0b\x32\x13.isoflop.v1.Cluster\x12\x0e\n\x06\x62lanks\x18\x02 \x03(\t\x12\x0b\n\x03tie\x18\x03 \x01(\x08\x12\x11\n\tstability\x18\x04 \x01(\x01*M\n\tSelection\x12\x19\n\x15SELECTION_UNSPECIFIED\x10\x00\x12\x11\n\rSELECTION_SUM\x10\x01\x12\x12\n\x0eSELECTION_BEST\x10\x02\x32^\n\x12\x41ggregationService\x12H\n\tAggregate\x12\x1c.isoflop.v1.AggregateRequest\x1a\x1d.isoflop.v1.AggregateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cisoflop/v1/aggregation.proto\x12\nisoflop.v1\x1a\x17isoflop/v1/common.proto\"\xb8\x01\n\x10\x41ggregateRequest\x12(\n\x06\x66ormat\x18\x01 \x01(\x0b\x32\x18.isoflop.v1.AnswerFormat\x12(\n\tselection\x18\x02 \x01(\x0e\x32\x15.isoflop.v1.Selection\x12%\n\x08\x63lusters\x18\x03 \x03(\x0b\x32\x13.isoflop.v1.Cluster\x12)\n\ncandidates\x18\x04 \x03(\x0b\x32\x15.isoflop.v1.Candidate\"<\n\x05\x42lank\x12\n\n\x02id\x18\x01 \x01(\t\x12\'\n\x06reason\x18\x02 \x01(\x0e\x32\x17.isoflop.v1.BlankReason\"W\n\tCandidate\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12\x14\n\x07logprob\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_logprob\"\x86\x01\n\x07\x43luster\x12\x0e\n\x06\x61nswer\x18\x01 \x01(\t\x12\x0f\n\x07members\x18\x02 \x03(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12\x13\n\x0b\x62\x65st_weight\x18\x04 \x01(\x01\x12\x13\n\x0b\x62\x65st_member\x18\x05 \x01(\t\x12\x14\n\x07logprob\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_logprob\"\x90\x01\n\x11\x41ggregateResponse\x12%\n\x08\x63lusters\x18\x01 \x03(\x0b\x32\x13.isoflop.v1.Cluster\x12!\n\x06\x62lanks\x18\x02 \x03(\x0b\x32\x11.isoflop.v1.Blank\x12\x0b\n\x03tie\x18\x03 \x01(\x08\x12\x11\n\tstability\x18\x04 \x01(\x01\x12\x11\n\tundecided\x18\x05 \x03(\t*M\n\tSelection\x12\x19\n\x15SELECTION_UNSPECIFIED\x10\x00\x12\x11\n\rSELECTION_SUM\x10\x01\x12\x12\n\x0eSELECTION_BEST\x10\x02*\x9f\x01\n\x0b\x42lankReason\x12\x1c\n\x18\x42LANK_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x42LANK_REASON_NO_ANSWER\x10\x01\x12\x19\n\x15\x42LANK_REASON_TOO_LONG\x10\x02\x12\x1e\n\x1a\x42LANK_REASON_PATTERN_LIMIT\x10\x03\x12\x1b\n\x17\x42LANK_REASON_BAD_WEIGHT\x10\x04\x32^\n\x12\x41ggregationService\x12H\n\tAggregate\x12\x1c.isoflop.v1.AggregateRequest\x1a\x1d.isoflop.v1.AggregateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'isoflop.v1.aggregation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SELECTION']._serialized_start=590
-  _globals['_SELECTION']._serialized_end=667
+  _globals['_SELECTION']._serialized_start=691
+  _globals['_SELECTION']._serialized_end=768
+  _globals['_BLANKREASON']._serialized_start=771
+  _globals['_BLANKREASON']._serialized_end=930
   _globals['_AGGREGATEREQUEST']._serialized_start=70
   _globals['_AGGREGATEREQUEST']._serialized_end=254
-  _globals['_CANDIDATE']._serialized_start=256
-  _globals['_CANDIDATE']._serialized_end=343
-  _globals['_CLUSTER']._serialized_start=346
-  _globals['_CLUSTER']._serialized_end=480
-  _globals['_AGGREGATERESPONSE']._serialized_start=482
-  _globals['_AGGREGATERESPONSE']._serialized_end=588
-  _globals['_AGGREGATIONSERVICE']._serialized_start=669
-  _globals['_AGGREGATIONSERVICE']._serialized_end=763
+  _globals['_BLANK']._serialized_start=256
+  _globals['_BLANK']._serialized_end=316
+  _globals['_CANDIDATE']._serialized_start=318
+  _globals['_CANDIDATE']._serialized_end=405
+  _globals['_CLUSTER']._serialized_start=408
+  _globals['_CLUSTER']._serialized_end=542
+  _globals['_AGGREGATERESPONSE']._serialized_start=545
+  _globals['_AGGREGATERESPONSE']._serialized_end=689
+  _globals['_AGGREGATIONSERVICE']._serialized_start=932
+  _globals['_AGGREGATIONSERVICE']._serialized_end=1026
 # @@protoc_insertion_point(module_scope)

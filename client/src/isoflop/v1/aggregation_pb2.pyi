@@ -44,6 +44,38 @@ SELECTION_BEST: Selection.ValueType  # 2
 """The cluster with the one candidate of most weight: best of n."""
 Global___Selection: _TypeAlias = Selection  # noqa: Y015
 
+class _BlankReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BlankReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BlankReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BLANK_REASON_UNSPECIFIED: _BlankReason.ValueType  # 0
+    """Not told."""
+    BLANK_REASON_NO_ANSWER: _BlankReason.ValueType  # 1
+    """Its text has no answer of the asked type."""
+    BLANK_REASON_TOO_LONG: _BlankReason.ValueType  # 2
+    """Its text, or the answer in it, is longer than the service takes."""
+    BLANK_REASON_PATTERN_LIMIT: _BlankReason.ValueType  # 3
+    """The pattern took more time or memory in its text than the service gives."""
+    BLANK_REASON_BAD_WEIGHT: _BlankReason.ValueType  # 4
+    """Its weight is negative, too large or not a number, or its log-probability is none."""
+
+class BlankReason(_BlankReason, metaclass=_BlankReasonEnumTypeWrapper):
+    """Why a candidate is no vote."""
+
+BLANK_REASON_UNSPECIFIED: BlankReason.ValueType  # 0
+"""Not told."""
+BLANK_REASON_NO_ANSWER: BlankReason.ValueType  # 1
+"""Its text has no answer of the asked type."""
+BLANK_REASON_TOO_LONG: BlankReason.ValueType  # 2
+"""Its text, or the answer in it, is longer than the service takes."""
+BLANK_REASON_PATTERN_LIMIT: BlankReason.ValueType  # 3
+"""The pattern took more time or memory in its text than the service gives."""
+BLANK_REASON_BAD_WEIGHT: BlankReason.ValueType  # 4
+"""Its weight is negative, too large or not a number, or its log-probability is none."""
+Global___BlankReason: _TypeAlias = BlankReason  # noqa: Y015
+
 @_typing.final
 class AggregateRequest(_message.Message):
     """Clusters so far, and candidates to add."""
@@ -85,6 +117,32 @@ class AggregateRequest(_message.Message):
 Global___AggregateRequest: _TypeAlias = AggregateRequest  # noqa: Y015
 
 @_typing.final
+class Blank(_message.Message):
+    """A candidate that is no vote."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id."""
+    reason: Global___BlankReason.ValueType
+    """Why."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        reason: Global___BlankReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Blank: _TypeAlias = Blank  # noqa: Y015
+
+@_typing.final
 class Candidate(_message.Message):
     """A text that may hold an answer."""
 
@@ -99,7 +157,9 @@ class Candidate(_message.Message):
     text: _builtins.str
     """The text."""
     weight: _builtins.float
-    """Its weight in the vote; 1 unless a verifier has scored it. Not negative."""
+    """Its weight in the vote; 1 unless a verifier has scored it. One that is negative or not finite makes
+    this candidate a blank, and leaves the others as they are.
+    """
     logprob: _builtins.float
     """Its log-probability, which breaks ties."""
     def __init__(
@@ -176,6 +236,7 @@ class AggregateResponse(_message.Message):
     BLANKS_FIELD_NUMBER: _builtins.int
     TIE_FIELD_NUMBER: _builtins.int
     STABILITY_FIELD_NUMBER: _builtins.int
+    UNDECIDED_FIELD_NUMBER: _builtins.int
     tie: _builtins.bool
     """The first two have the same weight and votes; log-probability, then age, put one first."""
     stability: _builtins.float
@@ -187,20 +248,27 @@ class AggregateResponse(_message.Message):
         """The leader first, then by weight."""
 
     @_builtins.property
-    def blanks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ids of the new candidates in whose text no answer was found: they are no vote."""
+    def blanks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Blank]:
+        """New candidates that are no vote, in the order of the request."""
+
+    @_builtins.property
+    def undecided(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of new candidates that vote, but whose expression took too long to compare with another: where it
+        is written differently it has a cluster of its own, though it may be equal.
+        """
 
     def __init__(
         self,
         *,
         clusters: _abc.Iterable[Global___Cluster] | None = ...,
-        blanks: _abc.Iterable[_builtins.str] | None = ...,
+        blanks: _abc.Iterable[Global___Blank] | None = ...,
         tie: _builtins.bool = ...,
         stability: _builtins.float = ...,
+        undecided: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blanks", b"blanks", "clusters", b"clusters", "stability", b"stability", "tie", b"tie"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blanks", b"blanks", "clusters", b"clusters", "stability", b"stability", "tie", b"tie", "undecided", b"undecided"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
