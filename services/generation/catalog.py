@@ -212,7 +212,8 @@ class OpenAIEntry(ModelEntry, HttpEntry):
     by one and the flag `continue_final_message` (vLLM, SGLang)."""
     continuous_usage: bool = False
     """The server can tell the usage with every piece (vLLM and SGLang can): aborted samples are billed
-    exactly. Otherwise their prompts are estimated, and their tokens where there are no log-probabilities."""
+    exactly. (llama-server wants `extra: {timings_per_token: true}` for it.) Otherwise their prompts are
+    estimated, and their tokens where there are no log-probabilities."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """What the server calls the most tokens of a sample. OpenAI's reasoning models want the longer name."""
     extra: dict[str, JsonValue] = {}

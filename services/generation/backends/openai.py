@@ -117,7 +117,6 @@ class OpenAIBackend:
         try:
             self._key = Key(entry.key_env, folder / entry.key_file if entry.key_file else None)
             self._template = ChatTemplate(entry.chat_template)
-            json.dumps(entry.extra, allow_nan=False)
         except (KeyUnusable, ValueError) as error:
             raise CatalogError(f"model {entry.name}: {error}") from None
         self._client = make_client(entry.base_url, self._key, entry.parallel, entry.connect_seconds)
@@ -173,6 +172,9 @@ class OpenAIBackend:
     async def _sample(self, round: Round, job: Job, beginning: Beginning) -> Unavailable | None:
         """One sample to its end, of whatever kind; its failure, if it failed by itself."""
         answer = Answer(round, job, beginning.prompt)
+        if round.aborted(job.sample_id):
+            answer.close()
+            return None
         asking = asyncio.create_task(self._ask(job, beginning, answer), name=f"asking for {job.sample_id}")
         aborted = asyncio.create_task(round.until_aborted(job.sample_id))
         try:
@@ -193,7 +195,7 @@ class OpenAIBackend:
     async def _ask(self, job: Job, beginning: Beginning, answer: Answer) -> None:
         """Read the sample from the server. Raises Unavailable, InvalidArgument."""
         async with self._slots:
-            waited, tries = 0.0, 0
+            waited, refused, failed = 0.0, 0, 0
             while True:
                 waited += await self._pass(self._entry.max_wait_seconds - waited)
                 try:
@@ -201,13 +203,13 @@ class OpenAIBackend:
                 except NoStreamOptions:
                     self._stream_options = False
                 except Busy as busy:
-                    self._gate.close(max(busy.after or 0.0, _pause(tries)))
-                    tries += 1
-                except Failed as failed:
-                    if tries >= self._entry.retries:
-                        raise Unavailable(f"{self._where} {failed}") from None
-                    await asyncio.sleep(_pause(tries))
-                    tries += 1
+                    self._gate.close(max(busy.after or 0.0, _pause(refused)))
+                    refused += 1
+                except Failed as failure:
+                    if failed >= self._entry.retries:
+                        raise Unavailable(f"{self._where} {failure}") from None
+                    await asyncio.sleep(_pause(failed))
+                    failed += 1
                 else:
                     return
 
@@ -345,7 +347,7 @@ class OpenAIBackend:
                 return self._misconfigured(f"has no model {self._name!r} there ({status}): {CHECK_URL}")
             case 402:
                 return self._misconfigured("wants to be paid first (402)")
-            case 429 if code == "insufficient_quota":
+            case 429 if "insufficient_quota" in code:
                 return self._misconfigured("has no quota left for the key (429)")
             case 429:
                 return Busy(after)
@@ -370,7 +372,7 @@ CHECK_URL = "check base_url and model"
 
 
 def _error(said: bytes) -> tuple[str, str]:
-    """Message and code of an error, as servers write it: OpenAI's, FastAPI's, a bare text."""
+    """Message, and code and type, of an error as servers write it: OpenAI's, FastAPI's, a bare text."""
     text = said.decode("utf-8", "replace")
     try:
         error = json.loads(text)
@@ -378,14 +380,13 @@ def _error(said: bytes) -> tuple[str, str]:
         error = text
     code = ""
     for name in ("error", "detail", "message"):
-        if isinstance(error, dict) and error.get(name):
-            code = str(error.get("code") or error.get("type") or code)
-            error = error[name]
-    message = error if isinstance(error, str) else json.dumps(error)
-    return " ".join(message.split()), code
+        if isinstance(error, dict):
+            code += f" {error.get('code')} {error.get('type')}"
+            error = error.get(name) or error
+    return " ".join((error if isinstance(error, str) else text).split()), code
 
 
 def _pause(tries: int) -> float:
-    """Seconds before the next try: at least half of a time that doubles, so that not all come at once."""
+    """Seconds before another try: at least half of a time that doubles, so that not all come at once."""
     longest = min(FIRST_PAUSE * 2.0**tries, LONGEST_PAUSE)
     return random.uniform(longest / 2, longest)
