@@ -27,6 +27,7 @@ from isoflop import (
 )
 from isoflop.v1.common_pb2 import AnswerType
 from isoflop.v1.router_pb2 import Effort
+from isoflop.v1.verification_pb2 import ChainScoring
 from scripted_answers import EVENTS, FRONTIER, MODELS, PLANNED, RUNNING, SOLVED
 from scripted_router import HANG, ScriptedRouter
 
@@ -238,6 +239,7 @@ def test_a_request_says_what_was_asked() -> None:
         seed=0,
         thinking_tokens=64,
         verifier="logprob",
+        scoring="min",
         request_id="r",
         return_candidates=True,
     )
@@ -250,6 +252,7 @@ def test_a_request_says_what_was_asked() -> None:
     filters = request.filters
     assert (list(filters.models), list(filters.strategies), filters.samples) == (["a", "b"], ["majority"], 4)
     assert (filters.thinking_tokens, filters.verifier) == (64, "logprob")
+    assert filters.scoring == ChainScoring.CHAIN_SCORING_MIN
     assert filters.HasField("temperature")
     assert filters.HasField("seed")
     assert request.request_id == "r"

@@ -150,7 +150,8 @@ async def test_every_option_of_a_query_reaches_the_router(router: ScriptedRouter
     router.expect("Plan", PLANNED)
     options = shlex.split(
         "--budget 5G,1000tok --budget 0.02usd --effort high --model a --model b --strategy majority "
-        "--samples 4 --temperature 0 --seed -3 --answer-type expression --target-accuracy 0.9 --timeout 60"
+        "--samples 4 --temperature 0 --seed -3 --answer-type expression --target-accuracy 0.9 --timeout 60 "
+        "--verifier prm --scoring product"
     )
     expected = solve_request(
         "1+1",
@@ -163,6 +164,8 @@ async def test_every_option_of_a_query_reaches_the_router(router: ScriptedRouter
         seed=-3,
         answer_type="expression",
         target_accuracy=0.9,
+        verifier="prm",
+        scoring="product",
     )
     assert (await run("plan", "1+1", *options)).code == 0
     assert (await run("solve", "1+1", *options, "--candidates", "--request-id", "r1")).code == 0

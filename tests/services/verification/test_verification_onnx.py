@@ -169,7 +169,12 @@ def lent(folder: Path, runner: asyncio.Runner) -> Iterator[OnnxBackend]:
     runner.run(backend.close())
 
 
-@given(st.lists(st.text(st.characters(exclude_characters=NAN, exclude_categories=["Cs"]), min_size=1, max_size=30), max_size=4))
+@given(
+    st.lists(
+        st.text(st.characters(exclude_characters=NAN, exclude_categories=["Cs"]), min_size=1, max_size=30),
+        max_size=4,
+    )
+)
 def test_a_batch_gives_what_each_chain_gives_alone(
     lent: OnnxBackend, runner: asyncio.Runner, texts: list[str]
 ) -> None:
