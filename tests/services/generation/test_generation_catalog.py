@@ -10,6 +10,7 @@ import pytest
 from services.generation.catalog import CatalogError, LlamaCppEntry, RecordedEntry, TritonEntry, load
 from services.generation.engines import open_backends
 
+OPENAI = "name: m, backend: openai, shape: {active_parameters: 1}, base_url: 'http://h/v1'"
 RECORDED = "name: played, backend: recorded, path: r.jsonl, shape: {active_parameters: 3.6e9}"
 Catalogue = Callable[[str], Path]
 
@@ -58,7 +59,10 @@ def model(entry: str) -> str:
         (model(RECORDED + ", pth: x"), "models.0.recorded.pth: Extra inputs are not permitted"),
         (model(RECORDED + ", price: {per_token: 1}"), "price.per_token: Extra inputs"),
         (f"models: [{{{RECORDED}}}, {{{RECORDED}}}]", "two models have the same name"),
-        (model("name: m, backend: vllm, path: x"), "models.0: .*'vllm'.*'llamacpp', 'triton', 'openai', 'recorded'"),
+        (
+            model("name: m, backend: vllm, path: x"),
+            "models.0: .*'vllm'.*'llamacpp', 'triton', 'openai', 'recorded'",
+        ),
         (model("name: m, path: x"), "models.0: .*'backend'"),
         (model("name: m, backend: llamacpp"), "models.0.llamacpp.path: Field required"),
         (model("name: m, backend: recorded, path: x"), "models.0.recorded.shape: Field required"),
@@ -73,6 +77,24 @@ def model(entry: str) -> str:
         (model("name: m, backend: llamacpp, path: x, threads: many"), "threads: "),
         (model("name: m, backend: llamacpp, path: x, context: -1"), "context: "),
         (model("name: m, backend: llamacpp, path: x, context: 9999999999"), "context: "),
+        (model(OPENAI + ", key_env: A, key_file: b"), "models.0.openai: .*key_env or key_file, not both"),
+        (model(OPENAI + ", api: responses"), "models.0.openai.api: "),
+        (model(OPENAI + ", parallel: 0"), "parallel: "),
+        (model(OPENAI + ", extra: {x: .nan}"), "extra"),
+        (model(OPENAI + ", next_token_seconds: 0"), "next_token_seconds: "),
+        (model(OPENAI + ", chat_template: x"), "chat_template goes with api completions"),
+        (model(OPENAI + ", api: completions, continues: last_message"), "continues goes with api chat"),
+        *[
+            (model(OPENAI.replace("http://h/v1", url)), f"models.0.openai.base_url: .*{said}")
+            for url, said in [
+                ("ftp://h", "http://host or https://host"),
+                ("h:80", "http://host or https://host"),
+                ("http://", "http://host or https://host"),
+                ("http://[::1", "Invalid IPv6"),
+                ("https://someone:pass@h", "holds a password: use key_env"),
+                ("http://h/v1?key=1", "without a query"),
+            ]
+        ],
         *[
             (model(f"name: m, backend: recorded, path: x, shape: {{{shape}}}"), f"shape.{field}: ")
             for shape, field in [
@@ -124,6 +146,14 @@ def test_a_broken_template_of_an_entry_is_one_sentence(catalogue: Catalogue) -> 
     with pytest.raises(CatalogError, match="model far: chat template: ") as caught:
         open_backends(catalogue(model(entry)))
     assert "\n" not in str(caught.value)
+
+
+async def test_a_server_of_the_openai_api_that_is_down_is_no_reason_not_to_start(
+    catalogue: Catalogue,
+) -> None:
+    (backend,) = open_backends(catalogue(model(OPENAI)))
+    assert (backend.model.name, backend.model.backend) == ("m", "openai")
+    await backend.close()
 
 
 async def test_a_triton_that_is_down_is_no_reason_not_to_start(catalogue: Catalogue) -> None:
