@@ -61,6 +61,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
 """Seconds before a request is sent again: up to the first, then up to twice as long each time."""
 MISCONFIGURED_SECONDS = 60.0
 """When to try again where somebody has to repair something first."""
+CHECK_URL = "check base_url and model"
 QUOTED = 300
 """Characters of what a server said that are passed on."""
 TOO_LONG = re.compile(r"context.{0,3}(length|size|window)|too long|maximum (allowed )?length", re.I)
@@ -366,9 +367,6 @@ class OpenAIBackend:
 
     def _misconfigured(self, what: str) -> Unavailable:
         return Unavailable(f"{self._where} {what}", MISCONFIGURED_SECONDS)
-
-
-CHECK_URL = "check base_url and model"
 
 
 def _error(said: bytes) -> tuple[str, str]:
