@@ -363,7 +363,8 @@ def _section(part: dict[str, Any]) -> list[str]:
         f"{part['rows']['estimator']['queries']} problems. Way taken: {part['way']}.",
         f"One estimate takes {said['cpu_ms_mean']:.3f} ms of CPU (median {said['cpu_ms_median']:.3f}, 95th",
         f"percentile {said['cpu_ms_p95']:.3f}; a prompt of 1 MB {said['cpu_ms_1_mb']:.3f}), and",
-        f"{said['flops']:.0f} FLOPs. Expected tokens are {part['tokens']['told_over_were']:.2f} of the true ones,",
+        f"{said['flops']:.0f} FLOPs. "
+        f"Expected tokens are {part['tokens']['told_over_were']:.2f} of the true ones,",
         f"rank correlation {part['tokens']['spearman']:.2f}.",
         "",
         f"| | {' | '.join(NAMES.values())} | coverage 50 / 80 / 95 % |",

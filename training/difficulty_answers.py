@@ -127,10 +127,9 @@ def read(path: Path) -> Read:
     for (query_id, model), values in cells.items():
         if query_id in rows:
             table[:, rows[query_id], columns[model]] = values
-    right, samples, tokens = table
     with np.errstate(invalid="ignore"):
-        mean_tokens = np.where(samples > 0, tokens / samples, np.nan)
-    answers = Answers(known, [prompts[q] for q in known], models, right, samples, mean_tokens)
+        means = np.where(table[1] > 0, table[2] / table[1], np.nan)
+    answers = Answers(known, [prompts[q] for q in known], models, table[0], table[1], means)
     return Read(answers, faults, len(query_ids) - len(known))
 
 

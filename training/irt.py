@@ -123,4 +123,5 @@ def _errors(right: Array, total: Array, ability: Array, slope: Array) -> Array:
     by_log_slope = right * (posterior @ logits.T) - total * (posterior @ (p * logits).T)
     scores = np.hstack([by_ability, by_log_slope])
     precision = np.repeat([ABILITY_PRECISION, SLOPE_PRECISION], len(ability))
-    return np.sqrt(np.diag(np.linalg.inv(scores.T @ scores + np.diag(precision))))
+    errors: Array = np.sqrt(np.diag(np.linalg.inv(scores.T @ scores + np.diag(precision))))
+    return errors
