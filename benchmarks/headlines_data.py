@@ -103,7 +103,8 @@ class Samples:
     @property
     def is_right(self) -> Bools:
         """Of each sample."""
-        return np.logical_and(self.answers == self.right, self.answers != NO_ANSWER)
+        right: Bools = (self.answers == self.right) & (self.answers != NO_ANSWER)
+        return right
 
     def first(self, n: int) -> Samples:
         """The first n of the samples, as votes."""

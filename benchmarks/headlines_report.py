@@ -259,7 +259,8 @@ def _flops(models: Sequence[Measured]) -> Any:
             )
             axes.annotate(
                 f"{other.name.rpartition('-')[2]} greedy" if other is not one else "greedy",
-                (x, y), (0, -11), textcoords="offset points", ha="center", fontsize=7.5, path_effects=[withStroke(linewidth=2.5, foreground="white")],
+                (x, y), (0, -11), textcoords="offset points", ha="center", fontsize=7.5,
+                path_effects=[withStroke(linewidth=2.5, foreground="white")],
                 color="black" if other is one else GREY,
             )  # fmt: skip
         axes.set(xscale="log", title=one.name, xlabel="FLOPs of a query")

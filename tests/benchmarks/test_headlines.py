@@ -16,7 +16,7 @@ import pytest
 from isoflop.v1.common_pb2 import Model, Shape
 
 from benchmarks.headlines import REDUCED, Options, Places, Run, main
-from benchmarks.headlines_claims import Row, all_rows
+from benchmarks.headlines_claims import Row, all_rows, self_consistency
 from benchmarks.headlines_data import SCORINGS, Measured, NotMeasured, Prices
 from benchmarks.samples import append, digest, seed_of
 from router.cost import samples as cost_of_samples
@@ -203,7 +203,9 @@ def test_everything_is_written_and_nothing_tells_whose_machine_it_was(run: Run, 
 
 
 def test_a_report_is_the_same_again(run: Run, rows: list[Row]) -> None:
-    assert all_rows(run.measured()) == rows
+    fresh = run.measured()[0]
+    told = [row for row in rows if row.claim == "self_consistency_40" and fresh.name in row.about]
+    assert list(self_consistency(fresh, False)) == told
 
 
 def test_what_cannot_be_measured_stays_in_the_table(run: Run) -> None:
