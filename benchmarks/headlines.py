@@ -381,6 +381,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("samples", "problems", "temperature"):
         if getattr(given, name) is not None:
             options = replace(options, **{name: getattr(given, name)})
+    options = replace(
+        options,
+        temperature_samples=min(options.temperature_samples, options.samples),
+        temperature_problems=min(options.temperature_problems, options.problems),
+    )
     if given.models:
         options = replace(options, models=tuple(given.models.split(",")))
     options = replace(options, verifier=given.verifier)
