@@ -159,5 +159,5 @@ def read(path: Path) -> EstimatorRecord:
         raise EstimatorError(f"estimator {path}: {error.strerror}") from None
     except ValidationError as error:
         fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise EstimatorError(f"estimator {path}: {where}: {fault['msg']}".replace(": : ", ": ")) from None
+        where = "".join(f"{part}: " for part in fault["loc"])
+        raise EstimatorError(f"estimator {path}: not an estimator ({where}{fault['msg']})") from None
