@@ -53,7 +53,7 @@ class PoolingBackend:
         self.whole = entry.task == "sequence"
         self._entry = entry
         self._slots = asyncio.Semaphore(entry.parallel)
-        self._make_client = lambda: make_client(
+        self._make_client: Any = lambda: make_client(
             str(entry.base_url), self._key, entry.parallel, entry.connect_seconds
         )
         self._client: httpx.AsyncClient | None = None
