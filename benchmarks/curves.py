@@ -26,7 +26,7 @@ RESAMPLES: Final = 2000
 
 _LEAST_WEIGHT: Final = 1e-9
 """Added to each vote's weight: where a verifier gives nothing to any, they are as good as each other."""
-_EXPONENTS: Final = np.geomspace(0.01, 5.0, 80)
+_EXPONENTS: Final = np.geomspace(0.03, 3.0, 240)
 """Tried for n^-c: a fit is linear but for c."""
 
 
