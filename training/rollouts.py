@@ -32,7 +32,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-from isoflop.errors import FailedPrecondition, InvalidArgument, NotFound
+from isoflop.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable, Unreachable
 from isoflop.v1.aggregation_pb2 import AggregateRequest, Candidate
 from isoflop.v1.common_pb2 import (
     ANSWER_TYPE_CHOICE,
@@ -59,7 +59,6 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.progress import Progress
 
-from router.remote import RemoteGeneration
 from router.stages import Aggregation as AggregationStage
 from router.stages import Generation as GenerationStage
 from services.aggregation.core import Aggregation
@@ -71,6 +70,7 @@ from services.common.settings import MODELS
 from services.generation.catalog import CatalogError
 from services.generation.core import Generation
 from services.generation.engines import open_backends
+from services.generation.remote import RemoteGeneration
 from services.generation.settings import GenerationSettings
 from training.labels import Fault, Judged, row_of
 
@@ -187,7 +187,11 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     def run(arguments: argparse.Namespace) -> int:
         log.configure("warning", "text")
         fields = {key: value for key, value in vars(arguments).items() if key in Wanted.__dataclass_fields__}
-        summary = asyncio.run(label(Wanted(**fields)))
+        try:
+            summary = asyncio.run(label(Wanted(**fields)))
+        except Unreachable as error:
+            # The command `isoflop` takes it for the router, which is not asked here.
+            raise Unavailable(str(error)) from None
         for fault in summary.faults:
             print(f"left out: {fault}", file=sys.stderr)
         print(told(summary))
