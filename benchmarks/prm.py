@@ -416,7 +416,10 @@ def draw(found: dict[str, Any], path: Path) -> None:
         [index + middle for index in range(len(models))],
         [model if model in trained_on else f"{model}\n(not trained on)" for model in models],
     )
-    by_model.set(title="Step AUC by the model that wrote the solutions", ylim=(0.5, 1))
+    lowest = min(own["models"][model]["auc"]["low"] for own in arms.values() for model in models)
+    # What is worse than chance is to be seen, too; a comparison with NaN is false.
+    bottom = lowest - 0.05 if lowest < 0.5 else 0.5
+    by_model.set(title="Step AUC by the model that wrote the solutions", ylim=(bottom, 1))
     calibrated.plot([0, 1], [0, 1], "k:", lw=1)
     calibrated.set(title="Calibration", xlabel="score of the step", ylabel="share of right steps")
     plans = next(iter(arms.values()))["all"]["plans"]
