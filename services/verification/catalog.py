@@ -84,7 +84,7 @@ class OnnxEntry(PricedEntry):
     """Threads of one forward pass; tiny models are fastest with one."""
     max_batch_tokens: int = Field(default=1024, ge=1)
     """Most tokens of one forward pass, padding included; a longer chain runs alone. On a processor more is
-    slower once the pass has left its caches: with 0.4 M parameters 8192 did 0.7 of the chains that 1024 did."""
+    slower once a pass has left its caches: with 0.4 M parameters 8192 did 0.7 of the chains of 1024."""
     max_wait_ms: float = Field(default=2.0, ge=0, le=1000)
     """How long a chain that came while another batch was running may wait for company once that has ended,
     counted from its arrival. A lone one never waits."""

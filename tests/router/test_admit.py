@@ -59,6 +59,9 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         {"filters": Filters(temperature=0, strategies=["majority"])},
         "filters.temperature",
     ),
+    ("scoring 9", {"filters": Filters(scoring=9)}, "filters.scoring"),  # type: ignore[arg-type]
+    ("votes, weighted", {"filters": Filters(strategies=["majority", "weighted"])}, "filters.strategies"),
+    ("best, weighted", {"filters": Filters(strategies=["best_of_n", "weighted"])}, "filters.strategies"),
     ("seed -1", {"filters": Filters(seed=-1)}, "filters.seed"),
     ("seed 2^62", {"filters": Filters(seed=1 << 62)}, "filters.seed"),
     ("another currency", {"budget": Budget(money=1, currency="EUR")}, "budget.currency"),
@@ -102,7 +105,7 @@ def test_a_fault_names_its_field(fields: dict[str, Any], field: str) -> None:
     ("filters", "known"),
     [
         (Filters(models=["s", "gpt"]), "s, m, l"),
-        (Filters(strategies=["majority", "prayer"]), "single, majority, best_of_n"),
+        (Filters(strategies=["majority", "prayer"]), "single, majority, best_of_n, weighted"),
         (Filters(verifier="oracle"), "logprob"),
     ],
     ids=["model", "strategy", "verifier"],

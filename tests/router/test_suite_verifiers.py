@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from isoflop.v1.common_pb2 import STAGE_VERIFICATION
+from isoflop.errors import FailedPrecondition
+from isoflop.v1.common_pb2 import STAGE_VERIFICATION, Model, Price
 from isoflop.v1.router_pb2 import STATUS_ANSWERED, Filters, SolveRequest
-from isoflop.v1.verification_pb2 import CHAIN_SCORING_MEAN
+from isoflop.v1.verification_pb2 import CHAIN_SCORING_MEAN, Verifier
 from prometheus_client import CollectorRegistry
 
+from router.catalog import Catalog
 from router.embedded import open_router
 from router.settings import SuiteSettings
 from services.common.server import CannotServe
@@ -47,3 +49,11 @@ async def test_a_catalogue_of_verifiers_that_cannot_be_used_is_said_at_the_start
     with pytest.raises(CannotServe, match=r"none\.yaml: No such file"):
         async with open_router(settings, CollectorRegistry()):
             pass
+
+
+def test_verifiers_are_priced_in_the_currency_of_the_models() -> None:
+    models = [Model(name="m", price=Price(currency="USD"))]
+    for currency in ("", "USD"):
+        assert Catalog.of(models, [Verifier(name="prm", price=Price(currency=currency))]).verifier("prm")
+    with pytest.raises(FailedPrecondition, match="verifier prm is priced in EUR, models in USD"):
+        Catalog.of(models, [Verifier(name="prm", price=Price(currency="EUR"))])
