@@ -221,9 +221,7 @@ class TestBestOfN:
         assert (line.model, line.strategy, line.calls, line.flops) == ("logprob", "best_of_n", 3, 6.0)
         check_bill(suite, result)
 
-    async def test_the_answer_with_most_score_wins_a_weighted_vote(
-        self, make_suite: MakeSuite
-    ) -> None:
+    async def test_the_answer_with_most_score_wins_a_weighted_vote(self, make_suite: MakeSuite) -> None:
         said = [(5, -20.0), (5, -20.0), (421, -0.4), (7, -160.0), (7, -160.0), (7, -160.0)]
         script = listed(*(number(answer, logprobs=(logprob,)) for answer, logprob in said))
         answers = {}
