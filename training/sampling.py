@@ -33,7 +33,7 @@ async def open_generation(catalog: Path = MODELS / "catalog.yaml") -> AsyncItera
 @asynccontextmanager
 async def open_file(path: Path, parallel: int = 16) -> AsyncIterator[Generation]:
     """One GGUF file; the model has the name of the file."""
-    entry = LlamaCppEntry(name=path.stem, backend="llamacpp", path=path, parallel=parallel)
+    entry = LlamaCppEntry(name=path.stem, backend="llamacpp", path=Path(path.name), parallel=parallel)
     backend = LlamaCppBackend(entry, path.parent, "USD")
     generation = Generation(GenerationSettings(), [backend], CollectorRegistry())
     try:
