@@ -2,7 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint proto up train lock bench-embedded bench-overhead clean
+.PHONY: demo test test-all lint proto up train lock clean
+.PHONY: bench-embedded bench-headlines bench-answers bench-difficulty bench-overhead
 
 demo: .venv/run.stamp  ## 30 held-out problems, live
 	@$(BIN)/isoflop demo --json build/demo.json
@@ -25,12 +26,24 @@ lint: .venv/dev.stamp  ## ruff, strict types, buf, generated code current
 proto: .venv/dev.stamp  ## stubs in client/ from protos/
 	$(BIN)/python protos/generate.py
 
-train: .venv/train.stamp  ## the embedded models, from nothing
+train: .venv/train.stamp  ## the embedded models, their verifier and profile, from nothing
 	$(BIN)/python -m training.train
+	$(BIN)/python -m training.judged --models abacus-s,abacus-m --problems 4000 --output build/prm/judged.jsonl
+	$(BIN)/isoflop train-prm --labels build/prm/judged.jsonl --output models/abacus-prm \
+		--tokenizer training/tokenizer.json --init build/training/abacus-m.pt --chat-template "$$(cat training/prompt.jinja)"
 	$(BIN)/python -m training.calibrate
 
 bench-embedded: .venv/dev.stamp  ## accuracy against FLOPs on held-out problems
 	$(BIN)/python -m benchmarks.embedded
+
+bench-headlines: .venv/dev.stamp  ## what more compute buys, on held-out problems
+	$(BIN)/python -m benchmarks.headlines
+
+bench-answers: .venv/dev.stamp  ## reading and comparing answers, on recorded texts in ../shared
+	$(BIN)/python -m benchmarks.answers
+
+bench-difficulty: .venv/dev.stamp  ## difficulty from text, on held-out queries and recordings in ../shared
+	$(BIN)/python -m benchmarks.difficulty
 
 bench-overhead: .venv/dev.stamp  ## what the suite adds to direct calls
 	$(BIN)/python -m benchmarks.overhead
