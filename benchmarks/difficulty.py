@@ -25,6 +25,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,8 @@ def baseline(train: Answers, test: Answers, feature: Baseline | None) -> Held:
     own = np.zeros(len(train.prompts)) if feature is None else feature(train)
     other = np.zeros(len(test.prompts)) if feature is None else feature(test)
     variance = ((fit.difficulty - np.polyval(line, own)) ** 2 + fit.difficulty_sd**2).mean()
-    mean, sd = np.polyval(line, other), np.full(len(other), float(np.sqrt(variance)))
+    mean: Array = np.polyval(line, other).astype(np.float64)
+    sd = np.full(len(other), float(np.sqrt(variance)))
     nodes, weights = np.polynomial.hermite_e.hermegauss(31)
     spread = mean[:, None, None] + sd[:, None, None] * nodes
     chance = 1 / (1 + np.exp(-fit.slope[:, None] * (fit.ability[:, None] - spread)))
@@ -209,7 +211,7 @@ def math500(shared: Path, embedding: Embedding | None, progress: Progress) -> di
         "mean of all": None,
     }
     for name, feature in features.items():
-        held[name] = in_folds(answers, lambda train, test, by=feature: baseline(train, test, by))
+        held[name] = in_folds(answers, partial(baseline, feature=feature))
     step()
     rows = {name: summary(one, answers) for name, one in held.items()}
     step()

@@ -379,7 +379,9 @@ def _curves(answers: Answers, fit: irt.Fit) -> list[CurveRecord]:
     return curves
 
 
-def estimate(estimator: Estimator, answers: Answers, sentences: Array | None) -> tuple[Array, ...]:
+def estimate(
+    estimator: Estimator, answers: Answers, sentences: Array | None
+) -> tuple[Array, Array, Array, Array]:
     """Mean, sd (Q,), chances and tokens (Q, M) by the service's own code; NaN for a model without a curve."""
     column = {model: at for at, model in enumerate(answers.models)}
     mean, sd = np.empty(len(answers.prompts)), np.empty(len(answers.prompts))

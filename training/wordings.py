@@ -357,7 +357,7 @@ def draw_story(rng: random.Random, size: int) -> Story:
     makers, weights = zip(*_KINDS, strict=True)
     while True:
         try:
-            story = rng.choices(makers, weights)[0](rng, size)
+            story: Story = rng.choices(makers, weights)[0](rng, size)
         except Unfit:
             continue
         if operations(story.expression) == size:
