@@ -25,6 +25,7 @@ from services.common.settings import MODELS
 from training.problems import GROUPS, Split, draw_from_split, draw_kind, first_wrong, judge_solution
 from training.sampling import open_generation, sample_round
 from training.splits import Problem, first_of_each_group
+from training.store import mend
 
 SAMPLES_AT_A_TIME = 48
 """Of each model: enough to keep its slots full."""
@@ -89,6 +90,7 @@ async def make(
     output: Path,
 ) -> None:
     """Label what is not in `output` yet, and add it there."""
+    mend(output)
     done = labelled(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     async with open_generation(catalog) as generation:
