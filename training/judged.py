@@ -2,11 +2,13 @@
 
     python -m training.judged --models abacus-s,abacus-m --problems 6000 --chains 2 --output labels.jsonl
     python -m training.judged --split heldout --chains 2 --output heldout.jsonl
+    python -m training.judged --models draft --problems 20000 --output drafts.jsonl
 
 Problems of split `train` are drawn afresh, with another seed than any model's training, from all groups;
 those of `heldout` and `calibration` are the files'. As in PRM800K, a chain's labels end with its first
 mistake. A completion carries the kind of mistake as `error` (see `problems.Verdict`). Resumable: solutions
-that are in the file are kept.
+that are in the file are kept. `draft` is no model: solutions with made-up mistakes, as those that critiques
+are taught on.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ from typing import Any
 from rich.progress import Progress
 
 from services.common.settings import MODELS
+from training.expressions import parse
 from training.problems import GROUPS, Split, draw_from_split, draw_kind, first_wrong, judge_solution
 from training.sampling import open_generation, sample_round
+from training.solutions import draft
 from training.splits import Problem, first_of_each_group
 from training.store import mend
 
@@ -81,6 +85,16 @@ def labelled(path: Path) -> set[tuple[str, str]]:
     return {(row["model"], row["question"]["query_id"]) for row in rows}
 
 
+def drafted(count: int, seed: int, output: Path) -> None:
+    """Label `count` drafts with made-up mistakes: a model seldom errs on what is easy, so its own solutions
+    teach a verifier which problems are hard sooner than which lines are wrong."""
+    rng = random.Random(f"isoflop-drafted-2:{seed}")
+    with output.open("w", encoding="utf-8") as file:
+        for problem in training_problems(count, seed + 1_000_000):
+            lines, _ = draft(rng, parse(problem.expression), restate=problem.kind != "expression")
+            file.write(json.dumps(label(problem, "draft", 0, "\n".join(lines))) + "\n")
+
+
 async def make(
     catalog: Path,
     models: Sequence[str],
@@ -135,6 +149,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the problems that are drawn")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
+    if arguments.models == "draft":
+        drafted(arguments.problems, arguments.seed, arguments.output)
+        return
     split: Split = arguments.split
     problems = (
         training_problems(arguments.problems, arguments.seed)

@@ -69,10 +69,11 @@ async def test_every_kind_is_opened_by_its_entry(tmp_path: Path, write: Write) -
         await backend.close()
 
 
-async def test_the_embedded_verifiers_begin_with_one_that_needs_no_file() -> None:
+async def test_the_embedded_verifiers_are_a_reward_model_and_the_models_own_probabilities() -> None:
     backends = open_backends(MODELS / "verifiers.yaml")
-    first = await backends[0].describe()
-    assert (first.name, first.backend, first.scoring) == ("logprob", "logprob", CHAIN_SCORING_MEAN)
+    described = [await backend.describe() for backend in backends]
+    assert [(one.name, one.backend) for one in described] == [("abacus-prm", "onnx"), ("logprob", "logprob")]
+    assert described[1].scoring == CHAIN_SCORING_MEAN
     for backend in backends:
         await backend.close()
 
