@@ -35,18 +35,18 @@ def one_line(text: str) -> str:
 
 def test_the_command_answers_with_plan_usage_and_flops(embedded_suite: Suite) -> None:
     done = run(
-        "isoflop", "solve", "17*24+13", "--json", "--effort", "high", ISOFLOP_ADDRESS=embedded_suite.address
+        "isoflop", "solve", "17+24*3", "--json", "--effort", "high", ISOFLOP_ADDRESS=embedded_suite.address
     )
     assert (done.returncode, done.stderr) == (0, "")
     answer = json.loads(done.stdout)
-    assert answer["answer"] == "421"
+    assert answer["answer"] == "89"
     assert answer["rounds"][0]["reason"]
     assert answer["bill"]["flops"] > 0
     assert answer["bill"]["lines"][0]["flops"] >= 0
 
 
 def test_the_command_prints_for_people(embedded_suite: Suite) -> None:
-    for command in (["solve", "17*24+13"], ["plan", "17*24+13"], ["models"], ["frontier"]):
+    for command in (["solve", "17+24*3"], ["plan", "17+24*3"], ["models"], ["frontier"]):
         done = run("isoflop", *command, "--address", embedded_suite.address)
         assert done.returncode in (0, 3), done.stderr
         assert done.stdout.strip()
@@ -129,9 +129,9 @@ def test_another_gguf_works_by_a_catalogue_entry(tmp_path: Path) -> None:
     (tmp_path / "catalog.yaml").write_text("models: [{name: own, backend: llamacpp, path: own.gguf}]")
     process = Process(["isoflop", "up", "--catalog", str(tmp_path / "catalog.yaml")], tmp_path)
     try:
-        done = run("isoflop", "solve", "17*24+13", "--json", "--samples", "8", "--address", process.address)
-        assert json.loads(done.stdout)["answer"] == "421"
-        done = run("isoflop", "solve", "17*24+13", "--json", "--address", process.address)
+        done = run("isoflop", "solve", "17+24*3", "--json", "--samples", "8", "--address", process.address)
+        assert json.loads(done.stdout)["answer"] == "89"
+        done = run("isoflop", "solve", "17+24*3", "--json", "--address", process.address)
         assert json.loads(done.stdout)["rounds"][0]["action"]["model"] == "own"
     finally:
         process.stop()
@@ -145,7 +145,7 @@ async def test_a_triton_that_is_down_is_unavailable(tmp_path: Path) -> None:
         suite = distributed(stack, tmp_path, catalog)
         async with AsyncClient(suite.address) as client:
             with pytest.raises(Unavailable, match=r"Triton at .* does not answer"):
-                await client.solve("17*24+13", samples=2)
+                await client.solve("17+24*3", samples=2)
 
 
 async def test_services_that_are_down_are_unavailable(tmp_path: Path) -> None:
@@ -156,6 +156,6 @@ async def test_services_that_are_down_are_unavailable(tmp_path: Path) -> None:
     try:
         async with AsyncClient(router.address) as client:
             with pytest.raises(Unavailable, match="the generation service at"):
-                await client.solve("17*24+13")
+                await client.solve("17+24*3")
     finally:
         router.stop()

@@ -17,10 +17,11 @@ import pytest
 import tritonclient.grpc.aio as grpcclient
 
 from tests.cluster.triton_server import ROOT, TritonServer, TritonServerError
+from training.tokens import encode
 
 pytestmark = pytest.mark.cluster
 
-PROMPT = "17*24+13\n"
+PROMPT = "17+24*3\nsteps:\n"
 MODEL = "abacus_l"
 SLOTS = 16
 LATE = 250
@@ -118,7 +119,7 @@ async def test_streams_a_completion(client: grpcclient.InferenceServerClient) ->
     assert sample.final
     assert set(sample.reasons[:-1]) == {"None"}
     assert sample.reasons[-1] == "length"
-    assert sample.prompt_tokens >= len(PROMPT)
+    assert sample.prompt_tokens == len(encode(PROMPT))
     assert sample.tokens == 64
     # The log-probability is the sum so far, so it only falls.
     assert sample.logprobs == sorted(sample.logprobs, reverse=True)

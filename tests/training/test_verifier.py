@@ -1,8 +1,9 @@
-"""The checked-in verifier tells a right solution from one with a slip, and finds where it is."""
+"""The checked-in verifier finds right lines of a model's solutions likelier than the first wrong one."""
 
 from __future__ import annotations
 
-import pytest
+from statistics import fmean
+
 from isoflop.v1.common_pb2 import Message
 from isoflop.v1.verification_pb2 import Chain, ScoreRequest
 from prometheus_client import CollectorRegistry
@@ -11,33 +12,35 @@ from services.common.settings import MODELS
 from services.verification.core import Verification
 from services.verification.engines import open_backends
 from services.verification.settings import VerificationSettings
+from training.problems import first_wrong, judge_solution
+from training.sampling import open_file, sample_round
+from training.splits import first_of_each_group
 
-PROMPT = "Tom has 12 apples. Ann gives him 3 bags of 5 apples. How many apples does Tom have now?"
-RIGHT = "12+3*5\n3*5=15;12+15\n12+15=27\nanswer: 27"
+EACH = 4
+GROUPS = (2, 3, 4, 5)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "step"),
-    [
-        ("12*3+5\n12*3=30+6=36;36+5\n36+5=41\nanswer: 41", 0),
-        ("12-3*5\n3*5=15;12-15\n12-15=-3\nanswer: -3", 0),
-        ("12+3*5\n3*5=25;12+25\n12+25=37\nanswer: 37", 1),
-        ("12+3*5\n3*5=15;12+15\n12+15=37\nanswer: 37", 2),
-    ],
-)
-async def test_the_wrong_step_has_a_lower_score_than_the_right_one(wrong: str, step: int) -> None:
-    settings = VerificationSettings()
-    core = Verification(settings, open_backends(MODELS / "verifiers.yaml"), CollectorRegistry())
-    try:
-        request = ScoreRequest(
-            verifier="abacus-prm",
-            messages=[Message(role="user", content=PROMPT)],
-            chains=[Chain(id="right", text=RIGHT), Chain(id="wrong", text=wrong)],
-        )
-        right, other = (await core.score(request)).scores
-    finally:
-        await core.close()
-    assert not right.error
-    assert not other.error
-    assert min(right.steps) > 0.5
-    assert other.steps[step] < right.steps[step] - 0.3
+async def test_right_lines_have_higher_scores_than_the_first_wrong_one() -> None:
+    problems = [p for p in first_of_each_group("heldout.jsonl", 60) if p.group in GROUPS]
+    core = Verification(VerificationSettings(), open_backends(MODELS / "verifiers.yaml"), CollectorRegistry())
+    right: list[float] = []
+    wrong: list[float] = []
+    async with open_file(MODELS / "abacus-s.gguf") as generation:
+        for problem in problems:
+            solved = await sample_round(
+                generation, "abacus-s", problem.prompt, samples=EACH, temperature=0.8, seed=1
+            )
+            chains = [Chain(id=sample.id, text=sample.text) for sample in solved.samples]
+            messages = [Message(role="user", content=problem.prompt)]
+            scored = await core.score(ScoreRequest(verifier="abacus-prm", messages=messages, chains=chains))
+            for sample, scores in zip(solved.samples, scored.scores, strict=True):
+                assert not scores.error
+                lines = sample.text.split("\n")
+                assert len(scores.steps) == len(lines)
+                end = first_wrong(judge_solution(problem.answer, lines))
+                right += scores.steps[:end]
+                if end is not None:
+                    wrong.append(scores.steps[end])
+    await core.close()
+    assert len(wrong) > 10
+    assert fmean(right) > fmean(wrong) + 0.2

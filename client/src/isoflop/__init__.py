@@ -3,7 +3,7 @@
 from isoflop import Budget, Client
 
 with Client("localhost:50051") as client:
-    response = client.solve("17*24+13", budget=Budget(flops=2e9))
+    response = client.solve("17+24*3", budget=Budget(flops=2e9))
     print(response.answer, response.confidence, response.bill.flops)
 """
 
