@@ -16,9 +16,9 @@ from router.stages import Stages
 from services.aggregation.core import Aggregation
 from services.aggregation.settings import AggregationSettings
 from services.common.server import CannotServe, Face
-from services.difficulty import estimator
-from services.difficulty.core import Difficulty
-from services.difficulty.estimator import EstimatorError
+from services.difficulty.core import open_difficulty
+from services.difficulty.embedding import EmbeddingError
+from services.difficulty.record import EstimatorError
 from services.difficulty.settings import DifficultySettings
 from services.generation.catalog import CatalogError
 from services.generation.core import Generation
@@ -35,9 +35,11 @@ async def open_router(settings: SuiteSettings, registry: CollectorRegistry) -> A
     async with AsyncExitStack() as stack:
         try:
             curves = profile.load(settings.profile)
-            weights = estimator.load(settings.estimator)
+            difficulty = open_difficulty(
+                DifficultySettings(estimator=settings.estimator, embedding=settings.embedding), registry
+            )
             backends = open_backends(settings.catalog)
-        except (CatalogError, EstimatorError, ProfileError) as error:
+        except (CatalogError, EmbeddingError, EstimatorError, ProfileError) as error:
             raise CannotServe(str(error)) from None
         generation = Generation(GenerationSettings(catalog=settings.catalog), backends, registry)
         stack.push_async_callback(generation.close)
@@ -52,7 +54,7 @@ async def open_router(settings: SuiteSettings, registry: CollectorRegistry) -> A
         stages = Stages(
             generation,
             verification,
-            Difficulty(DifficultySettings(estimator=settings.estimator), weights, registry),
+            difficulty,
             aggregation,
         )
         router = Router(settings, stages, curves, registry)

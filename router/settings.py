@@ -61,3 +61,5 @@ class SuiteSettings(RouterSettings):
     """The catalogue of verifiers."""
     estimator: Path = MODELS / "difficulty.json"
     """The fitted estimator of difficulty."""
+    embedding: Path | None = None
+    """Folder of the sentence embedding that the estimator was trained with (python -m training.embedding)."""

@@ -1,4 +1,4 @@
-"""Verifiers of the embedded suite: the named catalogue, and critics that ask models of the same process."""
+"""What the embedded suite is put together from: verifiers, critics in the same process, embeddings."""
 
 from __future__ import annotations
 
@@ -47,6 +47,13 @@ async def test_a_critic_judges_by_a_model_of_the_same_process_and_is_billed(tmp_
 async def test_a_catalogue_of_verifiers_that_cannot_be_used_is_said_at_the_start(tmp_path: Path) -> None:
     settings = SuiteSettings(verifiers=tmp_path / "none.yaml")
     with pytest.raises(CannotServe, match=r"none\.yaml: No such file"):
+        async with open_router(settings, CollectorRegistry()):
+            pass
+
+
+async def test_an_embedding_that_cannot_be_used_is_said_at_the_start(tmp_path: Path) -> None:
+    settings = SuiteSettings(embedding=tmp_path / "none")
+    with pytest.raises(CannotServe, match="No such file"):
         async with open_router(settings, CollectorRegistry()):
             pass
 
