@@ -399,12 +399,11 @@ def report(
             for pair in pairs
         ),
         "",
-        "What to know before quoting this: on these models greedy samples beat votes, so what isoflop",
-        "gains is the choice of the model and of what not to try; a cascade or a vote that does not pay is",
-        "not bought. Votes are at temperature 1, the only one that was calibrated, and would do better at a",
-        "lower one. Prompts may be found in the engine's cache (no FLOPs) by greedy and isoflop's samples,",
-        "and are reckoned as not cached for votes: up to 6 % of a bill. Greedy samples are the same under",
-        "each seed.",
+        "What to know before quoting this: a greedy sample of these models is worth about four votes, so",
+        "what isoflop gains is first the choice of the model and of what not to try; a cascade or a vote",
+        "that does not pay is not bought. Votes are at the temperature that was calibrated. Prompts may be",
+        "found in the engine's cache (no FLOPs) by greedy and isoflop's samples, and are reckoned as not",
+        "cached for votes: up to 6 % of a bill. Greedy samples are the same under each seed.",
     ]
     lines += ["", "Confidence (ECE in ten bins; Brier skill over the base rate):", ""]
     lines += ["| policy | queries | ECE | Brier skill |", "|---|---:|---:|---:|"]
