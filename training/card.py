@@ -170,8 +170,8 @@ def card_text(names: Sequence[str]) -> str:
         "## Accuracy on held-out problems\n\n"
         f"Sampled through llama.cpp from the models' own distribution (no top-k, top-p, min-p), {SAMPLES} "
         f"samples a problem; by group at temperature {SHOWN:g}. One sample: the mean over all samples. "
-        "Majority: most frequent answer, ties by lot. pass@k: unbiased estimate. A cell of 20 problems is "
-        "known to ±.2.\n\n"
+        "Majority: most frequent answer, ties by lot. pass@k: unbiased estimate. A share of n problems is "
+        "known to about ±1/√n.\n\n"
         f"![accuracy against temperature]({PICTURE})\n",
     ]
     for name in names:
