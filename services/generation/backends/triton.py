@@ -20,7 +20,6 @@ from typing import Any
 import grpc
 import numpy as np
 from isoflop.errors import InvalidArgument, Unavailable
-from isoflop.rpc import MAX_MESSAGE_BYTES
 from isoflop.v1.common_pb2 import (
     FINISH_REASON_ABORTED,
     FINISH_REASON_LENGTH,
@@ -67,7 +66,8 @@ class TritonBackend:
         """Raises CatalogError where the client is not installed; the server is first asked by a round."""
         try:
             from tritonclient.grpc import InferInput
-            from tritonclient.grpc.aio import InferenceServerClient
+
+            from services.common.triton import make_client
         except ImportError:
             raise CatalogError(
                 f"model {entry.name}: Triton's client is not installed; pip install 'isoflop-suite[triton]'"
@@ -77,14 +77,7 @@ class TritonBackend:
         except ValueError as error:
             raise CatalogError(f"model {entry.name}: {error}") from None
         self._input: Any = InferInput
-        self._make_client: Any = lambda: InferenceServerClient(
-            entry.address,
-            channel_args=[
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-                ("grpc.keepalive_time_ms", 30_000),
-                ("grpc.max_reconnect_backoff_ms", 1_000),
-            ],
-        )
+        self._make_client = make_client
         self._client: Any = None
         self._entry = entry
         self.model = Model(
@@ -100,7 +93,7 @@ class TritonBackend:
         """Sample all jobs on one stream."""
         if self._client is None:
             # Made here because the channel belongs to the event loop that it is made in.
-            self._client = self._make_client()
+            self._client = self._make_client(self._entry.address)
         requests = self._requests(round.jobs)
         stream = self._client.stream_infer(_each(requests))
         progress = {job.sample_id: Progress() for job in round.jobs}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+from isoflop.errors import IsoflopError
 from isoflop.v1.common_pb2 import Message, Shape
 from isoflop.v1.verification_pb2 import Chain, Verifier
 
@@ -57,6 +59,23 @@ class Scored:
     steps: Sequence[float]
     """One score for each step; one in all where the verifier judges whole texts."""
     spent: Spent
+
+
+async def score_each(
+    score: Callable[[Chain], Coroutine[Any, Any, Scored | Unscorable]], chains: Sequence[Chain]
+) -> Sequence[Scored | Unscorable]:
+    """The outcome of `score` for each chain, all at the same time, in order.
+
+    What it raises concerns them all: the first error is raised, and the others are given up.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            scoring = [group.create_task(score(chain)) for chain in chains]
+    except* IsoflopError as errors:
+        first = errors.exceptions[0]
+        assert isinstance(first, IsoflopError)  # No group of groups comes of one task group.
+        raise first from None
+    return [one.result() for one in scoring]
 
 
 class Backend(Protocol):

@@ -12,9 +12,10 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Protocol
 
-from isoflop.errors import InvalidArgument, IsoflopError, NotFound
+from isoflop.errors import InvalidArgument, NotFound
 from isoflop.v1.common_pb2 import FINISH_REASON_STOP, Message, Model, Sample, Sampling
 from isoflop.v1.generation_pb2 import (
     DescribeModelsRequest,
@@ -32,7 +33,7 @@ from services.common.channels import Channels
 from services.common.flops import with_attention, without_attention
 from services.generation.catalog import CatalogError
 from services.generation.remote import RemoteGeneration
-from services.verification.backends import Scored, Spent, Unscorable
+from services.verification.backends import Scored, Spent, Unscorable, score_each
 from services.verification.catalog import CriticEntry
 from services.verification.steps import texts
 from services.verification.verdict import each, overall
@@ -128,12 +129,7 @@ class CriticBackend:
     ) -> Sequence[Scored | Unscorable]:
         """A round of generation for each chain; one whose critique holds no verdict has an error."""
         model = await self._model()
-        try:
-            async with asyncio.TaskGroup() as group:
-                judging = [group.create_task(self._judge(model, messages, chain)) for chain in chains]
-        except* IsoflopError as errors:
-            raise _first(errors) from None
-        return [one.result() for one in judging]
+        return await score_each(partial(self._judge, model, messages), chains)
 
     async def close(self) -> None:
         """Close the channel to the generation service; the one of this process is not ours."""
@@ -224,9 +220,3 @@ def _spent(model: Model, usage: RoundUsage) -> Spent:
         flops=with_attention(model.shape, computed, usage.context_tokens),
         flops_without_attention=without_attention(model.shape, computed),
     )
-
-
-def _first(errors: ExceptionGroup[IsoflopError]) -> IsoflopError:
-    first = errors.exceptions[0]
-    assert isinstance(first, IsoflopError)  # No group of groups comes of one task group.
-    return first

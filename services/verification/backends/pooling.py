@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from isoflop.errors import IsoflopError, Unavailable
+from isoflop.errors import Unavailable
 from isoflop.v1.common_pb2 import Message
 from isoflop.v1.verification_pb2 import Chain, Verifier
 
 from services.generation.catalog import CatalogError
 from services.generation.template import ChatTemplate
-from services.verification.backends import NOTHING, Scored, Spent, Unscorable
+from services.verification.backends import NOTHING, Scored, Spent, Unscorable, score_each
 from services.verification.catalog import PoolingEntry
 from services.verification.steps import texts
 
@@ -82,12 +83,7 @@ class PoolingBackend:
             # Made here because its connections belong to the event loop that they are made in.
             self._client = self._make_client()
         prompt = self._template.render(messages)
-        try:
-            async with asyncio.TaskGroup() as group:
-                asking = [group.create_task(self._ask(prompt, chain)) for chain in chains]
-        except* IsoflopError as errors:
-            raise errors.exceptions[0] from None
-        return [one.result() for one in asking]
+        return await score_each(partial(self._ask, prompt), chains)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-from isoflop.errors import IsoflopError, Unavailable
-from isoflop.rpc import MAX_MESSAGE_BYTES
+from isoflop.errors import Unavailable
 from isoflop.v1.common_pb2 import Message
 from isoflop.v1.verification_pb2 import Chain, Verifier
 
 from services.generation.catalog import CatalogError
 from services.generation.template import ChatTemplate
-from services.verification.backends import Scored, Spent, Unscorable
+from services.verification.backends import Scored, Spent, Unscorable, score_each
 from services.verification.catalog import TritonEntry
 from services.verification.steps import texts
 
@@ -34,8 +34,9 @@ class TritonBackend:
         """Raises CatalogError where the client is not installed; the server is first asked for scores."""
         try:
             from tritonclient.grpc import InferInput
-            from tritonclient.grpc.aio import InferenceServerClient
             from tritonclient.utils import InferenceServerException
+
+            from services.common.triton import make_client
         except ImportError:
             raise CatalogError(
                 f"verifier {entry.name}: Triton's client is not installed; "
@@ -51,14 +52,7 @@ class TritonBackend:
         self._slots = asyncio.Semaphore(entry.parallel)
         self._input: Any = InferInput
         self._error: type[Exception] = InferenceServerException
-        self._make_client: Any = lambda: InferenceServerClient(
-            entry.address,
-            channel_args=[
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-                ("grpc.keepalive_time_ms", 30_000),
-                ("grpc.max_reconnect_backoff_ms", 1_000),
-            ],
-        )
+        self._make_client = make_client
         self._client: Any = None
         self._verifier = Verifier(
             name=entry.name,
@@ -80,14 +74,9 @@ class TritonBackend:
         """A request for each chain; cancelling cancels them."""
         if self._client is None:
             # Made here because the channel belongs to the event loop that it is made in.
-            self._client = self._make_client()
+            self._client = self._make_client(self._entry.address)
         prompt = self._tensor("prompt", [self._template.render(messages)])
-        try:
-            async with asyncio.TaskGroup() as group:
-                asking = [group.create_task(self._ask(prompt, chain)) for chain in chains]
-        except* IsoflopError as errors:
-            raise errors.exceptions[0] from None
-        return [one.result() for one in asking]
+        return await score_each(partial(self._ask, prompt), chains)
 
     async def close(self) -> None:
         """Close the channel."""
