@@ -57,14 +57,6 @@ def vote(answers: Ints, right: int, n: int, orders: Ints, weights: Floats | None
     return float((leaders[:, right] / np.maximum(leaders.sum(1), 1)).mean())
 
 
-def pass_at(n: int, samples: int, right: int) -> float:
-    """Chance that one at least of n of the samples is right (unbiased; Chen et al., arXiv 2107.03374)."""
-    if samples - right < n:
-        return 1.0
-    wrong = np.arange(samples - right - n + 1, samples - right + 1)
-    return float(1.0 - np.prod(wrong / np.arange(samples - n + 1, samples + 1)))
-
-
 def best_of(scores: Floats, right: Bools, n: int) -> float:
     """Chance that the best scored of n of the samples is right, exactly; ties broken by lot.
 

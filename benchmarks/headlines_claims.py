@@ -18,8 +18,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.curves import Bools, Floats, fits, interval, pass_at, permutations, resamples, vote
+from benchmarks.curves import Bools, Floats, fits, interval, permutations, resamples, vote
 from benchmarks.headlines_data import Measured, NotMeasured, Samples
+from training.votes import pass_at
 
 VOTES: Final = 40
 """Of self-consistency, as Wang et al. have it (arXiv 2203.11171)."""

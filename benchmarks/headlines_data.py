@@ -14,7 +14,7 @@ from isoflop.v1.common_pb2 import Model
 from isoflop.v1.generation_pb2 import RoundUsage
 from isoflop.v1.verification_pb2 import ChainScoring
 
-from benchmarks.curves import NO_ANSWER, Bools, Floats, Ints, auc, best_of, pass_at, permutations, vote
+from benchmarks.curves import NO_ANSWER, Bools, Floats, Ints, auc, best_of, permutations, vote
 from benchmarks.samples import Row, digest, seed_of, stored_samples
 from router.cost import Meter
 from router.strategies.scoring import RULES
@@ -22,6 +22,7 @@ from services.aggregation.numbers import canonical_number
 from services.common.flops import attended
 from training.problems import first_wrong, judge_solution
 from training.splits import Problem
+from training.votes import pass_at
 
 MEDIUM: Final = (0.2, 0.8)
 """One-sample rates of calibration cells that are the medium band, both included."""

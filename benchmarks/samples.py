@@ -20,8 +20,7 @@ import multiprocessing
 import os
 import signal
 import zlib
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -29,8 +28,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from isoflop.v1.common_pb2 import ANSWER_TYPE_NUMBER, FINISH_REASON_LENGTH, Message, Sample, Sampling, Step
-from isoflop.v1.generation_pb2 import Branch, GenerateRequest, RoundUsage, StartRound
+from isoflop.v1.common_pb2 import ANSWER_TYPE_NUMBER, FINISH_REASON_LENGTH, Message, Sample, Step
 from isoflop.v1.verification_pb2 import Chain, ScoreRequest
 from prometheus_client import CollectorRegistry
 
@@ -47,6 +45,7 @@ from services.verification import catalog as verifiers
 from services.verification import engines
 from services.verification.core import Verification
 from services.verification.settings import VerificationSettings
+from training.sampling import sample_round
 from training.splits import Problem
 
 BLOCK: Final = 32
@@ -207,35 +206,26 @@ def missing(lane: Lane, problems: Iterable[Problem], count: int, rows: Iterable[
 async def sample_block(generation: GenerationStage, job: BlockJob) -> Row:
     """One round of the generation service, as a line of the store."""
     problem, seed = job.problem, seed_of(job.problem)
-
-    async def requests() -> AsyncIterator[GenerateRequest]:
-        yield GenerateRequest(
-            start=StartRound(
-                query_id=problem.query_id,
-                model=job.lane.model,
-                messages=[Message(role="user", content=problem.prompt)],
-                branches=[Branch(samples=job.count)],
-                first_sample=job.first,
-                sampling=Sampling(temperature=job.lane.temperature, seed=seed),
-            )
+    done = await sample_round(
+        generation,
+        job.lane.model,
+        problem.prompt,
+        samples=job.count,
+        temperature=job.lane.temperature,
+        seed=seed,
+        first_sample=job.first,
+        query_id=problem.query_id,
+    )
+    if len(done.samples) != job.count:
+        raise SamplingFailed(
+            f"{job.lane.model}: {len(done.samples)} of {job.count} samples of {problem.query_id}"
         )
-
-    samples, usage = [], RoundUsage()
-    async with aclosing(generation.generate(requests())) as responses:
-        async for response in responses:
-            if response.HasField("sample"):
-                samples.append(response.sample)
-            elif response.HasField("usage"):
-                usage = response.usage
-    if len(samples) != job.count:
-        raise SamplingFailed(f"{job.lane.model}: {len(samples)} of {job.count} samples of {problem.query_id}")
-    samples.sort(key=lambda sample: int(sample.id.rpartition("/")[2]))
     return {
         "query_id": problem.query_id,
         "seed": seed,
         "first": job.first,
-        "prompt_tokens": (usage.prompt_tokens + usage.cached_tokens) // job.count,
-        "samples": [_sample_row(sample, canonical_number(problem.answer)) for sample in samples],
+        "prompt_tokens": (done.usage.prompt_tokens + done.usage.cached_tokens) // job.count,
+        "samples": [_sample_row(sample, canonical_number(problem.answer)) for sample in done.samples],
     }
 
 

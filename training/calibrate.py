@@ -21,7 +21,6 @@ import asyncio
 import datetime
 import json
 import math
-from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -44,6 +43,7 @@ from training.difficulty_figures import figures
 from training.sampling import open_generation
 from training.splits import Problem, first_of_each_group
 from training.store import Sampled, collect
+from training.votes import vote_accuracy
 
 Array = NDArray[np.float64]
 
@@ -93,19 +93,13 @@ def smooth(difficulty: Array, values: Array, falling: bool = True) -> Array:
     return np.asarray(curve)
 
 
-def vote_accuracy(sampled: Sampled, gold: str, size: int, rng: np.random.Generator) -> float:
+def resampled_accuracy(sampled: Sampled, gold: str, size: int, rng: np.random.Generator) -> float:
     """Accuracy of a majority vote of `size` of the stored samples, ties shared out."""
-    total = 0.0
-    for _ in range(PERMUTATIONS if size > 1 else 1):
-        chosen = rng.permutation(len(sampled.answers))[:size] if size > 1 else range(len(sampled.answers))
-        votes = Counter(sampled.answers[i] for i in chosen if sampled.answers[i] is not None)
-        if size == 1:
-            return sum(answer == gold for answer in sampled.answers) / len(sampled.answers)
-        if votes:
-            most = max(votes.values())
-            leaders = [answer for answer, count in votes.items() if count == most]
-            total += (gold in leaders) / len(leaders)
-    return total / PERMUTATIONS
+    answers = sampled.answers
+    if size == 1:
+        return sum(answer == gold for answer in answers) / len(answers)
+    drawn = (rng.permutation(len(answers))[:size] for _ in range(PERMUTATIONS))
+    return sum(vote_accuracy([answers[i] for i in chosen], gold) for chosen in drawn) / PERMUTATIONS
 
 
 def fit_confidence(
@@ -178,7 +172,9 @@ def fit_arm(
     votes = {
         n: smooth(
             difficulty,
-            np.array([vote_accuracy(s, p.answer, n, rng) for p, s in zip(problems, samples, strict=True)]),
+            np.array(
+                [resampled_accuracy(s, p.answer, n, rng) for p, s in zip(problems, samples, strict=True)]
+            ),
         )
         for n in sizes
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from services.common.settings import MODELS
 from training.evaluate import SAMPLES, TEMPERATURES, Outcome, Summary, outcomes, summarize
+from training.export import sha256_of
 from training.expressions import parse
 from training.model import Shape
 from training.problems import GROUPS, TRAINED_OPERATIONS, Problem, example
@@ -67,7 +67,7 @@ def _making(names: Sequence[str]) -> str:
     for name in names:
         state = torch.load(CHECKPOINTS / f"{name}.pt", weights_only=True)
         shape = Shape(**state["recipe"]["shape"])
-        digest = hashlib.sha256((MODELS / f"{name}.gguf").read_bytes()).hexdigest()
+        digest = sha256_of(MODELS / f"{name}.gguf")
         rows.append(
             [
                 name,

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -23,6 +21,7 @@ from training.problems import GROUPS
 from training.sampling import open_file
 from training.splits import Problem, first_of_each_group
 from training.store import Sampled, collect, read_store, store_of
+from training.votes import pass_at, vote_accuracy
 
 SAMPLES: Final = 16
 TEMPERATURES: Final = (0.4, 0.7, 1.0, 1.3)
@@ -42,21 +41,6 @@ class Outcome:
     def right(self) -> int:
         """How many samples are right."""
         return sum(self.sampled.right(self.problem))
-
-
-def majority_accuracy(outcome: Outcome) -> float:
-    """Chance that the vote of all samples is right, ties broken by lot."""
-    votes = Counter(answer for answer in outcome.sampled.answers if answer is not None)
-    if not votes:
-        return 0.0
-    most = max(votes.values())
-    leaders = [answer for answer, count in votes.items() if count == most]
-    return (outcome.problem.answer in leaders) / len(leaders)
-
-
-def pass_at(k: int, samples: int, right: int) -> float:
-    """Chance that at least one of k out of `samples` samples is right (unbiased; Chen et al. 2107.03374)."""
-    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
 @dataclass(frozen=True)
@@ -83,7 +67,7 @@ def summarize(outcomes: Sequence[Outcome]) -> Summary:
         problems=len(outcomes),
         greedy=mean(float(o.greedy.right(o.problem)[0]) for o in outcomes),
         one_sample=mean(o.right / SAMPLES for o in outcomes),
-        majority=mean(majority_accuracy(o) for o in outcomes),
+        majority=mean(vote_accuracy(o.sampled.answers, o.problem.answer) for o in outcomes),
         pass_4=mean(pass_at(4, SAMPLES, o.right) for o in outcomes),
         pass_16=mean(pass_at(16, SAMPLES, o.right) for o in outcomes),
         tokens=mean(sum(o.sampled.tokens) / SAMPLES for o in outcomes),

@@ -15,21 +15,28 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.progress import Progress
 
 from services.common.settings import MODELS
+from training import rows
 from training.expressions import parse
-from training.problems import GROUPS, Split, draw_from_split, draw_kind, first_wrong, judge_solution
+from training.labels import Judged, row_of
+from training.problems import (
+    GROUPS,
+    Split,
+    draw_from_split,
+    draw_kind,
+    extract_answer,
+    first_wrong,
+    judge_solution,
+)
 from training.sampling import open_generation, sample_round
 from training.solutions import draft
 from training.splits import Problem, first_of_each_group
-from training.store import mend
 
 SAMPLES_AT_A_TIME = 48
 """Of each model: enough to keep its slots full."""
@@ -50,39 +57,34 @@ def training_problems(count: int, seed: int) -> list[Problem]:
     ]
 
 
-def label(problem: Problem, model: str, index: int, text: str) -> dict[str, Any]:
-    """The row of one solution."""
+def label(problem: Problem, model: str, index: int, text: str) -> str:
+    """The row of one solution, its newline included."""
     lines = text.split("\n")
     verdicts = judge_solution(problem.answer, lines)
     wrong = first_wrong(verdicts)
-    labelled = len(lines) if wrong is None else wrong + 1
-    steps = []
-    for line, verdict in zip(lines[:labelled], verdicts, strict=False):
-        completion: dict[str, Any] = {"text": line, "rating": 1 if verdict.is_right else -1}
-        if verdict.error:
-            completion["error"] = verdict.error
-        steps.append({"completions": [completion], "chosen_completion": 0 if verdict.is_right else None})
-    return {
-        "model": model,
-        "sample": index,
-        "group": problem.group,
-        "kind": problem.kind,
-        "question": {
-            "problem": problem.prompt,
-            "ground_truth_answer": problem.answer,
-            "query_id": problem.query_id,
-        },
-        "label": {"steps": steps, "finish_reason": "solution" if wrong is None else "found_error"},
-        "completion": text,
-    }
+    end = len(lines) if wrong is None else wrong + 1
+    answer = extract_answer(text)
+    return row_of(
+        problem.prompt,
+        problem.answer,
+        [
+            Judged(line, 1 if verdict.is_right else -1, error=verdict.error)
+            for line, verdict in zip(lines[:end], verdicts[:end], strict=True)
+        ],
+        query_id=problem.query_id,
+        reached=answer == problem.answer,
+        answer=answer,
+        model=model,
+        sample=index,
+        group=problem.group,
+        kind=problem.kind,
+        completion=text,
+    )
 
 
 def labelled(path: Path) -> set[tuple[str, str]]:
     """Model and query_id of the rows that are there already."""
-    if not path.exists():
-        return set()
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return {(row["model"], row["question"]["query_id"]) for row in rows}
+    return {(row["model"], row["question"]["query_id"]) for row in rows.read(path)}
 
 
 def drafted(count: int, seed: int, output: Path) -> None:
@@ -92,7 +94,7 @@ def drafted(count: int, seed: int, output: Path) -> None:
     with output.open("w", encoding="utf-8") as file:
         for problem in training_problems(count, seed + 1_000_000):
             lines, _ = draft(rng, parse(problem.expression), restate=problem.kind != "expression")
-            file.write(json.dumps(label(problem, "draft", 0, "\n".join(lines))) + "\n")
+            file.write(label(problem, "draft", 0, "\n".join(lines)))
 
 
 async def make(
@@ -104,7 +106,7 @@ async def make(
     output: Path,
 ) -> None:
     """Label what is not in `output` yet, and add it there."""
-    mend(output)
+    rows.mend(output)
     done = labelled(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     async with open_generation(catalog) as generation:
@@ -122,8 +124,8 @@ async def make(
                             temperature=temperature,
                             seed=SEED,
                         )
-                        rows = [label(problem, model, at, s.text) for at, s in enumerate(round.samples)]
-                        file.write("".join(json.dumps(row) + "\n" for row in rows))
+                        labels = (label(problem, model, at, s.text) for at, s in enumerate(round.samples))
+                        file.write("".join(labels))
                     progress.advance(bars[model])
 
             async with asyncio.TaskGroup() as tasks:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -188,14 +188,6 @@ def training_batch(seed: int, step: int, count: int) -> list[Example]:
         example(rng, draw_from_split(rng, draw_kind(rng), size, "train"), mode)
         for size, mode in zip(sizes, modes, strict=True)
     ]
-
-
-def training_stream(seed: int, count: int) -> Iterator[Example]:
-    """Every example of a training run, step by step."""
-    step = 0
-    while True:
-        yield from training_batch(seed, step, count)
-        step += 1
 
 
 def extract_answer(completion: str) -> str | None:

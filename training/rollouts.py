@@ -68,11 +68,10 @@ from services.common.channels import Channels
 from services.common.flops import with_attention
 from services.common.settings import MODELS
 from services.generation.catalog import CatalogError
-from services.generation.core import Generation
-from services.generation.engines import open_backends
 from services.generation.remote import RemoteGeneration
-from services.generation.settings import GenerationSettings
+from training import sampling
 from training.labels import Fault, Judged, row_of
+from training.rows import mend
 
 KINDS = {
     "number": ANSWER_TYPE_NUMBER,
@@ -242,15 +241,11 @@ def read_problems(path: Path) -> tuple[list[Problem], list[Fault]]:
 
 def known(path: Path, model: str) -> set[str]:
     """The query_ids that have rows of this model; a last line that was torn off is cut away."""
+    mend(path)
     if not path.exists():
         return set()
-    with path.open("rb+") as file:
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            file.truncate(whole)
     found = set()
-    for line in content[:whole].splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             row = json.loads(line)
             if row["model"] == model:
@@ -270,11 +265,9 @@ async def open_generation(wanted: Wanted) -> AsyncIterator[GenerationStage]:
             yield RemoteGeneration(wanted.generation, channels)
             return
         try:
-            backends = open_backends(wanted.catalog)
+            core = await stack.enter_async_context(sampling.open_generation(wanted.catalog))
         except CatalogError as error:
             raise FailedPrecondition(str(error)) from None
-        core = Generation(GenerationSettings(catalog=wanted.catalog), backends, CollectorRegistry())
-        stack.push_async_callback(core.close)
         yield core
 
 

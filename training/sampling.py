@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,9 @@ from isoflop.v1.common_pb2 import Message, Sample, Sampling
 from isoflop.v1.generation_pb2 import Branch, GenerateRequest, RoundUsage, StartRound
 from prometheus_client import CollectorRegistry
 
+from router.stages import Generation as GenerationStage
 from services.common.settings import MODELS
+from services.generation.backends import Backend
 from services.generation.backends.llamacpp import LlamaCppBackend
 from services.generation.catalog import LlamaCppEntry
 from services.generation.core import Generation
@@ -22,20 +24,22 @@ from services.generation.settings import GenerationSettings
 
 @asynccontextmanager
 async def open_generation(catalog: Path = MODELS / "catalog.yaml") -> AsyncIterator[Generation]:
-    """The models of a catalogue."""
-    generation = Generation(GenerationSettings(), open_backends(catalog), CollectorRegistry())
-    try:
+    """The models of a catalogue; raises CatalogError."""
+    async with _serving(open_backends(catalog)) as generation:
         yield generation
-    finally:
-        await generation.close()
 
 
 @asynccontextmanager
 async def open_file(path: Path, parallel: int = 16) -> AsyncIterator[Generation]:
     """One GGUF file; the model has the name of the file."""
     entry = LlamaCppEntry(name=path.stem, backend="llamacpp", path=Path(path.name), parallel=parallel)
-    backend = LlamaCppBackend(entry, path.parent, "USD")
-    generation = Generation(GenerationSettings(), [backend], CollectorRegistry())
+    async with _serving([LlamaCppBackend(entry, path.parent, "USD")]) as generation:
+        yield generation
+
+
+@asynccontextmanager
+async def _serving(backends: Sequence[Backend]) -> AsyncIterator[Generation]:
+    generation = Generation(GenerationSettings(), list(backends), CollectorRegistry())
     try:
         yield generation
     finally:
@@ -52,7 +56,7 @@ class Round:
 
 
 async def sample_round(
-    generation: Generation,
+    generation: GenerationStage,
     model: str,
     prompt: str | Sequence[Message],
     *,
@@ -60,6 +64,7 @@ async def sample_round(
     temperature: float = 0.0,
     seed: int = 0,
     first_sample: int = 0,
+    query_id: str = "training",
 ) -> Round:
     """`samples` samples of a prompt, or of a conversation, at a temperature; sample i has seed `seed` + i."""
     messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
@@ -67,7 +72,7 @@ async def sample_round(
     async def requests() -> AsyncIterator[GenerateRequest]:
         yield GenerateRequest(
             start=StartRound(
-                query_id="training",
+                query_id=query_id,
                 model=model,
                 messages=messages,
                 branches=[Branch(samples=samples)],
@@ -77,10 +82,11 @@ async def sample_round(
         )
 
     begin, finished, usage = time.perf_counter(), [], RoundUsage()
-    async for response in generation.generate(requests()):
-        if response.HasField("sample"):
-            finished.append(response.sample)
-        elif response.HasField("usage"):
-            usage = response.usage
+    async with aclosing(generation.generate(requests())) as responses:
+        async for response in responses:
+            if response.HasField("sample"):
+                finished.append(response.sample)
+            elif response.HasField("usage"):
+                usage = response.usage
     finished.sort(key=lambda sample: int(sample.id.rpartition("/")[2]))
     return Round(finished, usage, time.perf_counter() - begin)

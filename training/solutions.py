@@ -80,13 +80,15 @@ def operation_text(rng: random.Random, operator: str, left: int, right: int) -> 
 
 
 class Ready(NamedTuple):
-    """An operation that can be done: its numbers, and the text around it."""
+    """An operation that can be done: its numbers, the text around it, and where it is in the tree."""
 
     operator: str
     left: int
     right: int
     before: str
     after: str
+    path: tuple[int, ...]
+    """Which operand to follow from the root: 0 left, 1 right."""
 
     @property
     def result(self) -> int:
@@ -102,47 +104,38 @@ def ready_operations(expression: Expression) -> list[Ready]:
     """The operations of two numbers, from the left. A number's parentheses go with its last operation."""
     found: list[Ready] = []
 
-    def visit(node: Expression, before: str, after: str, *, wrapped: bool) -> None:
+    def visit(node: Expression, before: str, after: str, path: tuple[int, ...], *, wrapped: bool) -> None:
         if not node.operator:
             return
-        opening, closing = ("(", ")") if wrapped else ("", "")
         left, right = node.operands
         if not left.operator and not right.operator:
-            found.append(Ready(node.operator, left.value, right.value, before, after))
+            found.append(Ready(node.operator, left.value, right.value, before, after, path))
             return
         left_wrapped = needs_parentheses(left, node.operator, is_right=False)
         right_wrapped = needs_parentheses(right, node.operator, is_right=True)
         left_text = f"({left.text})" if left_wrapped else left.text
         right_text = f"({right.text})" if right_wrapped else right.text
-        inner_before, inner_after = before + opening, closing + after
-        visit(left, inner_before, node.operator + right_text + inner_after, wrapped=left_wrapped)
-        visit(right, inner_before + left_text + node.operator, inner_after, wrapped=right_wrapped)
+        if wrapped:
+            before, after = before + "(", ")" + after
+        visit(left, before, node.operator + right_text + after, (*path, 0), wrapped=left_wrapped)
+        visit(right, before + left_text + node.operator, after, (*path, 1), wrapped=right_wrapped)
 
-    visit(expression, "", "", wrapped=False)
+    visit(expression, "", "", (), wrapped=False)
     return found
 
 
 def reduced(expression: Expression, done: Ready, result: int) -> Expression:
     """`expression` with that operation replaced by `result`; raises ValueError where that cannot be."""
 
-    def visit(node: Expression, before: str, after: str, *, wrapped: bool) -> Expression:
-        if not node.operator:
-            return node
-        opening, closing = ("(", ")") if wrapped else ("", "")
+    def visit(node: Expression, path: tuple[int, ...]) -> Expression:
+        if not path:
+            return number(result)
         left, right = node.operands
-        if not left.operator and not right.operator:
-            here = Ready(node.operator, left.value, right.value, before, after)
-            return number(result) if here == done else node
-        left_wrapped = needs_parentheses(left, node.operator, is_right=False)
-        right_wrapped = needs_parentheses(right, node.operator, is_right=True)
-        left_text = f"({left.text})" if left_wrapped else left.text
-        right_text = f"({right.text})" if right_wrapped else right.text
-        inner_before, inner_after = before + opening, closing + after
-        new_left = visit(left, inner_before, node.operator + right_text + inner_after, wrapped=left_wrapped)
-        new_right = visit(right, inner_before + left_text + node.operator, inner_after, wrapped=right_wrapped)
-        return combine(node.operator, new_left, new_right)
+        if path[0] == 0:
+            return combine(node.operator, visit(left, path[1:]), right)
+        return combine(node.operator, left, visit(right, path[1:]))
 
-    return visit(expression, "", "", wrapped=False)
+    return visit(expression, done.path)
 
 
 def _choose(rng: random.Random, ready: list[Ready]) -> Ready:

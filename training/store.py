@@ -15,6 +15,7 @@ from rich.progress import Progress
 
 from services.aggregation.answers import extract
 from services.generation.core import Generation
+from training import rows
 from training.sampling import sample_round
 from training.splits import Problem
 
@@ -48,21 +49,11 @@ def store_of(model_file: Path, temperature: float, samples: int) -> Path:
 
 def read_store(path: Path) -> dict[str, Sampled]:
     """What is stored, by query_id."""
-    if not path.exists():
-        return {}
     stored = {}
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):  # else the run was stopped while it wrote
-            row = json.loads(line)
-            query_id = row.pop("query_id")
-            stored[query_id] = Sampled(**row)
+    for row in rows.read(path):
+        query_id = row.pop("query_id")
+        stored[query_id] = Sampled(**row)
     return stored
-
-
-def mend(path: Path) -> None:
-    """Cut a line off that a stopped run has left unfinished, so that what follows is not joined to it."""
-    if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
-        path.write_bytes(content[: content.rfind(b"\n") + 1])
 
 
 async def collect(
@@ -81,7 +72,7 @@ async def collect(
     path = store_of(model_file, temperature, samples)
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = read_store(path)
-    mend(path)
+    rows.mend(path)
     task = progress.add_task(f"{model_file.stem} T={temperature:g} × {samples}", total=len(problems))
     turn = asyncio.Semaphore(at_a_time)
     with path.open("a", buffering=1, encoding="utf-8") as file:

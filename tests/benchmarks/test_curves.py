@@ -19,11 +19,11 @@ from benchmarks.curves import (
     fit_power_law,
     fit_saturating,
     interval,
-    pass_at,
     permutations,
     resamples,
     vote,
 )
+from training.votes import pass_at
 
 answers = st.lists(st.integers(NO_ANSWER, 3), min_size=1, max_size=7)
 

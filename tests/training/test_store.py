@@ -6,7 +6,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from training.store import Sampled, mend, read_store, store_of
+from training.rows import mend
+from training.store import Sampled, read_store, store_of
 
 ONE = Sampled(["answer: 3"], ["3"], [5], 7, 0.5)
 
