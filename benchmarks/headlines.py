@@ -50,6 +50,7 @@ from benchmarks.samples import (
     score_share,
     sha256_of,
 )
+from services.common.catalog import CatalogError
 from services.common.settings import MODELS
 from services.generation import catalog as models
 from services.generation.backends.llamacpp import Header
@@ -122,7 +123,7 @@ class Run:
         self._workers, self._slots = workers, slots
         entries = {e.name: e for e in models.load(places.catalog).models if isinstance(e, LlamaCppEntry)}
         if unknown := set(options.models) - set(entries):
-            raise models.CatalogError(f"there is no model {', '.join(sorted(unknown))}")
+            raise CatalogError(f"there is no model {', '.join(sorted(unknown))}")
         chosen = [entries[name] for name in options.models] if options.models else list(entries.values())
         paths = {entry.name: places.catalog.parent / entry.path for entry in chosen}
         self.models = sorted(
@@ -400,7 +401,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run.score()
         if not given.only_samples:
             show(run.report())
-    except (models.CatalogError, NotMeasured, store.SamplingFailed, OSError) as error:
+    except (CatalogError, NotMeasured, store.SamplingFailed, OSError) as error:
         raise SystemExit(f"bench-headlines: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit("stopped; what was made is kept, and the same command goes on") from None

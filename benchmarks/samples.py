@@ -36,9 +36,10 @@ from router.stages import Generation as GenerationStage
 from router.stages import Verification as VerificationStage
 from services.aggregation.answers import extract
 from services.aggregation.numbers import canonical_number
+from services.common.catalog import CatalogError
 from services.generation import catalog as models
 from services.generation.backends.llamacpp import LlamaCppBackend
-from services.generation.catalog import CatalogError, LlamaCppEntry
+from services.generation.catalog import LlamaCppEntry
 from services.generation.core import Generation
 from services.generation.settings import GenerationSettings
 from services.verification import catalog as verifiers

@@ -15,12 +15,12 @@ from router.settings import SuiteSettings
 from router.stages import Stages
 from services.aggregation.core import Aggregation
 from services.aggregation.settings import AggregationSettings
+from services.common.catalog import CatalogError
 from services.common.server import CannotServe, Face
 from services.difficulty.core import open_difficulty
 from services.difficulty.embedding import EmbeddingError
 from services.difficulty.record import EstimatorError
 from services.difficulty.settings import DifficultySettings
-from services.generation.catalog import CatalogError
 from services.generation.core import Generation
 from services.generation.engines import open_backends
 from services.generation.settings import GenerationSettings

@@ -20,7 +20,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits
 from tokenizers.pre_tokenizers import Sequence as Both
 from tokenizers.trainers import BpeTrainer
 
-from services.generation.template import ChatTemplate
+from services.common.template import ChatTemplate
 from training.labels import Chain
 
 END_OF_TEXT = "<|endoftext|>"

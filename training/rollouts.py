@@ -64,10 +64,10 @@ from router.stages import Generation as GenerationStage
 from services.aggregation.core import Aggregation
 from services.aggregation.settings import AggregationSettings
 from services.common import log
+from services.common.catalog import CatalogError
 from services.common.channels import Channels
 from services.common.flops import with_attention
 from services.common.settings import MODELS
-from services.generation.catalog import CatalogError
 from services.generation.remote import RemoteGeneration
 from training import sampling
 from training.labels import Fault, Judged, row_of

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from services.common.catalog import CatalogError
 from services.generation.backends import Backend
 from services.generation.backends.llamacpp import LlamaCppBackend
 from services.generation.backends.recorded import RecordedBackend
 from services.generation.backends.triton import TritonBackend
-from services.generation.catalog import CatalogError, LlamaCppEntry, OpenAIEntry, RecordedEntry, load
+from services.generation.catalog import LlamaCppEntry, OpenAIEntry, RecordedEntry, load
 
 
 def open_backends(path: Path) -> list[Backend]:

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry
 
+from services.common.catalog import CatalogError
 from services.common.server import CannotServe, Face, main
-from services.generation.catalog import CatalogError
 from services.verification.core import Verification
 from services.verification.engines import open_backends
 from services.verification.servicer import face

@@ -34,11 +34,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from isoflop.v1.verification_pb2 import ChainScoring
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from services.generation.catalog import LARGEST, CatalogError, Entry, HttpEntry, PriceEntry, ShapeEntry
+from services.common.catalog import LARGEST, Entry, HttpEntry, PriceEntry, ShapeEntry, read
 
 ScoringName = Literal["min", "product", "last", "mean"]
 
@@ -187,13 +186,4 @@ class Catalog(Entry):
 
 def load(path: Path) -> Catalog:
     """Read a catalogue; raises CatalogError."""
-    try:
-        return Catalog.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise CatalogError(f"verifiers {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CatalogError(f"verifiers {path}: not YAML ({str(error).splitlines()[0]})") from None
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"]) or "as a whole"
-        raise CatalogError(f"verifiers {path}: {where}: {fault['msg']}") from None
+    return read(path, Catalog, "verifiers")

@@ -14,7 +14,7 @@ from isoflop.errors import FailedPrecondition, InvalidArgument
 from isoflop.v1.common_pb2 import Message
 from toy_labels import write_toy
 
-from services.generation.template import ChatTemplate
+from services.common.template import ChatTemplate
 from training import prm
 from training.labels import Chain, Step, read
 from training.prm import CHAT_TEMPLATE, Wanted, check, is_made, need

@@ -24,8 +24,8 @@ from isoflop.v1.common_pb2 import (
     FinishReason,
 )
 
+from services.common.catalog import LARGEST
 from services.generation.backends import NEVER_STARTED, End, Job, Piece, Round
-from services.generation.catalog import LARGEST
 
 BYTES_A_TOKEN = 4
 """Where a prompt's tokens are not told, they are estimated by this: about right for English text."""

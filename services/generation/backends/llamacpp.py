@@ -34,9 +34,10 @@ from isoflop.v1.common_pb2 import (
     Shape,
 )
 
+from services.common.catalog import CatalogError
+from services.common.template import ChatTemplate
 from services.generation.backends import NEVER_STARTED, End, Job, Piece, Round
-from services.generation.catalog import CatalogError, LlamaCppEntry
-from services.generation.template import ChatTemplate
+from services.generation.catalog import LlamaCppEntry
 
 CAPABILITIES = Capabilities(prefix=True, seed=SEED_PROMISE_ALONE, logprobs=True, abort_one=True)
 

@@ -39,12 +39,13 @@ from isoflop.v1.common_pb2 import (
     Model,
 )
 
+from services.common.catalog import CatalogError
 from services.common.http import Key, KeyUnusable, make_client, read_some, retry_after
 from services.common.sse import Events, EventTooLong
+from services.common.template import ChatTemplate
 from services.generation.backends import Job, Round
 from services.generation.backends.chunks import Answer, ErrorChunk, Malformed, Prompt
-from services.generation.catalog import CatalogError, OpenAIEntry
-from services.generation.template import ChatTemplate
+from services.generation.catalog import OpenAIEntry
 
 log = structlog.get_logger()
 

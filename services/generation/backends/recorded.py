@@ -25,8 +25,9 @@ from isoflop.v1.common_pb2 import (
     Model,
 )
 
+from services.common.catalog import CatalogError
 from services.generation.backends import NEVER_STARTED, End, Job, Piece, Round
-from services.generation.catalog import CatalogError, RecordedEntry
+from services.generation.catalog import RecordedEntry
 
 CHARS_A_TOKEN = 4
 """Where a recording has characters and no tokens, tokens are estimated by this."""

@@ -29,9 +29,10 @@ from isoflop.v1.common_pb2 import (
     Model,
 )
 
+from services.common.catalog import CatalogError
+from services.common.template import ChatTemplate
 from services.generation.backends import End, Job, Piece, Round
-from services.generation.catalog import CatalogError, TritonEntry
-from services.generation.template import ChatTemplate
+from services.generation.catalog import TritonEntry
 
 UNSEEN_TOKENS = 64
 """Tokens that a cancelled request may have generated and not told of, at most. Measured with the embedded

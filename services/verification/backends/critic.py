@@ -29,9 +29,9 @@ from isoflop.v1.verification_pb2 import Chain, Verifier
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from services.common.catalog import CatalogError
 from services.common.channels import Channels
 from services.common.flops import with_attention, without_attention
-from services.generation.catalog import CatalogError
 from services.generation.remote import RemoteGeneration
 from services.verification.backends import Scored, Spent, Unscorable, score_each
 from services.verification.catalog import CriticEntry

@@ -31,8 +31,8 @@ from isoflop.v1.verification_pb2 import Chain, Verifier
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from services.generation.catalog import LARGEST, CatalogError, Entry, ShapeEntry
-from services.generation.template import ChatTemplate
+from services.common.catalog import LARGEST, CatalogError, Entry, ShapeEntry
+from services.common.template import ChatTemplate
 from services.verification.backends import Scored, Spent, Unscorable
 from services.verification.batching import Batcher
 from services.verification.catalog import OnnxEntry, ScoringName

@@ -22,8 +22,8 @@ from isoflop.errors import Unavailable
 from isoflop.v1.common_pb2 import Message
 from isoflop.v1.verification_pb2 import Chain, Verifier
 
-from services.generation.catalog import CatalogError
-from services.generation.template import ChatTemplate
+from services.common.catalog import CatalogError
+from services.common.template import ChatTemplate
 from services.verification.backends import NOTHING, Scored, Spent, Unscorable, score_each
 from services.verification.catalog import PoolingEntry
 from services.verification.steps import texts

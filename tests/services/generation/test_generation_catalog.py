@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from services.generation.catalog import CatalogError, LlamaCppEntry, RecordedEntry, TritonEntry, load
+from services.common.catalog import CatalogError
+from services.generation.catalog import LlamaCppEntry, RecordedEntry, TritonEntry, load
 from services.generation.engines import open_backends
 
 OPENAI = "name: m, backend: openai, shape: {active_parameters: 1}, base_url: 'http://h/v1'"

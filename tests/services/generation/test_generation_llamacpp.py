@@ -27,10 +27,11 @@ from isoflop.v1.generation_pb2 import Branch
 from random_gguf import CONTEXT, HEAD_SIZE, HEADS, LAYERS, write_random_model
 from scripted_backend import Call, generate, samples, start
 
+from services.common.catalog import CatalogError
 from services.common.flops import attended
 from services.generation.backends import Job, Round
 from services.generation.backends.llamacpp import LlamaCppBackend
-from services.generation.catalog import CatalogError, LlamaCppEntry
+from services.generation.catalog import LlamaCppEntry
 from services.generation.core import Generation
 from services.generation.engines import open_backends
 

@@ -21,8 +21,9 @@ from isoflop.v1.generation_pb2 import Branch, RoundUsage
 from prometheus_client import CollectorRegistry
 from scripted_backend import Call, generate, make_core, samples, start
 
+from services.common.catalog import CatalogError
 from services.generation.backends.recorded import RecordedBackend
-from services.generation.catalog import CatalogError, RecordedEntry
+from services.generation.catalog import RecordedEntry
 
 RECORDINGS = Path(__file__).resolve().parents[4] / "shared" / "data" / "recordings"
 COUNT = 10

@@ -30,9 +30,10 @@ from isoflop.v1.generation_pb2 import Branch, GenerateResponse, RoundUsage, Star
 from openai_server import KEY, LOGPROB, MODEL, PROMPT_TOKENS, WORDS, Exchange, OpenAIServer, Play
 from scripted_backend import QUESTION, Call, generate, make_core, samples, start
 
+from services.common.catalog import CatalogError
 from services.generation.backends import chunks, openai
 from services.generation.backends.openai import OpenAIBackend
-from services.generation.catalog import CatalogError, OpenAIEntry
+from services.generation.catalog import OpenAIEntry
 from services.generation.core import Generation
 
 TEXT = "".join(WORDS)

@@ -9,8 +9,8 @@ import pytest
 from isoflop.v1.verification_pb2 import CHAIN_SCORING_LAST, CHAIN_SCORING_MEAN, CHAIN_SCORING_MIN
 from tiny_verifier import write_verifier
 
+from services.common.catalog import CatalogError
 from services.common.settings import MODELS
-from services.generation.catalog import CatalogError
 from services.verification.catalog import (
     CriticEntry,
     LogprobEntry,

@@ -30,7 +30,7 @@ from isoflop.v1.generation_pb2 import (
 )
 from isoflop.v1.verification_pb2 import CHAIN_SCORING_MEAN, CHAIN_SCORING_MIN, Chain, ScoreRequest
 
-from services.generation.catalog import CatalogError
+from services.common.catalog import CatalogError
 from services.verification.backends.critic import CriticBackend
 from services.verification.catalog import CriticEntry
 

@@ -17,8 +17,8 @@ from isoflop.v1.common_pb2 import Step
 from isoflop.v1.verification_pb2 import CHAIN_SCORING_MIN, CHAIN_SCORING_PRODUCT, Chain, ScoreRequest
 from tiny_verifier import CONTEXT, NAN, POISON, SHAPE, expected, tokens, write_verifier
 
+from services.common.catalog import CatalogError
 from services.common.flops import attended
-from services.generation.catalog import CatalogError
 from services.verification.backends.onnx import OnnxBackend
 from services.verification.catalog import OnnxEntry
 

@@ -16,8 +16,8 @@ from isoflop.v1.verification_pb2 import CHAIN_SCORING_MEAN, CHAIN_SCORING_MIN
 from pydantic import ValidationError
 from vllm_server import KEY, MODEL, SEPARATOR, VllmServer, error, right, tokens, vllm
 
+from services.common.catalog import CatalogError
 from services.common.flops import attended
-from services.generation.catalog import CatalogError
 from services.verification.backends.pooling import PoolingBackend
 from services.verification.catalog import PoolingEntry
 

@@ -6,7 +6,7 @@ import pytest
 from isoflop.errors import InvalidArgument
 from isoflop.v1.common_pb2 import Message
 
-from services.generation.template import ChatTemplate
+from services.common.template import ChatTemplate
 
 TALK = [
     Message(role="system", content="Be brief."),
