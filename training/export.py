@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +11,7 @@ import gguf
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from training.model import Decoder, Shape
 from training.tokens import end_of_text, merges, vocabulary
@@ -43,12 +45,33 @@ def load_checkpoint(path: Path) -> tuple[Decoder, dict[str, object]]:
     return model.eval(), state
 
 
+HEAD_STEP: Final = 32
+"""Heads are padded with zeros to a multiple of this: llama.cpp's kernels take so many numbers at once, and the
+rest one by one, which made the attention of heads of 28 the larger half of all time."""
+
+
+def padded_head(shape: Shape) -> int:
+    """Width of a head in the file."""
+    return -(-shape.head_size // HEAD_STEP) * HEAD_STEP
+
+
 def named_tensors(model: Decoder) -> dict[str, Tensor]:
     """The weights by the names of llama.cpp; its matrices are [out, in] too.
 
-    Rotary pairs are neighbours here as there, so nothing is permuted. Without
-    an `output.weight` llama.cpp uses the embedding for the output.
+    Rotary pairs are neighbours here as there, so nothing is permuted. Without an `output.weight` llama.cpp
+    uses the embedding for the output. Padding a head changes no product; the queries are scaled as llama.cpp
+    divides them by the root of the padded width.
     """
+    heads, size, padded = model.shape.heads, model.shape.head_size, padded_head(model.shape)
+
+    def rows(weight: Tensor) -> Tensor:
+        """Zeros below each head: [heads * size, D] → [heads * padded, D]."""
+        return functional.pad(weight.view(heads, size, -1), (0, 0, 0, padded - size)).flatten(0, 1)
+
+    def columns(weight: Tensor) -> Tensor:
+        """Zeros beside each head: [D, heads * size] → [D, heads * padded]."""
+        return functional.pad(weight.view(-1, heads, size), (0, padded - size)).flatten(1)
+
     tensors: dict[str, Tensor] = {"token_embd.weight": model.embedding}
     for index, block in enumerate(model.blocks):
         state = block.state_dict()
@@ -56,10 +79,10 @@ def named_tensors(model: Decoder) -> dict[str, Tensor]:
         gate, up = state["gate_up"]
         weights = {
             "attn_norm": state["attention_norm"],
-            "attn_q": query,
-            "attn_k": key,
-            "attn_v": value,
-            "attn_output": state["attention_output"][0],
+            "attn_q": rows(query) * math.sqrt(padded / size),
+            "attn_k": rows(key),
+            "attn_v": rows(value),
+            "attn_output": columns(state["attention_output"][0]),
             "ffn_norm": state["feed_forward_norm"],
             "ffn_gate": gate,
             "ffn_up": up,
@@ -85,8 +108,15 @@ def write_gguf(model: Decoder, name: str, path: Path) -> None:
     writer.add_head_count(shape.heads)
     writer.add_head_count_kv(shape.heads)
     writer.add_layer_norm_rms_eps(shape.norm_epsilon)
-    writer.add_rope_dimension_count(shape.head_size)
-    writer.add_rope_freq_base(shape.rope_base)
+    # Frequency i is base ^ (-2 i / width): with this base the first pairs turn as they were trained to.
+    padded = padded_head(shape)
+    writer.add_key_length(padded)
+    writer.add_value_length(padded)
+    writer.add_rope_dimension_count(padded)
+    writer.add_rope_freq_base(shape.rope_base ** (padded / shape.head_size))
+    # FLOPs are those of the model, not of the padding.
+    writer.add_uint64("isoflop.active_parameters", shape.parameters)
+    writer.add_uint32("isoflop.head_size", shape.head_size)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
 
     writer.add_tokenizer_model("gpt2")

@@ -232,8 +232,7 @@ def _parameters(xllamacpp: Any, entry: LlamaCppEntry, path: Path, context: int, 
     parameters.n_ctx = context * entry.parallel
     parameters.cpuparams.n_threads = entry.threads
     parameters.cpuparams_batch.n_threads = entry.threads
-    # Closest to the same text for the same seed.
-    parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_AUTO
     parameters.cache_ram_mib = 0
     parameters.warmup = False
     parameters.verbosity = -1
@@ -246,6 +245,8 @@ class Header:
     """What a GGUF file says of its model."""
 
     shape: Shape
+    """Of its tensors; where heads are padded for the kernels, `isoflop.active_parameters` and
+    `isoflop.head_size` tell what they were without."""
     context: int
     """Tokens of prompt and sample together."""
     chat_template: str
@@ -281,14 +282,13 @@ class Header:
         if "output.weight" in sizes:
             # Embeddings that are not tied are looked up, not multiplied.
             active -= sizes["token_embd.weight"]
+        width = value(f"{family}.attention.key_length", value(f"{family}.embedding_length") // heads)
         return cls(
             Shape(
-                active_parameters=int(active),
+                active_parameters=value("isoflop.active_parameters", int(active)),
                 layers=value(f"{family}.block_count"),
                 heads=heads,
-                head_size=value(
-                    f"{family}.attention.key_length", value(f"{family}.embedding_length") // heads
-                ),
+                head_size=value("isoflop.head_size", width),
                 window=value(f"{family}.attention.sliding_window", 0),
             ),
             context=value(f"{family}.context_length"),
