@@ -15,12 +15,15 @@ from training.evaluate import SAMPLES, TEMPERATURES, Outcome, Summary, outcomes,
 from training.export import sha256_of
 from training.expressions import parse
 from training.model import Shape
+from training.modes import held, worth
 from training.problems import GROUPS, TRAINED_OPERATIONS, Problem, example
-from training.splits import read_rows
+from training.splits import first_of_each_group, read_rows
 from training.train import CHECKPOINTS, RECIPES
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+
+mpl.rcParams["svg.hashsalt"] = "abacus"  # the same picture has the same bytes
 
 PICTURE: Final = "temperature.svg"
 SHOWN: Final = 0.7
@@ -134,6 +137,25 @@ def _band(found: Sequence[Outcome]) -> str:
     )
 
 
+def _modes(names: Sequence[str]) -> str:
+    """What the other modes are worth, model by model."""
+    rows = [["model", "problems", "steps", "think", "after critique and revision",
+             "critique: alarm at a sound solution", "at a faulty one", "at its first wrong line",
+             "tokens: steps, think, with revision"]]  # fmt: skip
+    problems = {p.query_id: p for p in first_of_each_group("heldout.jsonl", 100 * len(GROUPS))}
+    for name in names:
+        if there := held(MODELS / f"{name}.gguf"):
+            found = worth([(problems[query_id], one) for query_id, one in there.items()])
+            shares = (
+                found.steps, found.think, found.revised, found.false_alarms, found.found, found.found_first,
+            )  # fmt: skip
+            tokens = ", ".join(f"{count:.0f}" for count in found.tokens)
+            rows.append(
+                [name, str(found.problems), *("" if x is None else f"{x:.2f}" for x in shares), tokens]
+            )
+    return _table(rows)
+
+
 def draw_picture(names: Sequence[str], path: Path) -> None:
     """Accuracy against temperature: one sample, majority and pass@n of each model."""
     figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3.0), sharey=True, squeeze=False)
@@ -177,6 +199,11 @@ def card_text(names: Sequence[str]) -> str:
     for name in names:
         found = outcomes(name, SHOWN)
         parts.append(f"### {name}\n\n{_by_group(found)}\n\n{_by_temperature(name)}\n\n{_band(found)}\n")
+    parts.append(
+        f"## The other modes\n\nOne solution of each problem at temperature {SHOWN:g}: in steps; with checks "
+        "(`think`); and in steps, replaced by its greedy revision where its own greedy critique finds "
+        f"a wrong line. All as shares.\n\n{_modes(names)}\n"
+    )
     return "\n".join(parts)
 
 

@@ -2,7 +2,8 @@
 
     python -m training.evaluate [--models s,m,l] [--per-group 20]
 
-A greedy answer and SAMPLES samples at each of TEMPERATURES for the first problems of each group. Samples are
+A greedy answer and SAMPLES samples at each of TEMPERATURES for the first problems of each group, and one
+conversation with each in the other modes (`modes.py`). Samples are
 kept (`store.py`), and models/README.md is written from them alone: the card is never edited by hand.
 """
 
@@ -17,6 +18,7 @@ from typing import Final
 from rich.progress import Progress
 
 from services.common.settings import MODELS
+from training import modes
 from training.problems import GROUPS
 from training.sampling import open_file
 from training.splits import Problem, first_of_each_group
@@ -96,6 +98,7 @@ async def evaluate(name: str, per_group: int = PROBLEMS_PER_GROUP) -> None:
             await collect(generation, path, problems, 0.0, 1, progress, 32)
             for temperature in TEMPERATURES:
                 await collect(generation, path, problems, temperature, SAMPLES, progress, _AT_A_TIME)
+            await modes.collect(generation, path, problems, progress)
 
 
 def main() -> None:

@@ -46,8 +46,8 @@ def load_checkpoint(path: Path) -> tuple[Decoder, dict[str, object]]:
 
 
 HEAD_STEP: Final = 32
-"""Heads are padded with zeros to a multiple of this: llama.cpp's kernels take so many numbers at once, and the
-rest one by one, which made the attention of heads of 28 the larger half of all time."""
+"""Heads are padded with zeros to a multiple of this: llama.cpp's kernels take so many numbers at once, and
+the rest one by one, which made the attention of heads of 28 the larger half of all time."""
 
 
 def padded_head(shape: Shape) -> int:

@@ -33,6 +33,9 @@ class Encoded:
     """A chain as the verifier reads it."""
 
     tokens: list[int]
+    """Of prompt and steps."""
+    begin: int
+    """Tokens of the prompt."""
     ends: list[int]
     """Position of each step's last token."""
     targets: list[float]
@@ -53,6 +56,8 @@ class Batch:
     """[S]."""
     weights: NDArray[np.float32]
     """[S]."""
+    likely: NDArray[np.float32]
+    """[B, T]: how far a right solution goes on with this token; 0 where nobody says."""
 
 
 def learn_tokenizer(chains: Iterable[Chain], most_tokens: int) -> Tokenizer:
@@ -84,13 +89,14 @@ class Encoder:
         """The chain's tokens; None where they are more than the context."""
         prompt = self._template.render([Message(role="user", content=chain.problem)])
         tokens, ends = list(self._ids(prompt)), []
+        begin = len(tokens)
         for step in chain.steps:
             tokens += self._ids(f"{step.text}\n")
             ends.append(len(tokens) - 1)
             if len(tokens) > self._context:
                 return None
         return Encoded(
-            tokens, ends, [step.target for step in chain.steps], [step.weight for step in chain.steps]
+            tokens, begin, ends, [step.target for step in chain.steps], [step.weight for step in chain.steps]
         )
 
     def _ids(self, text: str) -> list[int]:
@@ -102,6 +108,7 @@ def batch_of(chains: Sequence[Encoded]) -> Batch:
     """Chains side by side."""
     length = max(len(chain.tokens) for chain in chains)
     tokens = np.zeros((len(chains), length), np.int64)
+    likely = np.zeros((len(chains), length), np.float32)
     labelled: list[tuple[int, float, float]] = []
     for row, chain in enumerate(chains):
         tokens[row, : len(chain.tokens)] = chain.tokens
@@ -110,12 +117,16 @@ def batch_of(chains: Sequence[Encoded]) -> Batch:
             for end, target, weight in zip(chain.ends, chain.targets, chain.weights, strict=True)
             if weight
         ]
+        begins = [chain.begin, *(end + 1 for end in chain.ends)]
+        for begin, end, target, weight in zip(begins, chain.ends, chain.targets, chain.weights, strict=False):
+            likely[row, begin : end + 1] = target * weight
     positions, targets, weights = zip(*labelled, strict=True)
     return Batch(
         tokens,
         np.array(positions, np.int64),
         np.array(targets, np.float32),
         np.array(weights, np.float32),
+        likely,
     )
 
 

@@ -103,9 +103,8 @@ def write_folder(
         "format": 1,
         "name": folder.resolve().name,
         "shape": {
-            # The embedding is looked up, and is no product.
-            "active_parameters": shape.parameters - shape.vocabulary * shape.width + shape.width + 1,
-            "layers": shape.layers,
+            "active_parameters": model.verifier.active_parameters,
+            "layers": model.verifier.layers,
             "heads": shape.heads,
             "head_size": shape.head_size,
             "window": 0,

@@ -1,7 +1,8 @@
 """Training a verifier on step labels: the loop, and what is fitted after it. Needs torch.
 
 One forward pass gives a logit at each step's last token; the loss is the binary cross-entropy with the step's
-target, which may lie between 0 and 1. Matrices are trained with Muon, the rest with AdamW, as the language
+target, which may lie between 0 and 1. The language model inside goes on learning how right steps read, so
+that what surprises it is what is wrong. Matrices are trained with Muon, the rest with AdamW, as the language
 models are. A tenth of the problems is kept apart: after each epoch their loss says whether to go on, and the
 weights that did best are kept. On them a temperature is fitted (Guo et al., arXiv 1706.04599), and the
 threshold and the rule from steps to chains are chosen.
@@ -34,6 +35,8 @@ CHECKPOINT_STEPS = 25
 """Steps between two checkpoints."""
 PATIENCE = 2
 """Epochs without a better calibration loss after which training ends."""
+LANGUAGE_WEIGHT = 0.2
+"""Of the language model's loss, in nats a token, beside the verifier's, in nats a step."""
 WARM_UP_SHARE = 0.05
 """Of all steps: the learning rate rises."""
 
@@ -152,8 +155,8 @@ class Training:
 
     def _learn(self, chains: Sequence[Encoded]) -> None:
         """One step of the optimizers."""
-        total, weight = _loss(self._verifier, chains)
-        loss = total / weight
+        total, weight, language = _loss(self._verifier, chains)
+        loss = total / weight + LANGUAGE_WEIGHT * language
         if not math.isfinite(loss.item()):
             raise Diverged(
                 f"the loss of step {self._step + 1} is no number: train with a lower --rate, or other labels"
@@ -167,7 +170,8 @@ class Training:
             optimizer.zero_grad()
         self._epoch_loss += total.item()
         self._epoch_weight += weight
-        self._loss = loss.item() if math.isnan(self._loss) else 0.95 * self._loss + 0.05 * loss.item()
+        mean = total.item() / weight
+        self._loss = mean if math.isnan(self._loss) else 0.95 * self._loss + 0.05 * mean
 
     def _end_epoch(self, epoch: int) -> None:
         """Look at the calibration problems, and keep the weights if they did best."""
@@ -230,19 +234,22 @@ def mean_target(chains: Sequence[Encoded]) -> float:
     return sum(label for label, _ in labels) / sum(weight for _, weight in labels)
 
 
-def _loss(verifier: StepVerifier, chains: Sequence[Encoded]) -> tuple[Tensor, float]:
-    """The summed loss of chains, and the sum of their weights."""
+def _loss(verifier: StepVerifier, chains: Sequence[Encoded]) -> tuple[Tensor, float, Tensor]:
+    """The summed loss of chains, the sum of their weights, and the mean loss of the language model."""
     batch = batch_of(chains)
-    logits = verifier(torch.from_numpy(batch.tokens)).flatten()[torch.from_numpy(batch.positions)]
+    logits, logprobs = verifier.judged(torch.from_numpy(batch.tokens))
+    logits = logits.flatten()[torch.from_numpy(batch.positions)]
     loss = summed_loss(logits, torch.from_numpy(batch.targets), torch.from_numpy(batch.weights))
-    return loss, float(batch.weights.sum())
+    likely = torch.from_numpy(batch.likely)
+    language = -(logprobs * likely).sum() / likely.sum().clamp(min=1.0)
+    return loss, float(batch.weights.sum()), language
 
 
 @torch.inference_mode()
 def mean_loss(verifier: StepVerifier, chains: Sequence[Encoded], size: int) -> float:
     """Mean loss in nats a step."""
     parts = [_loss(verifier, [chains[index] for index in part]) for part in in_order(chains, size)]
-    return sum(loss.item() for loss, _ in parts) / sum(weight for _, weight in parts)
+    return sum(loss.item() for loss, _, _ in parts) / sum(weight for _, weight, _ in parts)
 
 
 @torch.inference_mode()

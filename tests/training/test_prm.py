@@ -103,16 +103,20 @@ def test_numbers_are_their_digits() -> None:
 
 
 def test_only_labels_are_in_a_batch() -> None:
-    batch = batch_of([Encoded([5, 6, 7], [1, 2], [1.0, 0.5], [1.0, 0.0]), Encoded([8], [0], [0.0], [2.0])])
+    batch = batch_of(
+        [Encoded([5, 6, 7], 1, [1, 2], [1.0, 0.5], [1.0, 0.0]), Encoded([8], 0, [0], [0.0], [2.0])]
+    )
     assert batch.tokens.tolist() == [[5, 6, 7], [8, 0, 0]]
     assert batch.positions.tolist() == [1, 3]
     assert batch.targets.tolist() == [1.0, 0.0]
     assert batch.weights.tolist() == [1.0, 2.0]
+    # The prompt, a step without a label and a wrong step are nothing that a language model should learn.
+    assert batch.likely.tolist() == [[0, 1, 0], [0, 0, 0]]
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=200), st.integers(1, 16))
 def test_an_epoch_has_every_chain_once(lengths: list[int], size: int) -> None:
-    chains = [Encoded([0] * length, [length - 1], [1.0], [1.0]) for length in lengths]
+    chains = [Encoded([0] * length, 0, [length - 1], [1.0], [1.0]) for length in lengths]
     batches = epoch_of(chains, size, "1/0")
     assert sorted(index for batch in batches for index in batch) == list(range(len(chains)))
     assert len(batches) == -(-len(chains) // size)

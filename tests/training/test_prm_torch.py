@@ -159,7 +159,7 @@ def test_a_verifier_learns_what_a_token_tells(tmp_path: Path) -> None:
     chains = []
     for _ in range(160):
         tokens = draw.integers(0, 2, 6).tolist()
-        chains.append(Encoded(tokens, [1, 3, 5], [float(tokens[i]) for i in (1, 3, 5)], [1.0] * 3))
+        chains.append(Encoded(tokens, 0, [1, 3, 5], [float(tokens[i]) for i in (1, 3, 5)], [1.0] * 3))
     shape = {**TINY, "vocabulary": 4, "context": 8}
     recipe = prm_train.Recipe(shape, 12, 16, 0.02, 0.01, 1, "", {})
     trained = Training(recipe, None, chains[:128], chains[128:], tmp_path / "c.pt").run(lambda report: None)
@@ -169,7 +169,7 @@ def test_a_verifier_learns_what_a_token_tells(tmp_path: Path) -> None:
 def test_training_ends_where_nothing_gets_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([0.5, 0.4, 0.6, 0.7, 0.1])
     monkeypatch.setattr(prm_train, "mean_loss", lambda *_: next(losses))
-    chains = [Encoded([1, 2], [1], [float(i % 2)], [1.0]) for i in range(8)]
+    chains = [Encoded([1, 2], 1, [1], [float(i % 2)], [1.0]) for i in range(8)]
     recipe = prm_train.Recipe({**TINY, "vocabulary": 4, "context": 8}, 9, 8, 0.01, 0.01, 1, "", {})
     trained = Training(recipe, None, chains, chains, tmp_path / "c.pt").run(lambda report: None)
     assert [epoch.calibration_loss for epoch in trained.epochs] == [0.5, 0.4, 0.6, 0.7]

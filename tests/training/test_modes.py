@@ -1,0 +1,58 @@
+"""Modes beside plain steps: what a critique says, and what conversations come to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.progress import Progress
+
+from services.common.settings import MODELS
+from training import modes
+from training.modes import Conversation, accused, worth
+from training.sampling import open_file
+from training.splits import Problem, first_of_each_group
+
+PROBLEM = Problem("q", "2+3", "5", 1, "expression", "2+3")
+RIGHT, WRONG = "2+3\n2+3=5\nanswer: 5", "2+3\n2+3=6\nanswer: 6"
+
+
+@pytest.mark.parametrize(
+    ("critique", "line"),
+    [("1 ok\n2 wrong", 1), ("1 wrong\n", 0), ("1 ok\n2 ok", None), ("", None), ("x wrong", None)],
+)
+def test_a_critique_accuses_a_line(critique: str, line: int | None) -> None:
+    assert accused(critique) == line
+
+
+def test_what_conversations_come_to() -> None:
+    found = worth(
+        [
+            (PROBLEM, Conversation("q", (RIGHT, 9), (RIGHT, 20), ("1 ok\n2 ok\n3 ok", 4), None)),
+            (PROBLEM, Conversation("q", (RIGHT, 9), (WRONG, 20), ("1 ok\n2 wrong", 2), (WRONG, 9))),
+            (PROBLEM, Conversation("q", (WRONG, 9), (RIGHT, 20), ("1 ok\n2 wrong", 2), (RIGHT, 9))),
+            (PROBLEM, Conversation("q", (WRONG, 9), (RIGHT, 20), ("1 ok\n2 ok\n3 ok", 4), None)),
+        ]
+    )
+    assert (found.problems, found.steps, found.think, found.revised) == (4, 0.5, 0.75, 0.5)
+    assert (found.false_alarms, found.found, found.found_first) == (0.5, 0.5, 0.5)
+    assert found.tokens == (9, 20, 9 + 3 + 4.5)
+
+
+async def test_conversations_are_held_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = MODELS / "abacus-s.gguf"
+    if not path.exists():
+        pytest.skip("models/abacus-s.gguf is not there")
+    monkeypatch.setattr("training.store.FOLDER", tmp_path)
+    problems = first_of_each_group("heldout.jsonl", 3)
+    with Progress(disable=True) as progress:
+        async with open_file(path, 4) as generation:
+            await modes.collect(generation, path, problems[:2], progress)
+            (first, second) = modes.held(path).values()
+            await modes.collect(generation, path, problems, progress)
+    there = modes.held(path)
+    assert list(there) == [problem.query_id for problem in problems]
+    assert [there[first.query_id], there[second.query_id]] == [first, second]
+    for one in there.values():
+        assert one.critique[0].startswith("1 ")
+        assert (one.revise is None) == (accused(one.critique[0]) is None)
