@@ -20,7 +20,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -220,7 +220,7 @@ class Run:
             file.write(json.dumps(told | {"slots": self._slots, "date": _now()}) + "\n")
 
     def measured(self) -> list[Measured]:
-        """Everything that is stored, as arrays; raises NotMeasured where samples are missing."""
+        """Everything that is stored, as arrays; raises NotMeasured where a problem has no sample."""
         return [self._measured(model) for model in self.models]
 
     def _measured(self, model: Model) -> Measured:
@@ -235,7 +235,8 @@ class Run:
             own = rows if degree == main.temperature else store.read(
                 self.lane(model, degree).path(self.places.store)
             )  # fmt: skip
-            by_temperature[degree] = load(self.few, own, [], options.temperature_samples, prices)
+            with suppress(NotMeasured):  # the claims that need it say so
+                by_temperature[degree] = load(self.few, own, [], options.temperature_samples, prices)
         return Measured(
             model,
             self.heldout,
@@ -275,7 +276,7 @@ class Run:
         return {
             "date": _now(),
             "options": asdict(self.options),
-            "models": {model.name: {"sha256": self.hashes[model.name]} for model in self.models},
+            "models": {one.name: {"sha256": self.hashes[one.name], "samples": one.most} for one in measured},
             "verifier": {
                 "name": self.verifier,
                 "sha256": self.verifier_hash,

@@ -189,19 +189,25 @@ def cell_rates(problems: Sequence[Problem], rows: Sequence[Row], samples: int) -
 def load(
     problems: Sequence[Problem], rows: Sequence[Row], scores: Sequence[Row], count: int, prices: Prices
 ) -> list[Samples]:
-    """The first `count` samples of each problem; raises NotMeasured where some are not stored."""
+    """The same number of samples of each problem: the first, as many as all have, and `count` at most.
+
+    Raises NotMeasured where a problem has none.
+    """
     found = stored_samples(rows)
     told: dict[tuple[str, int], dict[str, Row]] = {}
     for row in scores:
         told.setdefault((row["query_id"], row["seed"]), {}).update(
             {one["digest"]: one for one in row["scores"]}
         )
+    for problem in problems:
+        _, mine = found.get((problem.query_id, seed_of(problem)), (0, {}))
+        count = next((index for index in range(count) if index not in mine), count)
+        if not count:
+            raise NotMeasured(f"no sample of {problem.query_id} is stored: sample first")
     loaded = []
     for problem in problems:
         key = (problem.query_id, seed_of(problem))
-        prompt, mine = found.get(key, (0, {}))
-        if not mine.keys() >= set(range(count)):
-            raise NotMeasured(f"not all samples of {problem.query_id} are stored: sample first")
+        prompt, mine = found[key]
         chosen = [mine[index] for index in range(count)]
         loaded.append(samples_of(problem, prompt, chosen, told.get(key, {}), prices))
     return loaded

@@ -87,8 +87,9 @@ def write_page(
         "`benchmarks/results/headlines.json`, each query's in `headlines_queries.jsonl`, what they were made",
         "with in `headlines_manifest.json`.",
         "",
-        f"{len(models[0].problems)} held-out problems, {models[0].most} samples of each from each model at "
-        f"temperature {manifest['options']['temperature']:g}, verifier `{manifest['verifier']['name']}`. "
+        f"{len(models[0].problems)} held-out problems; samples of each: "
+        f"{', '.join(f'{one.most} from {one.name}' for one in models)}, at temperature "
+        f"{manifest['options']['temperature']:g}, verifier `{manifest['verifier']['name']}`. "
         "Problems were fixed before the models were trained, definitions and demands before any sample was "
         "seen; a claim that does not hold stays here with the reason found. Where a claim is told of each "
         "model, its headline is the middle model's, by size.",

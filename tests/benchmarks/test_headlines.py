@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from isoflop.v1.common_pb2 import Model, Shape
 from benchmarks.headlines import REDUCED, Options, Places, Run, main
 from benchmarks.headlines_claims import Row, all_rows, self_consistency
 from benchmarks.headlines_data import SCORINGS, Measured, NotMeasured, Prices
-from benchmarks.samples import append, digest, seed_of
+from benchmarks.samples import append, digest, read, seed_of
 from router.cost import samples as cost_of_samples
 from training.splits import Problem
 
@@ -215,6 +216,23 @@ def test_what_cannot_be_measured_stays_in_the_table(run: Run) -> None:
     votes = next(row for row in told if row.claim == "self_consistency_40")
     assert (votes.measured, votes.interval, votes.holds) == (None, None, False)
     assert votes.reason == "not measured: needs 40 samples of each problem, and 32 are stored"
+
+
+def test_as_many_are_told_as_every_problem_has(run: Run, tmp_path: Path) -> None:
+    """A run that was stopped, or a model that was sampled less, is reported with what it has."""
+    store = tmp_path / "store"
+    shutil.copytree(run.places.store, store)
+    fewer = Run(OPTIONS, replace(run.places, store=store), 1, 1)
+    model = fewer.models[0]
+    path = fewer.lane(model, OPTIONS.temperature).path(store)
+    lines = read(path)
+    lines[7]["samples"] = lines[7]["samples"][:96]
+    path.unlink()
+    append(path, lines)
+    fewer.lane(model, 0.3).path(store).unlink()
+    one, *others = fewer.measured()
+    assert (one.most, {other.most for other in others}) == (96, {256})
+    assert (set(one.by_temperature), set(others[0].by_temperature)) == ({0.7}, {0.3, 0.7})
 
 
 def test_a_report_without_samples_says_what_to_do(run: Run, tmp_path: Path) -> None:
