@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from isoflop.v1.common_pb2 import Sample, Step
 
+from services.common.lines import lines
 from services.generation.backends import Job, Piece
 
 
@@ -15,6 +16,7 @@ class Stretch:
 
     end: int = 0
     tokens: int = 0
+    blank: bool = True
     _logprob: float = 0.0
     _told: bool = False
     _lacking: bool = False
@@ -27,6 +29,14 @@ class Stretch:
             self._logprob += logprob
         elif tokens:
             self._lacking = True
+
+    def join(self, after: Stretch) -> None:
+        """Add the stretch that comes after this one."""
+        self.end = after.end or self.end
+        self.tokens += after.tokens
+        self._logprob += after._logprob
+        self._told = self._told or after._told
+        self._lacking = self._lacking or after._lacking
 
     @property
     def logprob(self) -> float | None:
@@ -57,9 +67,8 @@ class Growing:
 
     def add(self, piece: Piece) -> None:
         """Take the next piece. One of several lines is shared out to their steps by length."""
-        lines = piece.text.splitlines(keepends=True) or [""]
         told, length = 0, 0
-        for line in lines:
+        for line in lines(piece.text) or [""]:
             length += len(line)
             share = length / len(piece.text) if piece.text else 1.0
             tokens = round(piece.tokens * share) - told
@@ -69,24 +78,28 @@ class Growing:
         self._whole.take(piece.tokens, piece.logprob)
 
     def _line(self, text: str, tokens: int, logprob: float | None) -> None:
-        """A stretch in which no step ends but at its end. Blank lines belong to the step before them."""
-        step = self._open
-        if not text.strip() and not step.end and self._steps:
-            step = self._steps[-1]
-        step.take(tokens, logprob)
-        if not text:
-            return
-        self._texts.append(text)
-        self._length += len(text)
-        step.end = self._length
-        if step is self._open and text.endswith("\n"):
-            self._steps.append(step)
-            self._open = Stretch()
+        """A stretch in which no step ends but at its end."""
+        self._open.take(tokens, logprob)
+        if text:
+            self._texts.append(text)
+            self._length += len(text)
+            self._open.end = self._length
+            self._open.blank = self._open.blank and text.isspace()
+        if text.endswith("\n"):
+            self._close()
+
+    def _close(self) -> None:
+        """End the open step. Blank lines, and tokens without text, belong to the step before them."""
+        if self._open.blank and self._steps:
+            self._steps[-1].join(self._open)
+        elif self._open.end:
+            self._steps.append(self._open)
+        self._open = Stretch()
 
     def sample(self, last: Piece) -> Sample:
         """The finished sample."""
         assert last.end is not None
-        steps = [*self._steps, self._open] if self._open.end else self._steps
+        self._close()
         return Sample(
             id=self._job.sample_id,
             branch=self._branch,
@@ -94,5 +107,5 @@ class Growing:
             tokens=self.tokens,
             finish_reason=last.end.reason,
             logprob=self._whole.logprob,
-            steps=[step.step() for step in steps],
+            steps=[step.step() for step in self._steps],
         )

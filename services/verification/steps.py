@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from isoflop.v1.common_pb2 import Step
 from isoflop.v1.verification_pb2 import Chain
 
+from services.common.lines import lines
 from services.verification.backends import Unscorable
-
-LINE = re.compile(r".*\n|.+")
 
 
 def cut(text: str) -> list[Step]:
     """Steps that end at line ends, as generation cuts them: a blank line belongs to the step before it."""
     ends: list[int] = []
     at = 0
-    for line in LINE.findall(text):
+    for line in lines(text):
         at += len(line)
         if ends and not line.strip():
             ends[-1] = at

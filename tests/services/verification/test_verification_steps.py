@@ -15,18 +15,21 @@ from services.generation.steps import Growing
 from services.verification.backends import Unscorable
 from services.verification.steps import cut, texts
 
-BREAKS = "\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
-"""Line ends of `str.splitlines` at which no step ends."""
-
 lined = st.lists(st.sampled_from(["a", "bc", " ", "", "é𝄞"]), max_size=12).map("\n".join)
 
 
-@given(lined | st.text(st.characters(exclude_characters=BREAKS), max_size=60))
-def test_a_text_is_cut_as_generation_cuts_it(text: str) -> None:
+@given(lined | st.text(max_size=60), st.lists(st.integers(0, 60), max_size=6))
+def test_a_text_is_cut_as_generation_cuts_it_in_whatever_pieces_it_came(text: str, at: list[int]) -> None:
     growing = Growing(Job("m/0", 0, "q", [], "", Sampling()), 0)
-    last = Piece("m/0", text, 5, end=End(FINISH_REASON_STOP, 1))
+    bounds = sorted({0, len(text), *(end for end in at if end < len(text))})
+    for begin, end in pairwise(bounds):
+        growing.add(Piece("m/0", text[begin:end], 5, -1.0))
+    last = Piece("m/0", "", 1, end=End(FINISH_REASON_STOP, 1))
     growing.add(last)
-    assert [step.end for step in cut(text)] == [step.end for step in growing.sample(last).steps]
+    sample = growing.sample(last)
+    assert [step.end for step in cut(text)] == [step.end for step in sample.steps]
+    if text:
+        assert sum(step.tokens for step in sample.steps) == sample.tokens
 
 
 @given(lined | st.text(max_size=60))
