@@ -78,16 +78,6 @@ def _share(inside: int, samples: int, n: int) -> float:
     return float(np.prod(np.arange(inside - n + 1, inside + 1) / np.arange(samples - n + 1, samples + 1)))
 
 
-def auc(scores: Floats, right: Bools) -> float | None:
-    """Chance that a right one has the higher score than a wrong one, ties counted half; None without both."""
-    good, bad = int(right.sum()), int((~right).sum())
-    if not good or not bad:
-        return None
-    _, group, sizes = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = np.cumsum(sizes) - (sizes - 1) / 2
-    return float((ranks[group][right].sum() - good * (good + 1) / 2) / (good * bad))
-
-
 def resamples(problems: int, seed: int = 0) -> Floats:
     """Weights of RESAMPLES resamples of problems, shape (RESAMPLES, problems): times values, their means.
 

@@ -14,12 +14,13 @@ from isoflop.v1.common_pb2 import Model
 from isoflop.v1.generation_pb2 import RoundUsage
 from isoflop.v1.verification_pb2 import ChainScoring
 
-from benchmarks.curves import NO_ANSWER, Bools, Floats, Ints, auc, best_of, permutations, vote
+from benchmarks.curves import NO_ANSWER, Bools, Floats, Ints, best_of, permutations, vote
 from benchmarks.samples import Row, digest, seed_of, stored_samples
 from router.cost import Meter
 from router.strategies.scoring import RULES
 from services.aggregation.numbers import canonical_number
 from services.common.flops import attended
+from training.prm_figures import auc
 from training.problems import first_wrong, judge_solution
 from training.splits import Problem
 from training.votes import pass_at
@@ -329,12 +330,12 @@ class Measured:
             "repeated_texts": float(np.mean([one.repeated for one in chosen])),
         }
         if self.verified:
-            chains = [auc(one.scores[self.scoring], one.is_right) for one in chosen]
-            told = [value for value in chains if value is not None]
+            chains = [auc(one.is_right, one.scores[self.scoring]) for one in chosen]
             steps = auc(
-                np.concatenate([one.steps for one in chosen]),
                 np.concatenate([one.steps_right for one in chosen]),
+                np.concatenate([one.steps for one in chosen]),
             )
+            told = [value for value in chains if not math.isnan(value)]
             found |= {"chain_auc": float(np.mean(told))} if told else {}
-            found |= {"step_auc": steps} if steps is not None else {}
+            found |= {} if math.isnan(steps) else {"step_auc": steps}
         return found

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from benchmarks.curves import (
     NO_ANSWER,
     RESAMPLES,
-    auc,
     best_of,
     fit_logarithm,
     fit_power_law,
@@ -96,15 +95,6 @@ def test_best_of_is_the_mean_over_subsets(drawn: list[tuple[float, bool]], data:
     truth = np.mean([chosen(subset) for subset in combinations(drawn, n)])
     scores, right = np.array([score for score, _ in drawn]), np.array([right for _, right in drawn])
     assert best_of(scores, right, n) == pytest.approx(truth)
-
-
-@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=2, max_size=9))
-def test_auc_counts_pairs(drawn: list[tuple[int, bool]]) -> None:
-    good = [score for score, right in drawn if right]
-    bad = [score for score, right in drawn if not right]
-    pairs = [(a > b) + 0.5 * (a == b) for a in good for b in bad]
-    told = auc(np.array([float(score) for score, _ in drawn]), np.array([right for _, right in drawn]))
-    assert told is None if not pairs else told == pytest.approx(np.mean(pairs))
 
 
 def test_permutations_have_each_sample_once() -> None:
