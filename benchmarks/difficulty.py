@@ -7,7 +7,7 @@
 Both files are of the form of `training/difficulty_answers.py`: `python -m training.calibrate` leaves the
 first, and the second is made of stored samples by
 
-    python -m training.difficulty_answers build/difficulty/heldout.jsonl build/samples/*-t0.7-n16.jsonl \\
+    python -m training.difficulty_answers build/difficulty/heldout.jsonl build/samples/*-t0.7.jsonl.gz \\
         --problems training/problems/heldout.jsonl
 
 (b) MATH-500 under seven recorded models, in five folds by problem, with and without sentence embeddings.

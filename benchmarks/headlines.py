@@ -6,8 +6,8 @@
     python -m benchmarks.headlines --reduced        # a small one, for CI
 
 Samples come from the generation service's core and scores from verification's, in this machine's processes,
-without a router; all are kept under `build/headlines/` (see `benchmarks/samples.py`). The claims, and what
-each demands, are in `benchmarks/headlines_claims.py`.
+without a router; all are kept under `build/samples/` (see `training/store.py`), where the model card and
+calibration find them too. The claims, and what each demands, are in `benchmarks/headlines_claims.py`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import json
 import os
 import platform
 import re
-import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -30,26 +29,13 @@ from typing import Any, Final
 from isoflop.v1.common_pb2 import Model
 from isoflop.v1.verification_pb2 import ChainScoring
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from benchmarks import samples as store
 from benchmarks.curves import DRAWS, RESAMPLES
 from benchmarks.headlines_claims import Row, all_rows
 from benchmarks.headlines_data import Measured, NotMeasured, Prices, Samples, cell_of, cell_rates, load
 from benchmarks.headlines_report import write_page, write_queries, write_rows
-from benchmarks.samples import (
-    BlockJob,
-    Lane,
-    SampleShare,
-    ScoreJob,
-    ScoreShare,
-    Writer,
-    in_processes,
-    sample_share,
-    score_share,
-    sha256_of,
-)
+from benchmarks.scores import ScoreJob, ScoreShare, score_share, unscored, verifier_sha256
 from services.common.catalog import CatalogError
 from services.common.settings import MODELS
 from services.generation import catalog as models
@@ -57,7 +43,11 @@ from services.generation.backends.llamacpp import Header
 from services.generation.catalog import LlamaCppEntry
 from services.verification import catalog as verifiers
 from services.verification import engines
+from training.samples import SLOTS, sample
+from training.shares import WorkFailed, keep
 from training.splits import FOLDER, Problem, first_of_each_group
+from training.store import FOLDER as STORE
+from training.store import Lane, read, repair, sha256_of
 
 ROOT: Final = Path(__file__).parents[1]
 PACKAGES: Final = ("isoflop-suite", "xllamacpp", "onnxruntime", "numpy", "matplotlib")
@@ -107,7 +97,7 @@ REDUCED: Final = Options(
 class Places:
     """Where things are."""
 
-    store: Path = ROOT / "build" / "headlines"
+    store: Path = STORE
     results: Path = ROOT / "benchmarks" / "results"
     page: Path = ROOT / "docs" / "results" / "headlines.md"
     catalog: Path = MODELS / "catalog.yaml"
@@ -133,7 +123,7 @@ class Run:
         self.hashes = {name: sha256_of(path) for name, path in paths.items()}
         names = [entry.name for entry in verifiers.load(places.verifiers).verifiers]
         self.verifier = options.verifier or (VERIFIER if VERIFIER in names else names[0])
-        self.verifier_hash = store.verifier_sha256(places.verifiers, self.verifier)
+        self.verifier_hash = verifier_sha256(places.verifiers, self.verifier)
         self.heldout = first_of_each_group("heldout.jsonl", options.problems)
         self.few = first_of_each_group("heldout.jsonl", options.temperature_problems)
         self.calibration = first_of_each_cell(options.cell_problems)
@@ -160,61 +150,39 @@ class Run:
 
     def sample(self) -> None:
         """Make what is missing, and keep it as it comes."""
-        jobs: list[BlockJob] = []
-        stored: dict[Lane, list[store.Row]] = {}
-        for lane, problems, count in self.wanted():
-            if lane not in stored:
-                stored[lane] = store.repair(lane.path(self.places.store))
-            jobs += store.missing(lane, problems, count, stored[lane])
-        jobs = list(dict.fromkeys(jobs))
-        total = sum(job.count for job in jobs)
-        shares = [
-            SampleShare(self.places.catalog, self._slots, jobs[worker :: self._workers])
-            for worker in range(self._workers)
-        ]
-        self._work(sample_share, [share for share in shares if share.jobs], "samples", total)
+        places = self.places
+        done = sample(
+            self.wanted(),
+            catalog=places.catalog,
+            folder=places.store,
+            workers=self._workers,
+            slots=self._slots,
+        )
+        self._note_speed("samples", *done)
 
     def score(self) -> None:
         """Score what has no scores, and keep them as they come."""
+
+        def path(lane: Lane) -> Path:
+            return lane.scores_path(self.places.store, self.verifier, self.verifier_hash)
+
         jobs: list[ScoreJob] = []
         for model in self.models:
             lane = self.lane(model, self.options.temperature)
-            path = lane.scores_path(self.places.store, self.verifier, self.verifier_hash)
-            rows = store.read(lane.path(self.places.store))
-            jobs += store.unscored(lane, self.heldout, rows, store.repair(path))
+            rows = read(lane.path(self.places.store))
+            jobs += unscored(lane, self.heldout, rows, repair(path(lane)))
         total = sum(len(job.texts) for job in jobs)
         shares = [
             ScoreShare(self.places.verifiers, self.verifier, jobs[worker :: self._workers])
             for worker in range(self._workers)
         ]
-        self._work(score_share, [share for share in shares if share.jobs], "scores", total)
-
-    def _work(self, work: Callable[..., None], shares: Sequence[Any], what: str, total: int) -> None:
-        """Run the processes, write what they make, show how far it is; the speed is kept beside the store."""
-        writer, began, tokens = Writer(), time.monotonic(), 0
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[speed]}"),
-        )  # fmt: skip
-        with Progress(*columns) as progress, closing(in_processes(work, shares)) as made:
-            bar = progress.add_task(what, total=total, speed="")
-            try:
-                for lane, row, size in made:
-                    items = row[what]
-                    path = lane.path(self.places.store)
-                    if what == "scores":
-                        path = lane.scores_path(self.places.store, self.verifier, self.verifier_hash)
-                    writer.add(path, row, size)
-                    tokens += sum(item["tokens"] for item in items)
-                    speed = tokens / (time.monotonic() - began)
-                    about = f"{lane.model} T={lane.temperature:g} {speed:,.0f} tokens/s"
-                    progress.update(bar, advance=len(items), speed=about)
-            finally:
-                writer.flush()
-                if tokens:
-                    self._note_speed(what, tokens, time.monotonic() - began)
+        done = keep(score_share, [share for share in shares if share.jobs], "scores", total, path)
+        self._note_speed("scores", *done)
 
     def _note_speed(self, what: str, tokens: int, seconds: float) -> None:
+        """Beside the store, for the manifest."""
+        if not tokens:
+            return
         with (self.places.store / "speed.jsonl").open("a") as file:
             told = {"what": what, "tokens": tokens, "seconds": round(seconds, 1), "workers": self._workers}
             file.write(json.dumps(told | {"slots": self._slots, "date": _now()}) + "\n")
@@ -226,13 +194,13 @@ class Run:
     def _measured(self, model: Model) -> Measured:
         options, prices = self.options, Prices(model)
         main = self.lane(model, options.temperature)
-        rows = store.read(main.path(self.places.store))
-        scores = store.read(main.scores_path(self.places.store, self.verifier, self.verifier_hash))
+        rows = read(main.path(self.places.store))
+        scores = read(main.scores_path(self.places.store, self.verifier, self.verifier_hash))
         sampled = load(self.heldout, rows, scores, options.samples, prices)
-        greedy_rows = store.read(self.lane(model, 0.0).path(self.places.store))
+        greedy_rows = read(self.lane(model, 0.0).path(self.places.store))
         by_temperature: dict[float, list[Samples]] = {}
         for degree in options.temperatures:
-            own = rows if degree == main.temperature else store.read(
+            own = rows if degree == main.temperature else read(
                 self.lane(model, degree).path(self.places.store)
             )  # fmt: skip
             with suppress(NotMeasured):  # the claims that need it say so
@@ -372,7 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     what.add_argument("--report", action="store_true", help="report from what is stored; nothing is made")
     parser.add_argument("--reduced", action="store_true", help="one model, few problems, 4 samples")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: cores)")
-    parser.add_argument("--slots", type=int, default=8, help="samples side by side in each (default 8)")
+    parser.add_argument("--slots", type=int, default=SLOTS, help=f"samples side by side (default {SLOTS})")
     parser.add_argument("--store", type=Path, default=places.store, help="folder of samples and scores")
     parser.add_argument("--results", type=Path, help="folder for headlines*.json (default: checked-in)")
     parser.add_argument("--page", type=Path, help="headlines.md; pictures beside it (default: checked-in)")
@@ -402,7 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run.score()
         if not given.only_samples:
             show(run.report())
-    except (CatalogError, NotMeasured, store.SamplingFailed, OSError) as error:
+    except (CatalogError, NotMeasured, WorkFailed, OSError) as error:
         raise SystemExit(f"bench-headlines: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit("stopped; what was made is kept, and the same command goes on") from None

@@ -15,14 +15,15 @@ from isoflop.v1.generation_pb2 import RoundUsage
 from isoflop.v1.verification_pb2 import ChainScoring
 
 from benchmarks.curves import NO_ANSWER, Bools, Floats, Ints, best_of, permutations, vote
-from benchmarks.samples import Row, digest, seed_of, stored_samples
 from router.cost import Meter
 from router.strategies.scoring import RULES
 from services.aggregation.numbers import canonical_number
 from services.common.flops import attended
 from training.prm_figures import auc
 from training.problems import first_wrong, judge_solution
+from training.samples import stored_samples
 from training.splits import Problem
+from training.store import Row, digest, seed_of
 from training.votes import pass_at
 
 MEDIUM: Final = (0.2, 0.8)
@@ -330,9 +331,9 @@ class Measured:
             "repeated_texts": float(np.mean([one.repeated for one in chosen])),
         }
         if self.verified:
-            chains = [auc(one.is_right, one.scores[self.scoring]) for one in chosen]
+            chains = [auc(one.is_right.astype(float), one.scores[self.scoring]) for one in chosen]
             steps = auc(
-                np.concatenate([one.steps_right for one in chosen]),
+                np.concatenate([one.steps_right for one in chosen]).astype(float),
                 np.concatenate([one.steps for one in chosen]),
             )
             told = [value for value in chains if not math.isnan(value)]

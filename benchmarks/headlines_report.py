@@ -196,7 +196,7 @@ def _how(manifest: dict[str, Any]) -> list[str]:
     return [
         "    make bench-headlines",
         "",
-        "Samples and scores are kept under `build/headlines/` and reused; a run that was stopped goes on. "
+        "Samples and scores are kept under `build/samples/` and reused; a run that was stopped goes on. "
         f"Used were {manifest['stored']['samples']:,} samples with {manifest['stored']['tokens']:,} tokens. "
         "Beside others a sample is the same for the same seed but for rounding in the batch: a run from "
         "nothing gives the same figures within a small part of their intervals, one from the same samples "

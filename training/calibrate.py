@@ -21,7 +21,7 @@ import asyncio
 import datetime
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ import numpy as np
 from isoflop.v1.common_pb2 import Model
 from isoflop.v1.generation_pb2 import DescribeModelsRequest
 from numpy.typing import NDArray
-from rich.progress import Progress
 from sklearn.isotonic import IsotonicRegression
 
 from router import cost
@@ -40,9 +39,9 @@ from services.common.settings import MODELS
 from training import difficulty_answers
 from training.difficulty import held_out, text, train
 from training.difficulty_figures import figures
-from training.sampling import open_generation
+from training.samples import Sampled, lane_of, sample, sampled
+from training.sampling import open_generation, sample_round
 from training.splits import Problem, first_of_each_group
-from training.store import Sampled, collect
 from training.votes import vote_accuracy
 
 Array = NDArray[np.float64]
@@ -57,6 +56,8 @@ SCATTERS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Values that are tried for how alike problems of one difficulty are, and how rarely wrong answers agree."""
 ANSWERS = Path("build/difficulty/calibration.jsonl")
 """How often each model was right on each problem is kept there, as `isoflop train-difficulty` reads it."""
+TIMED_PROBLEMS = 20
+"""Whose greedy answers, one at a time, say how fast a model is."""
 FOLDS = 5
 """Of the cross-validation that says how good the estimator is."""
 PERMUTATIONS = 50
@@ -67,18 +68,18 @@ answer is bought for a rise of a third, at medium of an eighth, at high of five 
 
 
 def answers_of(
-    problems: list[Problem], models: list[Model], sampled: dict[str, list[Sampled]]
+    problems: list[Problem], models: list[Model], several: dict[str, list[Sampled]]
 ) -> Iterator[dict[str, Any]]:
     """Rows of `difficulty_answers`: how often each model was right on each problem."""
     for model in models:
-        for problem, stored in zip(problems, sampled[model.name], strict=True):
+        for problem, stored in zip(problems, several[model.name], strict=True):
             yield {
                 "query_id": problem.query_id,
                 "prompt": problem.prompt,
                 "type": "number",
                 "group": problem.group,
                 "model": model.name,
-                "right": sum(answer == problem.answer for answer in stored.answers),
+                "right": sum(stored.right),
                 "samples": len(stored.answers),
                 "tokens": float(np.mean(stored.tokens)),
             }
@@ -93,9 +94,9 @@ def smooth(difficulty: Array, values: Array, falling: bool = True) -> Array:
     return np.asarray(curve)
 
 
-def resampled_accuracy(sampled: Sampled, gold: str, size: int, rng: np.random.Generator) -> float:
+def resampled_accuracy(stored: Sampled, gold: str, size: int, rng: np.random.Generator) -> float:
     """Accuracy of a majority vote of `size` of the stored samples, ties shared out."""
-    answers = sampled.answers
+    answers = stored.answers
     if size == 1:
         return sum(answer == gold for answer in answers) / len(answers)
     drawn = (rng.permutation(len(answers))[:size] for _ in range(PERMUTATIONS))
@@ -106,7 +107,7 @@ def fit_confidence(
     profile: dict[str, Any],
     problems: list[Problem],
     greedy: dict[str, list[Sampled]],
-    sampled: dict[str, list[Sampled]],
+    several: dict[str, list[Sampled]],
     beliefs: list[tuple[float, float]],
 ) -> tuple[float, float]:
     """The concentration and scatter with which confidence is best, by its log-likelihood.
@@ -115,7 +116,7 @@ def fit_confidence(
     mixtures; `beliefs` are mean and sd of each problem's difficulty, cross-validated.
     """
     rng = np.random.default_rng(11)
-    names = list(sampled)
+    names = list(several)
     plans = [{name: n} for name in names for n in (2, 4, 8)]
     plans += [{f"{name} greedy": 1, name: n} for name in names for n in (1, 4)]
     plans += [{f"{a} greedy": 1, f"{b} greedy": 1, b: 2} for a, b in pairwise(names)]
@@ -125,7 +126,7 @@ def fit_confidence(
             votes: dict[str, list[str | None]] = {}
             for key, n in plan.items():
                 name = key.removesuffix(" greedy")
-                stored = (greedy if key != name else sampled)[name][at].answers
+                stored = (greedy if key != name else several)[name][at].answers
                 votes[key] = [stored[i] for i in rng.permutation(len(stored))[:n]]
             drawn.append((beliefs[at], problem.answer, votes))
 
@@ -163,9 +164,7 @@ def fit_arm(
 ) -> dict[str, Any]:
     """One arm of the profile; concentration and scatter are fitted when all arms are there."""
     rng = np.random.default_rng(7)
-    right = np.array(
-        [sum(a == p.answer for a in s.answers) for p, s in zip(problems, samples, strict=True)], float
-    )
+    right = np.array([sum(stored.right) for stored in samples], float)
     total = np.array([len(s.answers) for s in samples], float)
     p_right = smooth(difficulty, right / total)
     sizes = [n for n in ROUND_SIZES if n <= int(total.min()) * 2 // 3 or n == 1] if temperature else []
@@ -202,35 +201,48 @@ def rounded(values: Array, digits: int = 4) -> list[float]:
     return [round(float(value), digits) for value in values]
 
 
-async def calibrate(most: int, samples: int, out: Path) -> None:
-    """Sample, fit, write."""
-    problems = first_of_each_group("calibration.jsonl", most)
-    greedy: dict[str, list[Sampled]] = {}
-    sampled: dict[str, list[Sampled]] = {}
+async def speeds(problems: Sequence[Problem]) -> tuple[list[Model], list[float]]:
+    """The models, and their seconds a token for one sample alone."""
     async with open_generation() as generation:
         models = list((await generation.describe(DescribeModelsRequest())).models)
-        files = {model.name: MODELS / f"{model.name}.gguf" for model in models}
-        with Progress() as progress:
-            for model in models:  # one after the other: their speed is measured
-                greedy[model.name] = await collect(generation, files[model.name], problems, 0.0, 1, progress)
+        told = []
+        for model in models:
             rounds = [
-                collect(generation, path, problems, TEMPERATURE, samples, progress, 2)
-                for path in files.values()
+                await sample_round(generation, model.name, problem.prompt)
+                for problem in problems[:TIMED_PROBLEMS]
             ]
-            sampled = dict(zip(files, await asyncio.gather(*rounds), strict=True))
+            tokens = sum(sample.tokens for round in rounds for sample in round.samples)
+            told.append(sum(round.seconds for round in rounds) / tokens)
+    return models, told
 
-    difficulty_answers.write(ANSWERS, answers_of(problems, models, sampled))
+
+def calibrate(most: int, samples: int, out: Path) -> None:
+    """Sample, fit, write."""
+    problems = first_of_each_group("calibration.jsonl", most)
+    models, seconds_per_token = asyncio.run(speeds(problems))
+
+    def stored(name: str, temperature: float, count: int) -> list[Sampled]:
+        found = sampled(lane_of(name, temperature), problems, count)
+        return [found[problem.query_id] for problem in problems]
+
+    counts = {0.0: 1, TEMPERATURE: samples}
+    sample(
+        (lane_of(model.name, degree), problems, count) for model in models for degree, count in counts.items()
+    )
+    greedy = {model.name: stored(model.name, 0.0, 1) for model in models}
+    several = {model.name: stored(model.name, TEMPERATURE, samples) for model in models}
+
+    difficulty_answers.write(ANSWERS, answers_of(problems, models, several))
     answers = difficulty_answers.read(ANSWERS).answers
     version = f"abacus-{datetime.datetime.now(datetime.UTC):%Y%m%d}"
     trained = train(answers, f"text-{version}")
     difficulty = trained.fit.difficulty
     arms = []
-    for model in models:
+    for model, speed in zip(models, seconds_per_token, strict=True):
         lone = greedy[model.name]
-        speed = sum(s.seconds for s in lone) / sum(sum(s.tokens) for s in lone)
-        greedy_right = np.array([s.answers[0] == p.answer for p, s in zip(problems, lone, strict=True)])
-        for temperature, stored in ((0.0, lone), (TEMPERATURE, sampled[model.name])):
-            arms.append(fit_arm(model, temperature, problems, stored, greedy_right, difficulty, speed))
+        greedy_right = np.array([one.right[0] for one in lone])
+        for temperature, found in ((0.0, lone), (TEMPERATURE, several[model.name])):
+            arms.append(fit_arm(model, temperature, problems, found, greedy_right, difficulty, speed))
     largest = max(models, key=lambda model: model.shape.active_parameters)
     tokens = float(np.mean([np.mean(s.tokens) for s in greedy[largest.name]]))
     once = cost.samples(largest, 1, 16, tokens).flops
@@ -244,7 +256,7 @@ async def calibrate(most: int, samples: int, out: Path) -> None:
         "efforts": {name: float(f"{worth * once:.4g}") for name, worth in WORTH.items()},
     }
     beliefs = list(zip(*(values.tolist() for values in trained.beliefs), strict=True))
-    concentration, scatter = fit_confidence(profile, problems, greedy, sampled, beliefs)
+    concentration, scatter = fit_confidence(profile, problems, greedy, several, beliefs)
     for arm in arms:
         arm["concentration"], arm["scatter"] = concentration, scatter
     parse(profile)
@@ -273,7 +285,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16, help="samples of each")
     parser.add_argument("--out", type=Path, default=MODELS, help="folder to write to")
     arguments = parser.parse_args()
-    asyncio.run(calibrate(arguments.problems, arguments.samples, arguments.out))
+    calibrate(arguments.problems, arguments.samples, arguments.out)
 
 
 if __name__ == "__main__":

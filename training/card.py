@@ -144,7 +144,7 @@ def _modes(names: Sequence[str]) -> str:
              "tokens: steps, think, with revision"]]  # fmt: skip
     problems = {p.query_id: p for p in first_of_each_group("heldout.jsonl", 100 * len(GROUPS))}
     for name in names:
-        if there := held(MODELS / f"{name}.gguf"):
+        if there := held(name):
             found = worth([(problems[query_id], one) for query_id, one in there.items()])
             shares = (
                 found.steps, found.think, found.revised, found.false_alarms, found.found, found.found_first,

@@ -14,8 +14,8 @@ writes such a file from recordings (`.jsonl` or `.jsonl.gz`), one query under on
     {"query_id", "model", "prompt"?, "gold"?, "dataset"?, "samples": [{"correct": true, "tokens": 812}, ...]}
 
 and, with `--problems` for the prompts and truths, from the stores of samples of this project
-(`store.py`): one query a line, `answers` and `tokens` of its samples; the name of the file says the model.
-Queries that are not among the problems are left out.
+(`store.py`): a block of a query's samples a line; the name of the file says the model. Queries that are not
+among the problems are left out.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def convert(paths: Iterable[Path], problems: Path | None = None) -> Iterator[dic
     """Rows of the form above, from records; raises ValueError, which names file and line."""
     known = {row["query_id"]: row for row in map(json.loads, problems.open())} if problems else None
     for path in paths:
-        model = re.sub(r"-[0-9a-f]{12}-t[\d.]+-n\d+$", "", path.name.split(".jsonl")[0])
+        model = re.sub(r"-[0-9a-f]{12}-t[\d.]+$", "", path.name.split(".jsonl")[0])
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 try:
@@ -198,13 +198,13 @@ def _of_recording(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_store(record: dict[str, Any], problem: dict[str, Any], model: str) -> dict[str, Any]:
-    answers, tokens = record["answers"], record["tokens"]
+    samples = record["samples"]
     return {
         **{name: problem[name] for name in ("query_id", "prompt", "type", "group")},
         "model": model,
-        "right": sum(answer == problem["answer"] for answer in answers),
-        "samples": len(answers),
-        "tokens": sum(tokens) / len(tokens),
+        "right": sum(sample["right"] for sample in samples),
+        "samples": len(samples),
+        "tokens": sum(sample["tokens"] for sample in samples) / len(samples),
     }
 
 

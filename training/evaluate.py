@@ -3,32 +3,26 @@
     python -m training.evaluate [--models s,m,l] [--per-group 20]
 
 A greedy answer and SAMPLES samples at each of TEMPERATURES for the first problems of each group, and one
-conversation with each in the other modes (`modes.py`). Samples are
-kept (`store.py`), and models/README.md is written from them alone: the card is never edited by hand.
+conversation with each in the other modes (`modes.py`). Samples are kept (`store.py`), and models/README.md is
+written from them alone: the card is never edited by hand.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from rich.progress import Progress
-
-from services.common.settings import MODELS
 from training import modes
 from training.problems import GROUPS
-from training.sampling import open_file
+from training.samples import Sampled, lane_of, sample, sampled
 from training.splits import Problem, first_of_each_group
-from training.store import Sampled, collect, read_store, store_of
 from training.votes import pass_at, vote_accuracy
 
 SAMPLES: Final = 16
-TEMPERATURES: Final = (0.4, 0.7, 1.0, 1.3)
+TEMPERATURES: Final = (0.3, 0.5, 0.7, 1.0, 1.3)
 PROBLEMS_PER_GROUP: Final = 20
-_AT_A_TIME: Final = 2  # rounds, so that a long sample idles few slots
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,7 @@ class Outcome:
     @property
     def right(self) -> int:
         """How many samples are right."""
-        return sum(self.sampled.right(self.problem))
+        return sum(self.sampled.right)
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,7 @@ def summarize(outcomes: Sequence[Outcome]) -> Summary:
 
     return Summary(
         problems=len(outcomes),
-        greedy=mean(float(o.greedy.right(o.problem)[0]) for o in outcomes),
+        greedy=mean(float(o.greedy.right[0]) for o in outcomes),
         one_sample=mean(o.right / SAMPLES for o in outcomes),
         majority=mean(vote_accuracy(o.sampled.answers, o.problem.answer) for o in outcomes),
         pass_4=mean(pass_at(4, SAMPLES, o.right) for o in outcomes),
@@ -78,27 +72,23 @@ def summarize(outcomes: Sequence[Outcome]) -> Summary:
 
 def outcomes(name: str, temperature: float) -> list[Outcome]:
     """What is stored of a model, for the held-out problems that have both a greedy answer and samples."""
-    path = MODELS / f"{name}.gguf"
-    greedy = read_store(store_of(path, 0.0, 1))
-    sampled = read_store(store_of(path, temperature, SAMPLES))
     problems = first_of_each_group("heldout.jsonl", 100 * len(GROUPS))
+    greedy = sampled(lane_of(name, 0.0), problems, 1)
+    several = sampled(lane_of(name, temperature), problems, SAMPLES)
     return [
-        Outcome(problem, greedy[problem.query_id], sampled[problem.query_id])
+        Outcome(problem, greedy[problem.query_id], several[problem.query_id])
         for problem in problems
-        if problem.query_id in greedy and problem.query_id in sampled
+        if problem.query_id in greedy and problem.query_id in several
     ]
 
 
-async def evaluate(name: str, per_group: int = PROBLEMS_PER_GROUP) -> None:
-    """Sample one model."""
-    path = MODELS / f"{name}.gguf"
+def evaluate(names: Sequence[str], per_group: int = PROBLEMS_PER_GROUP) -> None:
+    """Sample models. Raises WorkFailed, CatalogError and OSError."""
     problems = first_of_each_group("heldout.jsonl", per_group * len(GROUPS))
-    async with open_file(path) as generation:
-        with Progress() as progress:
-            await collect(generation, path, problems, 0.0, 1, progress, 32)
-            for temperature in TEMPERATURES:
-                await collect(generation, path, problems, temperature, SAMPLES, progress, _AT_A_TIME)
-            await modes.collect(generation, path, problems, progress)
+    counts = {0.0: 1} | dict.fromkeys(TEMPERATURES, SAMPLES)
+    sample((lane_of(name, degree), problems, count) for name in names for degree, count in counts.items())
+    for name in names:
+        modes.collect(name, problems)
 
 
 def main() -> None:
@@ -113,8 +103,7 @@ def main() -> None:
     parser.add_argument("--card-only", action="store_true", help="write the card, sample nothing")
     arguments = parser.parse_args()
     if not arguments.card_only:
-        for letter in arguments.models.split(","):
-            asyncio.run(evaluate(f"abacus-{letter}", arguments.per_group))
+        evaluate([f"abacus-{letter}" for letter in arguments.models.split(",")], arguments.per_group)
     from training.card import write_card  # reads checkpoints, so needs torch
 
     write_card()

@@ -22,9 +22,10 @@ from services.aggregation.answers import extract
 from services.generation.core import Generation
 from training import rows
 from training.problems import first_wrong, judge_solution
-from training.sampling import sample_round
+from training.samples import lane_of
+from training.sampling import open_generation, sample_round
 from training.splits import Problem
-from training.store import SEED, store_of
+from training.store import FOLDER, seed_of
 
 TEMPERATURE: Final = 0.7
 """Of solutions; critique and revision are greedy."""
@@ -71,7 +72,7 @@ def accused(critique: str) -> int | None:
 
 async def hold(generation: Generation, model: str, problem: Problem) -> Conversation:
     """Ask a model in all modes."""
-    ask = partial(sample_round, generation, model, seed=SEED, query_id=problem.query_id)
+    ask = partial(sample_round, generation, model, seed=seed_of(problem), query_id=problem.query_id)
 
     async def said(messages: Sequence[Message], temperature: float) -> tuple[str, int]:
         (sample,) = (await ask(messages, temperature=temperature)).samples
@@ -90,37 +91,40 @@ async def hold(generation: Generation, model: str, problem: Problem) -> Conversa
     return Conversation(problem.query_id, steps, think, critique, revise)
 
 
-def path_of(model_file: Path) -> Path:
+def path_of(model: str, folder: Path = FOLDER) -> Path:
     """Where a model's conversations are kept."""
-    return store_of(model_file, TEMPERATURE, 1).with_suffix(".modes.jsonl")
+    path = lane_of(model, TEMPERATURE).path(folder)
+    return path.with_name(path.name.replace(".jsonl.gz", "-modes.jsonl"))
 
 
-def held(model_file: Path) -> dict[str, Conversation]:
+def held(model: str, folder: Path = FOLDER) -> dict[str, Conversation]:
     """The conversations that are stored, by query_id."""
-    return {row["query_id"]: Conversation(**row) for row in rows.read(path_of(model_file))}
+    return {row["query_id"]: Conversation(**row) for row in rows.read(path_of(model, folder))}
 
 
-async def collect(
-    generation: Generation, model_file: Path, problems: Sequence[Problem], progress: Progress
-) -> None:
+def collect(model: str, problems: Sequence[Problem], folder: Path = FOLDER) -> None:
     """Hold the conversations that are not stored yet."""
-    path, there = path_of(model_file), held(model_file)
+    asyncio.run(_collect(model, problems, folder))
+
+
+async def _collect(model: str, problems: Sequence[Problem], folder: Path) -> None:
+    path, there = path_of(model, folder), held(model, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     rows.mend(path)
     missing = [problem for problem in problems if problem.query_id not in there]
-    bar = progress.add_task(f"{model_file.stem} modes", total=len(missing))
     turn = asyncio.Semaphore(_AT_A_TIME)
-    with path.open("a", buffering=1, encoding="utf-8") as file:
+    async with open_generation() as generation:
+        with Progress() as progress, path.open("a", buffering=1, encoding="utf-8") as file:
+            bar = progress.add_task(f"{model} modes", total=len(missing))
 
-        async def one(problem: Problem) -> None:
-            async with turn:
-                found = await hold(generation, model_file.stem, problem)
-                file.write(json.dumps(asdict(found)) + "\n")
-                progress.advance(bar)
+            async def one(problem: Problem) -> None:
+                async with turn:
+                    file.write(json.dumps(asdict(await hold(generation, model, problem))) + "\n")
+                    progress.advance(bar)
 
-        async with asyncio.TaskGroup() as tasks:
-            for problem in missing:
-                tasks.create_task(one(problem))
+            async with asyncio.TaskGroup() as tasks:
+                for problem in missing:
+                    tasks.create_task(one(problem))
 
 
 def worth(pairs: Sequence[tuple[Problem, Conversation]]) -> Worth:

@@ -1,105 +1,123 @@
-"""Samples are taken once and kept: a file under `build/samples/` for each model, temperature and number."""
+"""The store of samples: a model's samples at a temperature, and their scores, made once and kept.
+
+    build/samples/abacus-s-1f2e3d4c5b6a-t0.7.jsonl.gz                           samples; t0: greedy
+    build/samples/abacus-s-1f2e3d4c5b6a-t0.7-abacus-prm-0a1b2c3d4e5f.jsonl.gz   scores of their steps
+
+The names carry the SHA-256 of the model's and the verifier's files, so that a new model never meets old
+samples; the seeds come from the prompts, so that neither does a new prompt. A line holds a block of samples
+of one problem, or the scores of some of its texts. Files grow by whole gzip members, written by one process
+alone; what a crash cuts short is dropped before more is added.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import os
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from isoflop.v1.common_pb2 import ANSWER_TYPE_NUMBER
-from rich.progress import Progress
-
-from services.aggregation.answers import extract
-from services.generation.core import Generation
-from training import rows
-from training.sampling import sample_round
 from training.splits import Problem
 
 FOLDER: Final = Path(__file__).resolve().parent.parent / "build" / "samples"
-SEED: Final = 20_000
-"""Of the first sample of each problem."""
+MEMBER_BYTES: Final = 1 << 20
+"""Lines are collected up to so many bytes before they are written as one gzip member."""
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """The samples of one problem."""
+class Lane:
+    """A model at a temperature; 0 is greedy."""
 
-    texts: list[str]
-    answers: list[str | None]
-    """As aggregation reads them; None where there is none."""
-    tokens: list[int]
-    prompt_tokens: int
-    seconds: float
-    """Of the whole round."""
+    model: str
+    sha256: str
+    temperature: float
 
-    def right(self, problem: Problem) -> list[bool]:
-        """Which samples have the problem's answer."""
-        return [answer == problem.answer for answer in self.answers]
+    def path(self, store: Path) -> Path:
+        """The file of its samples."""
+        return store / f"{self.model}-{self.sha256[:12]}-t{self.temperature:g}.jsonl.gz"
 
-
-def store_of(model_file: Path, temperature: float, samples: int) -> Path:
-    """The file for samples of a model; another content of the model's file is another model."""
-    digest = hashlib.sha256(model_file.read_bytes()).hexdigest()[:12]
-    return FOLDER / f"{model_file.stem}-{digest}-t{temperature:g}-n{samples}.jsonl"
+    def scores_path(self, store: Path, verifier: str, sha256: str) -> Path:
+        """The file of its samples' scores by a verifier."""
+        stem = self.path(store).name.removesuffix(".jsonl.gz")
+        return store / f"{stem}-{verifier}-{sha256[:12]}.jsonl.gz"
 
 
-def read_store(path: Path) -> dict[str, Sampled]:
-    """What is stored, by query_id."""
-    stored = {}
-    for row in rows.read(path):
-        query_id = row.pop("query_id")
-        stored[query_id] = Sampled(**row)
-    return stored
+def sha256_of(*paths: Path) -> str:
+    """One hash of the content of these files."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
-async def collect(
-    generation: Generation,
-    model_file: Path,
-    problems: Sequence[Problem],
-    temperature: float,
-    samples: int,
-    progress: Progress,
-    at_a_time: int = 1,
-) -> list[Sampled]:
-    """Samples of all problems in their order, from the store where it has them.
+def seed_of(problem: Problem) -> int:
+    """Seed of a problem's first sample; it changes with the prompt."""
+    return int.from_bytes(hashlib.sha256(problem.prompt.encode()).digest()[:4], "big") >> 1
 
-    Rounds are played `at_a_time`; only where that is 1 do their `seconds` say how fast the model is.
-    """
-    path = store_of(model_file, temperature, samples)
+
+def digest(text: str) -> str:
+    """A text's name among the texts of its problem."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def read(path: Path) -> list[Row]:
+    """The lines of a file, without what was cut short; none where there is no file."""
+    return _read(path)[0]
+
+
+def repair(path: Path) -> list[Row]:
+    """The lines of a file; what was cut short is removed, so that more can be added."""
+    rows, whole = _read(path)
+    if path.exists() and whole < path.stat().st_size:
+        os.truncate(path, whole)
+    return rows
+
+
+def append(path: Path, rows: Iterable[Row]) -> None:
+    """Add lines as one gzip member."""
+    text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+    packer = zlib.compressobj(wbits=31)
     path.parent.mkdir(parents=True, exist_ok=True)
-    stored = read_store(path)
-    rows.mend(path)
-    task = progress.add_task(f"{model_file.stem} T={temperature:g} × {samples}", total=len(problems))
-    turn = asyncio.Semaphore(at_a_time)
-    with path.open("a", buffering=1, encoding="utf-8") as file:
+    with path.open("ab", buffering=0) as file:
+        file.write(packer.compress(text.encode()) + packer.flush())
 
-        async def one(problem: Problem) -> None:
-            async with turn:
-                if problem.query_id not in stored:
-                    done = await sample_round(
-                        generation,
-                        model_file.stem,
-                        problem.prompt,
-                        samples=samples,
-                        temperature=temperature,
-                        seed=SEED,
-                    )
-                    sampled = Sampled(
-                        texts=[sample.text for sample in done.samples],
-                        answers=[extract(sample.text, ANSWER_TYPE_NUMBER) for sample in done.samples],
-                        tokens=[sample.tokens for sample in done.samples],
-                        prompt_tokens=(done.usage.prompt_tokens + done.usage.cached_tokens) // samples,
-                        seconds=done.seconds,
-                    )
-                    stored[problem.query_id] = sampled
-                    file.write(json.dumps({"query_id": problem.query_id, **asdict(sampled)}) + "\n")
-                progress.advance(task)
 
-        async with asyncio.TaskGroup() as tasks:
-            for problem in problems:
-                tasks.create_task(one(problem))
-    return [stored[problem.query_id] for problem in problems]
+def _read(path: Path) -> tuple[list[Row], int]:
+    """The lines of the whole members, and where the last of these ends."""
+    data = path.read_bytes() if path.exists() else b""
+    rows: list[Row] = []
+    at = 0
+    while at < len(data):
+        unpacker = zlib.decompressobj(wbits=31)
+        try:
+            text = unpacker.decompress(data[at:])
+        except zlib.error:
+            break
+        if not unpacker.eof:
+            break
+        rows += map(json.loads, text.decode().splitlines())
+        at = len(data) - len(unpacker.unused_data)
+    return rows, at
+
+
+class Writer:
+    """Collects lines for several files, and writes them a member at a time; closing writes the rest."""
+
+    def __init__(self) -> None:
+        self._rows: dict[Path, list[Row]] = {}
+        self._bytes = 0
+
+    def add(self, path: Path, row: Row, size: int) -> None:
+        """Take a line of about so many bytes."""
+        self._rows.setdefault(path, []).append(row)
+        self._bytes += size
+        if self._bytes > MEMBER_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has been collected."""
+        for path, rows in self._rows.items():
+            append(path, rows)
+        self._rows, self._bytes = {}, 0

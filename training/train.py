@@ -11,7 +11,6 @@ Training is checkpointed under build/training/ and goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -304,8 +303,7 @@ def main() -> None:
         from training.card import write_card
         from training.evaluate import evaluate
 
-        for recipe in recipes:
-            asyncio.run(evaluate(recipe.name))
+        evaluate([recipe.name for recipe in recipes])
         write_card()
 
 

@@ -19,9 +19,9 @@ from isoflop.v1.common_pb2 import Model, Shape
 from benchmarks.headlines import REDUCED, Options, Places, Run, main
 from benchmarks.headlines_claims import Row, all_rows, self_consistency
 from benchmarks.headlines_data import SCORINGS, Measured, NotMeasured, Prices
-from benchmarks.samples import append, digest, read, seed_of
 from router.cost import samples as cost_of_samples
 from training.splits import Problem
+from training.store import append, digest, read, seed_of
 
 CLAIMS = {
     "self_consistency_40",

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.difficulty_answers import AnswersError, convert, folds, main, read
+from training.store import Lane, append
 
 ROW = {"query_id": "q1", "prompt": "What is 6*7?", "model": "m", "right": 3, "samples": 4, "tokens": 10.0}
 
@@ -128,9 +129,11 @@ def test_recordings_are_converted(tmp_path: Path) -> None:
 def test_stored_samples_are_converted_with_their_problems(tmp_path: Path) -> None:
     problem = {"query_id": "p1", "prompt": "2+2?", "answer": "4", "type": "number", "group": 1}
     (tmp_path / "problems.jsonl").write_text(json.dumps(problem) + "\n")
-    path = tmp_path / "abacus-s-0123456789ab-t0.7-n3.jsonl"
-    stored = {"query_id": "p1", "texts": [], "answers": ["4", None, "5"], "tokens": [1, 2, 6]}
-    path.write_text(json.dumps(stored) + "\n" + json.dumps(stored | {"query_id": "other"}) + "\n")
+    path = Lane("abacus-s", "0123456789abcdef", 0.7).path(tmp_path)
+    samples = [{"right": right, "tokens": tokens} for right, tokens in ((True, 1), (False, 2), (False, 6))]
+    stored = {"query_id": "p1", "samples": samples}
+    append(path, [stored])
+    append(path, [stored | {"query_id": "other"}])
     (row,) = convert([path], tmp_path / "problems.jsonl")
     assert row == {
         **{name: problem[name] for name in ("query_id", "prompt", "type", "group")},

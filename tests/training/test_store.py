@@ -1,32 +1,53 @@
-"""Stored samples: read back, torn lines cut off."""
+"""The store keeps whole blocks, and drops what was cut short."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from training.rows import mend
-from training.store import Sampled, read_store, store_of
+from training.store import Lane, Writer, append, read, repair
 
-ONE = Sampled(["answer: 3"], ["3"], [5], 7, 0.5)
+LANE = Lane("abacus-s", "0123456789abcdef", 0.7)
 
 
-def test_what_is_stored_is_read_back_and_a_torn_line_is_cut(tmp_path: Path) -> None:
-    path = tmp_path / "samples.jsonl"
-    assert read_store(path) == {}
+@pytest.mark.parametrize("lost", [1, 7, 30])
+def test_what_was_cut_short_is_dropped_and_the_file_goes_on(tmp_path: Path, lost: int) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    append(path, [{"a": 1}, {"a": 2}])
+    whole = path.stat().st_size
+    append(path, [{"a": 3, "more": "text of some length"}])
+    path.write_bytes(path.read_bytes()[:-lost])
+
+    assert [row["a"] for row in read(path)] == [1, 2]
+    assert [row["a"] for row in repair(path)] == [1, 2]
+    assert path.stat().st_size == whole
+    append(path, [{"a": 4}])
+    assert [row["a"] for row in read(path)] == [1, 2, 4]
+
+
+def test_files_tell_models_apart_by_their_hash(tmp_path: Path) -> None:
+    other = replace(LANE, sha256="fedcba9876543210")
+    assert LANE.path(tmp_path) != other.path(tmp_path)
+    assert LANE.path(tmp_path) != replace(LANE, temperature=1.0).path(tmp_path)
+    assert LANE.scores_path(tmp_path, "v", "0" * 64) != LANE.scores_path(tmp_path, "v", "1" * 64)
+
+
+def test_a_writer_writes_all_in_few_members(tmp_path: Path) -> None:
+    writer = Writer()
+    for index in range(5):
+        writer.add(tmp_path / "a", {"i": index}, 400_000)
+        writer.add(tmp_path / "b", {"i": index}, 1)
+    writer.flush()
+    assert [row["i"] for row in read(tmp_path / "a")] == list(range(5))
+    assert [row["i"] for row in read(tmp_path / "b")] == list(range(5))
+
+
+def test_a_torn_line_of_a_plain_file_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
     mend(path)
-    line = json.dumps({"query_id": "a", **asdict(ONE)}) + "\n"
-    path.write_text(line + line[:20])
-    assert read_store(path) == {"a": ONE}
+    path.write_text('{"a": 1}\n{"a"')
     mend(path)
-    assert path.read_text() == line
-
-
-def test_another_model_file_has_another_store(tmp_path: Path) -> None:
-    model = tmp_path / "m.gguf"
-    model.write_bytes(b"1")
-    first = store_of(model, 0.7, 8)
-    model.write_bytes(b"2")
-    assert store_of(model, 0.7, 8) != first
-    assert first.name.startswith("m-")
+    assert path.read_text() == '{"a": 1}\n'

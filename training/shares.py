@@ -1,0 +1,120 @@
+"""Long work shared by processes, one for each core: what they make is kept as it comes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from training.store import Lane, Row, Writer
+
+Share = TypeVar("Share")
+Send = Callable[[Lane, Row], None]
+
+
+class WorkFailed(Exception):
+    """A process has failed; `str(error)` says of what."""
+
+
+def in_processes(
+    work: Callable[[Share, Send], None], shares: Sequence[Share]
+) -> Generator[tuple[Lane, Row, int], None, None]:
+    """What the processes make, as it comes, with its size in bytes: one process for each share.
+
+    Closing it ends them. Raises WorkFailed where one of them fails.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    processes, pipes = [], []
+    try:
+        for share in shares:
+            pipe, other = spawn.Pipe(duplex=False)
+            process = spawn.Process(target=_process, args=(work, share, other), daemon=True)
+            process.start()
+            other.close()
+            processes.append(process)
+            pipes.append(pipe)
+        while pipes:
+            for ready in wait(pipes):
+                assert isinstance(ready, Connection)
+                try:
+                    data = ready.recv_bytes()
+                except EOFError:
+                    raise WorkFailed("a process ended before its work was done") from None
+                lane, row, failure = json.loads(data)
+                if failure is not None:
+                    raise WorkFailed(failure)
+                if lane is None:
+                    pipes.remove(ready)
+                else:
+                    yield Lane(**lane), row, len(data)
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+def _process(work: Callable[[Any, Send], None], share: Any, pipe: Connection) -> None:
+    """Runs in a process of its own: what it makes goes through the pipe; `null` at its end."""
+    # Ctrl-C is for the process that writes: it ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def send(lane: Lane | None, row: Row | None, failure: str | None = None) -> None:
+        pipe.send_bytes(json.dumps((lane and vars(lane), row, failure)).encode())
+
+    try:
+        work(share, send)
+        send(None, None)
+    except Exception as error:
+        # Whatever it is, the process that waits is told of it.
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        send(None, None, f"{type(error).__name__}: {error}")
+
+
+def keep(
+    work: Callable[[Share, Send], None],
+    shares: Sequence[Share],
+    what: str,
+    total: int,
+    path: Callable[[Lane], Path],
+) -> tuple[int, float]:
+    """Do the work in processes, write what they make, show how far it is.
+
+    Args:
+        work: What a process does with its share.
+        shares: One for each process.
+        what: The field of a row that lists what was made, each with its `tokens`; the name of the bar, too.
+        total: How many will be made.
+        path: Where a lane's rows are kept.
+
+    Returns:
+        Tokens that were made, and seconds that it took.
+
+    Raises WorkFailed. What was made until then is kept, as it is where the work is interrupted.
+    """
+    writer, began, tokens = Writer(), time.monotonic(), 0
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[speed]}"),
+    )  # fmt: skip
+    with Progress(*columns) as progress, closing(in_processes(work, shares)) as made:
+        bar = progress.add_task(what, total=total, speed="")
+        try:
+            for lane, row, size in made:
+                writer.add(path(lane), row, size)
+                tokens += sum(item["tokens"] for item in row[what])
+                speed = tokens / (time.monotonic() - began)
+                about = f"{lane.model} T={lane.temperature:g} {speed:,.0f} tokens/s"
+                progress.update(bar, advance=len(row[what]), speed=about)
+        finally:
+            writer.flush()
+    return tokens, time.monotonic() - began
