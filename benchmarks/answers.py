@@ -43,6 +43,7 @@ MOST_ANSWERS = 6
 PATIENT = AggregationSettings(task_seconds=10, request_seconds=3600)
 """Limits that no comparison here should meet; those that do are counted as undecided."""
 JUDGED = {
+    ("math500/142", r"2\cdot5!\cdot5!=2\cdot120\cdot120=28800"): "label: derivation",
     ("math500/176", "0.0000673"): "label: rounded",
     (
         "math500/431",
