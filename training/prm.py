@@ -157,7 +157,7 @@ def train(wanted: Wanted) -> str:
 def _train(wanted: Wanted, labels: Labels) -> str:
     from training.labels import place_of
     from training.model import Shape
-    from training.prm_data import Encoder, learn_tokenizer
+    from training.prm_data import Encoder, learn_tokenizer, line_ends
     from training.prm_export import write_folder
     from training.prm_figures import (
         auc,
@@ -219,7 +219,7 @@ def _train(wanted: Wanted, labels: Labels) -> str:
     checkpoint = wanted.output / "checkpoint.pt"
 
     began = time.monotonic()
-    trained = _run(Training(recipe, initial, to_train, to_calibrate, checkpoint))
+    trained = _run(Training(recipe, initial, to_train, to_calibrate, checkpoint, line_ends(tokenizer)))
     # Whole solutions with all their steps, and other completions: what is fitted sees what will be scored.
     part = [chain for chain in split(labels.chains)[1] if any(step.weight for step in chain.steps)]
     temperature, scored = calibrated(trained.verifier, encoder, part, CHAINS_PER_STEP)

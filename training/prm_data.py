@@ -76,6 +76,11 @@ def learn_tokenizer(chains: Iterable[Chain], most_tokens: int) -> Tokenizer:
     return tokenizer
 
 
+def line_ends(tokenizer: Tokenizer) -> list[int]:
+    """The tokens whose text ends a line."""
+    return [token for token in range(tokenizer.get_vocab_size()) if tokenizer.decode([token]).endswith("\n")]
+
+
 class Encoder:
     """From chains to tokens."""
 

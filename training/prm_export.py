@@ -104,7 +104,7 @@ def write_folder(
         "name": folder.resolve().name,
         "shape": {
             "active_parameters": model.verifier.active_parameters,
-            "layers": model.verifier.layers,
+            "layers": shape.layers,
             "heads": shape.heads,
             "head_size": shape.head_size,
             "window": 0,

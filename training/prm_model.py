@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.model import Block, Decoder, Shape
-
-JUDGING_LAYERS = 2
-"""Layers that read what the decoder makes of the text."""
+from training.model import Decoder, Shape
 
 
 class StepVerifier(nn.Module):
     """Says at each position how likely the step that ends there is right.
 
-    A language model reads the text. Further layers, causal too, read its features and how much each token
-    surprised it: a step is rarely wrong where every token was the expected one.
+    A language model of right steps reads the text: how likely it finds the tokens of a step says most of
+    whether the step is right, its features the rest, as that many right steps might have come next.
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, line_ends: Sequence[int]) -> None:
+        """`line_ends`: tokens that end a line, and so a step."""
         super().__init__()
         self.decoder = Decoder(shape)
-        self.surprise = nn.Linear(2, shape.width, bias=False)
-        self.judging = nn.ModuleList(Block(shape) for _ in range(JUDGING_LAYERS))
         self.head = nn.Linear(shape.width, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self.trust = nn.Parameter(torch.ones(1))
+        ends = torch.zeros(shape.vocabulary, dtype=torch.bool)
+        ends[list(line_ends)] = True
+        self.register_buffer("line_ends", ends)
+        self.line_ends: Tensor
 
     @property
     def active_parameters(self) -> int:
-        """Weights that a token is multiplied by: of the embedding, as the model's output."""
+        """Weights that a token is multiplied by; those of the embedding as the model's output."""
         return sum(parameter.numel() for parameter in self.parameters())
-
-    @property
-    def layers(self) -> int:
-        """Layers with attention."""
-        return len(self.decoder.blocks) + len(self.judging)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [B, T] → logits of P(right) [B, T]."""
@@ -53,16 +50,13 @@ class StepVerifier(nn.Module):
         features = self.decoder(tokens)
         logits = self.decoder.logits(features[:, :-1])
         told = logits.gather(-1, tokens[:, 1:, None]).squeeze(-1)
-        total, likeliest = logits.logsumexp(-1), logits.amax(-1)
-        logprobs = functional.pad(told - total, (1, 0))
-        # Not to be made easy to judge by: the language model learns from its own loss alone.
-        signals = torch.stack([logprobs, functional.pad(told - likeliest, (1, 0))], dim=-1).detach()
-        x = features + self.surprise(signals)
-        table = self.decoder.table[:, : tokens.shape[1]]
-        for block in self.judging:
-            x = block(x, table)
-        shape = self.decoder.shape
-        judged: Tensor = self.head(functional.rms_norm(x, (shape.width,), eps=shape.norm_epsilon)).squeeze(-1)
+        logprobs = functional.pad(told - logits.logsumexp(-1), (1, 0))
+        # Of each token's step, the tokens up to it: those after as many line ends.
+        ended = functional.pad(self.line_ends[tokens[:, :-1]].long().cumsum(-1), (1, 0))
+        place = torch.arange(tokens.shape[1])
+        same = (ended[:, :, None] == ended[:, None, :]) & (place[:, None] >= place[None, :])
+        likely = (same * logprobs[:, None, :]).sum(-1)
+        judged: Tensor = self.head(features).squeeze(-1) + self.trust * likely
         return judged, logprobs
 
 

@@ -1,11 +1,11 @@
 """Training a verifier on step labels: the loop, and what is fitted after it. Needs torch.
 
 One forward pass gives a logit at each step's last token; the loss is the binary cross-entropy with the step's
-target, which may lie between 0 and 1. The language model inside goes on learning how right steps read, so
-that what surprises it is what is wrong. Matrices are trained with Muon, the rest with AdamW, as the language
-models are. A tenth of the problems is kept apart: after each epoch their loss says whether to go on, and the
-weights that did best are kept. On them a temperature is fitted (Guo et al., arXiv 1706.04599), and the
-threshold and the rule from steps to chains are chosen.
+target, which may lie between 0 and 1. The language model inside goes on learning how right steps read, as its
+likelihood of a step is most of the logit. Matrices are trained with Muon, the rest with AdamW, as the
+language models are. A tenth of the problems is kept apart: after each epoch their loss says whether to go on,
+and the weights that did best are kept. On them a temperature is fitted (Guo et al., arXiv 1706.04599), and
+the threshold and the rule from steps to chains are chosen.
 """
 
 from __future__ import annotations
@@ -105,12 +105,13 @@ class Training:
         training: Sequence[Encoded],
         calibration: Sequence[Encoded],
         checkpoint: Path,
+        line_ends: Sequence[int],
     ) -> None:
-        """`initial`: weights of a language model; none: from nothing."""
+        """`initial`: weights of a language model; none: from nothing. `line_ends`: tokens that end a step."""
         torch.manual_seed(recipe.seed)
         self._recipe, self._checkpoint = recipe, checkpoint
         self._training, self._calibration = training, calibration
-        self._verifier = StepVerifier(Shape(**recipe.shape))
+        self._verifier = StepVerifier(Shape(**recipe.shape), line_ends)
         if initial is not None:
             self._verifier.decoder.load_state_dict(initial)
         # On average the right answer: the head need not learn that first.

@@ -162,7 +162,9 @@ def test_a_verifier_learns_what_a_token_tells(tmp_path: Path) -> None:
         chains.append(Encoded(tokens, 0, [1, 3, 5], [float(tokens[i]) for i in (1, 3, 5)], [1.0] * 3))
     shape = {**TINY, "vocabulary": 4, "context": 8}
     recipe = prm_train.Recipe(shape, 12, 16, 0.02, 0.01, 1, "", {})
-    trained = Training(recipe, None, chains[:128], chains[128:], tmp_path / "c.pt").run(lambda report: None)
+    trained = Training(recipe, None, chains[:128], chains[128:], tmp_path / "c.pt", []).run(
+        lambda report: None
+    )
     assert mean_loss(trained.verifier, chains[128:], 16) < 0.05
 
 
@@ -171,7 +173,7 @@ def test_training_ends_where_nothing_gets_better(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(prm_train, "mean_loss", lambda *_: next(losses))
     chains = [Encoded([1, 2], 1, [1], [float(i % 2)], [1.0]) for i in range(8)]
     recipe = prm_train.Recipe({**TINY, "vocabulary": 4, "context": 8}, 9, 8, 0.01, 0.01, 1, "", {})
-    trained = Training(recipe, None, chains, chains, tmp_path / "c.pt").run(lambda report: None)
+    trained = Training(recipe, None, chains, chains, tmp_path / "c.pt", []).run(lambda report: None)
     assert [epoch.calibration_loss for epoch in trained.epochs] == [0.5, 0.4, 0.6, 0.7]
     assert trained.best_epoch == 2
 
@@ -190,7 +192,7 @@ def test_calibrated_scores_are_those_of_the_exported_form(wanted: Wanted) -> Non
 
     encoder = Encoder(learn_tokenizer(tokenizer_chains, 300), prm.CHAT_TEMPLATE, 96)
     torch.manual_seed(1)
-    verifier = StepVerifier(Shape(**{**TINY, "vocabulary": 300, "context": 96})).eval()
+    verifier = StepVerifier(Shape(**{**TINY, "vocabulary": 300, "context": 96}), [5]).eval()
     torch.nn.init.normal_(verifier.head.weight)
     temperature, scored = calibrated(verifier, encoder, chains, 4)
     for one in scored:
