@@ -275,6 +275,12 @@ def train(
     Raises AnswersError for too few queries, fewer than two models, or models that always or never are right.
     """
     check(answers)
+    return _trained(answers, name, sentences, ways)
+
+
+def _trained(
+    answers: Answers, name: str, sentences: tuple[str, Array] | None, ways: tuple[Way, ...]
+) -> Trained:
     seen = look(answers.prompts, sentences[1] if sentences else None)
     # A thread for each core costs more than it brings with matrices as small as these.
     with threadpool_limits(1):
@@ -292,6 +298,12 @@ def check(answers: Answers) -> None:
         raise AnswersError(
             f"answers of {answers.models[0]} alone: what is hard cannot be told from what it cannot do; "
             "at least two models are needed"
+        )
+    few = (answers.samples > 0).sum(0) < LEAST_QUERIES
+    if few.any():
+        names = ", ".join(model for model, is_few in zip(answers.models, few, strict=True) if is_few)
+        raise AnswersError(
+            f"answers of {names} to fewer than {LEAST_QUERIES} queries: leave it out, or ask more"
         )
     total = answers.right.sum()
     if total in (0, answers.samples.sum()):
@@ -408,13 +420,14 @@ def held_out(
 
     `done` is called after each of `count` folds. Raises AnswersError, as `train` does.
     """
+    check(answers)
     fold = folds(answers.prompts, count)
     parts: list[tuple[NDArray[np.intp], Held]] = []
     taken = []
     for number in range(count):
         train_part = answers.of(fold != number)
         chosen = (sentences[0], sentences[1][fold != number]) if sentences else None
-        trained = train(train_part, "fold", chosen, ways)
+        trained = _trained(train_part, "fold", chosen, ways)
         at = np.flatnonzero(fold == number)
         parts.append((at, judged(trained, answers.of(at), sentences[1][at] if sentences else None)))
         taken.append(trained.way)

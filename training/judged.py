@@ -8,7 +8,7 @@ Problems of split `train` are drawn afresh, with another seed than any model's t
 those of `heldout` and `calibration` are the files'. As in PRM800K, a chain's labels end with its first
 mistake. A completion carries the kind of mistake as `error` (see `problems.Verdict`). Resumable: solutions
 that are in the file are kept. `draft` is no model: solutions with made-up mistakes, as those that critiques
-are taught on.
+are taught on, and quickly made anew each time.
 """
 
 from __future__ import annotations

@@ -54,6 +54,8 @@ from services.verification.steps import cut
 CALIBRATION_SHARE = 0.1
 """Share of the problems that no weight is trained on: they say when to stop, and fit what is fitted last."""
 
+MOST_STEPS = 1000
+"""Of one row; as long a chain is no service's to score."""
 LINE_ENDS = "\r\n"
 """What may end a step, and is no part of its text."""
 
@@ -211,7 +213,10 @@ def _no_constant(name: str) -> NoReturn:
 def chains_of(line: str) -> list[Chain]:
     """The chains of one line, the solution first; raises ValueError where the line is broken."""
     try:
-        row = _Row.model_validate(json.loads(line, parse_constant=_no_constant))
+        told = json.loads(line, parse_constant=_no_constant)
+        if "\\ud" in line.lower():
+            json.dumps(told, ensure_ascii=False).encode()  # Half a pair is no text, and ends training later.
+        row = _Row.model_validate(told)
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"]) or "the row"
@@ -219,6 +224,8 @@ def chains_of(line: str) -> list[Chain]:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     question, label = row.question, row.label
+    if len(label.steps) > MOST_STEPS:
+        raise ValueError(f"{len(label.steps)} steps; at most {MOST_STEPS} are read")
     alternatives: list[tuple[Step, ...]] = []
     steps: list[Step] = []
     after_error = False
@@ -227,10 +234,10 @@ def chains_of(line: str) -> list[Chain]:
         chosen, others, goes_on = _chosen(step, completions, number)
         if chosen is None:
             break
-        context = tuple(Step(before.text) for before in steps)
-        if not after_error:
-            labelled = (other.step() for other in others)
-            alternatives += [(*context, one) for one in labelled if one.weight]
+        labelled = () if after_error else [one for other in others if (one := other.step()).weight]
+        if labelled:
+            context = tuple(Step(before.text) for before in steps)
+            alternatives += [(*context, one) for one in labelled]
         steps.append(chosen.step(after_error=after_error))
         after_error = after_error or (chosen.rating == -1 and not chosen.flagged)
         if not goes_on:
@@ -319,6 +326,8 @@ def read(paths: Iterable[Path]) -> Labels:
 def _short(error: ValueError) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "not UTF-8"
+    if isinstance(error, UnicodeEncodeError):
+        return "half of a surrogate pair, which is no character"
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON ({error.msg} at column {error.colno})"
     return str(error)

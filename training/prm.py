@@ -59,7 +59,13 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     verification service as it is. A run that was interrupted goes on where it was.
     """
     parser.add_argument("--labels", type=Path, nargs="+", required=True, metavar="FILE", help="step labels")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the verifier")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("verifier"),
+        metavar="FOLDER",
+        help="where it is written (default ./verifier)",
+    )
     parser.add_argument(
         "--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json; else one is learned from the labels"
     )

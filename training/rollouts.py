@@ -517,8 +517,9 @@ def labels_of(solution: Solution, tallies: dict[str, Tally], count: int) -> Iter
             yield Judged(text, -1, 0.0, 0)
         elif solution.finished and prefix == solution.prefixes[-1]:
             yield Judged(text, 1 if solution.reached else -1, float(solution.reached), 1)
+        elif (tally := tallies.get(prefix)) is None:
+            yield Judged(text)  # A completion of it was lost: there is nothing to say.
         else:
-            tally = tallies[prefix]
             right = tally.right + solution.reached
             yield Judged(text, 1 if right else -1, right / (count + 1), count + 1)
             hopeless = not right

@@ -158,6 +158,10 @@ class Aggregation:
             field = f"clusters[{index}]"
             if not cluster.members:
                 raise InvalidArgument(f"{field}.members", "a cluster has members")
+            if len(cluster.answer) > settings.max_answer_chars:
+                raise InvalidArgument(
+                    f"{field}.answer", f"at most {settings.max_answer_chars} characters are an answer"
+                )
             seen.update(cluster.members)
             _check_weight(f"{field}.weight", cluster.weight, settings.max_weight * len(cluster.members))
             _check_weight(f"{field}.best_weight", cluster.best_weight, settings.max_weight)

@@ -22,6 +22,9 @@ MAX_EXPONENT_DIGITS = 12
 PLAIN_PLACES = 40
 """Zeros before or places after the point beyond which a decimal is written with an exponent."""
 
+SURROUNDINGS = ' *_`"“”'
+"""Marks around an answer that say nothing of it."""
+
 _PLAIN = re.compile(r"-?[1-9][0-9]*|0")
 _LOOKALIKES = str.maketrans(dict.fromkeys("−–‒﹣－", "-") | dict.fromkeys("\u00a0\u2009\u202f\t\n", " "))
 _NOISE = re.compile(
@@ -52,7 +55,7 @@ def canonical_number(text: str) -> str | None:
     if _PLAIN.fullmatch(text):
         return text
     text = _NOISE.sub("", text.translate(_LOOKALIKES)).replace("{,}", ",")
-    text = _without_units(text.strip(" *_`").rstrip(".,;:!")).strip()
+    text = _without_units(text.strip(SURROUNDINGS).rstrip(".,;:!").strip(SURROUNDINGS)).strip()
     while len(text) > 1 and text[0] + text[-1] in ("{}", "()"):
         text = text[1:-1].strip()
     if not text:

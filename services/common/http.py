@@ -15,6 +15,9 @@ from pathlib import Path
 
 import httpx
 
+LONGEST_SECONDS = 86_400.0
+"""Most that a server's Retry-After is believed."""
+
 
 class KeyUnusable(Exception):
     """The key cannot be read; `str(error)` says where it was looked for, never what was found."""
@@ -98,7 +101,8 @@ def make_client(base_url: str, key: Key, connections: int, connect_seconds: floa
 def retry_after(response: httpx.Response) -> float | None:
     """Seconds until the server may be asked again, by its Retry-After: seconds or a date (RFC 9110, 10.2.3).
 
-    None where it does not say so, or not understandably. A date that has passed is 0.
+    None where it does not say so, or not understandably. A date that has passed is 0; nobody is left alone
+    for longer than a day.
     """
     said = response.headers.get("Retry-After", "").strip()
     try:
@@ -108,7 +112,7 @@ def retry_after(response: httpx.Response) -> float | None:
             seconds = email.utils.parsedate_to_datetime(said).timestamp() - time.time()
         except (ValueError, OverflowError):
             return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None
+    return min(max(0.0, seconds), LONGEST_SECONDS) if math.isfinite(seconds) else None
 
 
 async def read_some(response: httpx.Response, most: int = 64 << 10) -> bytes:

@@ -150,6 +150,12 @@ def test_what_cannot_be_learned_from_is_refused() -> None:
     train(answers, "just enough")
     with pytest.raises(AnswersError, match=f"{LEAST_QUERIES - 1} queries .* at least {LEAST_QUERIES}"):
         train(answers.of(np.arange(LEAST_QUERIES - 1)), "x")
+    seldom = answers.samples.copy()
+    seldom[1:, 0] = 0
+    with pytest.raises(AnswersError, match=f"answers of {answers.models[0]} to fewer than {LEAST_QUERIES}"):
+        train(replace(answers, right=np.minimum(answers.right, seldom), samples=seldom), "x")
+    # As few are cross-validated, too, though each fold has fewer.
+    held_out(answers, 5)
     cells = (answers.right[:, :1], answers.samples[:, :1], answers.tokens[:, :1])
     with pytest.raises(AnswersError, match="small alone"):
         train(Answers(answers.query_ids, answers.prompts, ["small"], *cells), "x")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from training.labels import (
     CALIBRATION_SHARE,
+    MOST_STEPS,
     Chain,
     Judged,
     LabelsError,
@@ -157,6 +158,8 @@ def test_whether_the_answer_was_reached(
         (json.dumps(row(step(completion("a", 1, probability=1.5)))), "probability"),
         (json.dumps(row(step(completion("a", 1, probability=math.nan)))), "NaN is no number"),
         ("[" * 100_000, "nested too deeply"),
+        (json.dumps(row(step(completion("a\ud800")))), "half of a surrogate pair"),
+        (json.dumps(row(*[step(completion("a"), chosen=0)] * (MOST_STEPS + 1))), "1001 steps; at most 1000"),
         ("\udc80", "not UTF-8"),
     ],
 )

@@ -88,6 +88,8 @@ class ScriptedGeneration:
             self.aborted += 1
             return Sample(id=name, branch=branch, finish_reason=FINISH_REASON_ABORTED)
         text = self.says(prefix, i)
+        if text == LOST:
+            return Sample(id=name, branch=branch, finish_reason=FINISH_REASON_ABORTED)
         ends = [match.end() for match in re.finditer(r"[^\n]*\n|[^\n]+$", text)]
         reason = FINISH_REASON_LENGTH if text == self.cut else FINISH_REASON_STOP
         return Sample(
@@ -99,6 +101,7 @@ class ScriptedGeneration:
         )
 
 
+LOST = "lost"
 RIGHT = "1+1=2\n2+2=4\nanswer: 4"
 WRONG = "1+1=3\n3+2=5\nanswer: 5"
 
@@ -108,6 +111,11 @@ def says(prefix: str, i: int) -> str:
     if not prefix:
         return RIGHT if i % 2 == 0 else WRONG
     return "answer: 4" if prefix in RIGHT and i % 2 == 0 else "answer: 5"
+
+
+def breaks_off(prefix: str, i: int) -> str:
+    """The backend loses a completion of the first step."""
+    return says(prefix, i) if prefix != "1+1=2\n" or i else LOST
 
 
 @pytest.fixture
@@ -159,6 +167,18 @@ async def test_a_step_is_as_good_as_what_follows_from_it(
     assert [row["question"]["pre_generated_answer"] for row in (right, wrong)] == ["4", "5"]
     assert generation.aborted == 2
     assert (summary.problems, summary.rows, summary.steps, summary.reachable) == (1, 2, 6, 3)
+
+
+async def test_a_step_whose_completion_was_lost_has_no_label(
+    generation: ScriptedGeneration, tmp_path: Path
+) -> None:
+    generation.says = breaks_off
+    to = wanted(tmp_path, chains=1)
+    await label(to)
+    (row,) = written(to)
+    first, second, last = (step["completions"][0] for step in row["label"]["steps"])
+    assert (first["rating"], first.get("probability")) == (None, None)
+    assert (second["rating"], last["rating"]) == (1, 1)
 
 
 async def test_all_steps_of_a_chain_are_one_round(generation: ScriptedGeneration, tmp_path: Path) -> None:

@@ -244,6 +244,10 @@ async def test_an_answer_that_is_too_long(registry: CollectorRegistry) -> None:
     )
     assert groups(response) == [["m/0", "m/2"]]
     assert blanks(response) == {"m/1": "TOO_LONG", "m/3": "TOO_LONG"}
+    again = request([], common.ANSWER_TYPE_TEXT, clusters=response.clusters)
+    again.clusters[0].answer += "x"
+    with pytest.raises(InvalidArgument, match="at most 10 characters"):
+        await core.aggregate(again)
 
 
 NAN, INF = math.nan, math.inf

@@ -81,7 +81,17 @@ async def test_requests_carry_the_key_and_nothing_shows_it(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("said", "seconds"),
-    [("0", 0), ("2.5", 2.5), (" 7 ", 7), ("-3", 0), ("", None), ("soon", None), ("nan", None), ("inf", None)],
+    [("0", 0), ("2.5", 2.5), (" 7 ", 7), ("-3", 0), ("1e300", 86400), *[(said, None) for said in ("", "soon", "nan", "inf")]],
+        ("0", 0),
+        ("2.5", 2.5),
+        (" 7 ", 7),
+        ("-3", 0),
+        ("", None),
+        ("soon", None),
+        ("nan", None),
+        ("inf", None),
+        ("1e300", 86400),
+    ],
 )
 def test_retry_after_in_seconds(said: str, seconds: float | None) -> None:
     assert retry_after(httpx.Response(429, headers={"Retry-After": said})) == seconds
