@@ -3,20 +3,23 @@
     python -m training.judged --models abacus-s,abacus-m --problems 6000 --chains 2 --output labels.jsonl
     python -m training.judged --split heldout --chains 2 --output heldout.jsonl
     python -m training.judged --models draft --problems 20000 --output drafts.jsonl
+    python -m training.judged --models none --problems 3000 --output problems.jsonl
 
 Problems of split `train` are drawn afresh, with another seed than any model's training, from all groups;
 those of `heldout` and `calibration` are the files'. As in PRM800K, a chain's labels end with its first
 mistake. A completion carries the kind of mistake as `error` (see `problems.Verdict`). Resumable: solutions
 that are in the file are kept. `draft` is no model: solutions with made-up mistakes, as those that critiques
-are taught on, and quickly made anew each time.
+are taught on, and quickly made anew each time. `none` writes the problems alone, for `isoflop label-steps`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import random
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.progress import Progress
@@ -108,7 +111,6 @@ async def make(
     """Label what is not in `output` yet, and add it there."""
     rows.mend(output)
     done = labelled(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
     async with open_generation(catalog) as generation:
         with Progress() as progress, output.open("a", encoding="utf-8") as file:
             bars = {model: progress.add_task(model, total=len(problems)) for model in models}
@@ -151,6 +153,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the problems that are drawn")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     if arguments.models == "draft":
         drafted(arguments.problems, arguments.seed, arguments.output)
         return
@@ -160,6 +163,9 @@ def main() -> None:
         if split == "train"
         else first_of_each_group(f"{split}.jsonl", arguments.problems)
     )
+    if arguments.models == "none":
+        arguments.output.write_text("".join(json.dumps(asdict(problem)) + "\n" for problem in problems))
+        return
     asyncio.run(
         make(
             arguments.catalog,

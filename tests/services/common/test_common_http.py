@@ -81,7 +81,7 @@ async def test_requests_carry_the_key_and_nothing_shows_it(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("said", "seconds"),
-    [("0", 0), ("2.5", 2.5), (" 7 ", 7), ("-3", 0), ("1e300", 86400), *[(said, None) for said in ("", "soon", "nan", "inf")]],
+    [
         ("0", 0),
         ("2.5", 2.5),
         (" 7 ", 7),
