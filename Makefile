@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .PHONY: demo test test-all lint proto up train lock clean
-.PHONY: bench-embedded bench-headlines bench-answers bench-difficulty bench-overhead
+.PHONY: bench-embedded bench-headlines bench-prm bench-answers bench-difficulty bench-overhead
 
 demo: .venv/run.stamp  ## 30 held-out problems, live
 	@$(BIN)/isoflop demo --json build/demo.json
@@ -28,10 +28,23 @@ proto: .venv/dev.stamp  ## stubs in client/ from protos/
 
 train: .venv/train.stamp  ## the embedded models, their verifier and profile, from nothing
 	$(BIN)/python -m training.train
-	$(BIN)/python -m training.judged --models abacus-s,abacus-m --problems 4000 --output build/prm/judged.jsonl
-	$(BIN)/isoflop train-prm --labels build/prm/judged.jsonl --output models/abacus-prm \
-		--tokenizer training/tokenizer.json --init build/training/abacus-m.pt --chat-template "$$(cat training/prompt.jinja)"
+	$(BIN)/python -m training.judged --models abacus-s,abacus-m --problems 4000 --output $(PRM)/judged.jsonl
+	$(BIN)/isoflop train-prm --labels $(PRM)/judged.jsonl --output models/abacus-prm $(LIKE_ABACUS)
 	$(BIN)/python -m training.calibrate
+
+PRM = build/prm
+LIKE_ABACUS = --tokenizer training/tokenizer.json --init build/training/abacus-m.pt \
+	--chat-template "$$(cat training/prompt.jinja)" --epochs 4
+
+bench-prm: .venv/train.stamp  ## verifiers by step labels, by roll-outs, by both, on held-out solutions
+	$(BIN)/python -m training.judged --split heldout --models abacus-s,abacus-m,abacus-l --chains 4 --problems 200 \
+		--output $(PRM)/heldout.jsonl
+	$(BIN)/python -m training.judged --models abacus-s,abacus-m --problems 4000 --output $(PRM)/judged.jsonl
+	$(BIN)/python -m training.judged --models none --problems 1500 --seed 3 --output $(PRM)/problems.jsonl
+	$(BIN)/isoflop label-steps --problems $(PRM)/problems.jsonl --model abacus-m --chains 2 --rollouts 4 \
+		--output $(PRM)/rollouts.jsonl
+	$(BIN)/python -m benchmarks.prm --labels $(PRM)/judged.jsonl $(PRM)/rollouts.jsonl --heldout $(PRM)/heldout.jsonl \
+		$(LIKE_ABACUS)
 
 bench-embedded: .venv/dev.stamp  ## accuracy against FLOPs on held-out problems
 	$(BIN)/python -m benchmarks.embedded
