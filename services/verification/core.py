@@ -91,6 +91,9 @@ class Verification:
         settings = self._settings
         if len(chain.text.encode()) > settings.max_chain_bytes:
             return Unscorable(f"its text has more than {settings.max_chain_bytes} bytes")
+        # Counted before it is cut: a megabyte of line ends would take the event loop a second.
+        if not whole and (len(chain.steps) or chain.text.count("\n", 0, -1) + 1) > settings.max_steps:
+            return Unscorable(f"it has more than {settings.max_steps} steps or lines")
         if whole:
             steps = [Step(end=len(chain.text))] if chain.text.strip() else []
         elif chain.steps:
@@ -99,8 +102,6 @@ class Verification:
             steps = cut(chain.text) if chain.text.strip() else []
         if not steps:
             return Unscorable("it has no steps")
-        if len(steps) > settings.max_steps:
-            return Unscorable(f"it has more than {settings.max_steps} steps")
         return Chain(id=chain.id, text=chain.text, steps=steps)
 
     @staticmethod

@@ -24,6 +24,6 @@ class VerificationSettings(ServiceSettings):
     max_chain_bytes: int = Field(default=1 << 20, ge=1)
     """Longest text of a chain, in bytes of UTF-8; a longer one gets an error of its own."""
     max_steps: int = Field(default=4096, ge=1)
-    """Most steps of a chain; one with more gets an error of its own."""
+    """Most steps of a chain, or lines of one that comes without; one with more gets an error of its own."""
     max_prompt_bytes: int = Field(default=256 << 10, ge=1)
     """Longest conversation that chains answer, in bytes of UTF-8."""

@@ -111,6 +111,23 @@ async def test_a_chain_that_cannot_be_scored_says_why_and_the_others_are_scored(
     assert response.flops == 8
 
 
+async def test_a_text_of_too_many_lines_is_not_even_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four megabytes of line ends would take the event loop seconds."""
+    cutting: list[str] = []
+    monkeypatch.setattr("services.verification.core.cut", cutting.append)
+    response = await score(*[Chain(id=str(number), text="a\n" * 500_000) for number in range(4)])
+    assert all("more than 4096 steps" in one.error for one in response.scores)
+    assert not cutting
+
+
+@pytest.mark.parametrize(("text", "scored"), [("a\n" * 8, True), ("a\n" * 8 + "a", False), ("a\n" * 9, False)])
+async def test_a_text_may_have_as_many_lines_as_a_chain_has_steps(text: str, scored: bool) -> None:
+    backend = Odd(Scored([0.5] * 8, SPENT))
+    core = Verification(VerificationSettings(max_steps=8), [backend], CollectorRegistry())
+    (one,) = (await core.score(ScoreRequest(verifier="odd", chains=[Chain(id="a", text=text)]))).scores
+    assert bool(one.steps) == scored == (not one.error)
+
+
 async def test_a_text_and_steps_up_to_the_limits_are_scored() -> None:
     long = Chain(id="long", text="x" * (1 << 20), steps=[Step(tokens=1, logprob=-1)] * 4096)
     (scored,) = (await score(long)).scores
