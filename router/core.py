@@ -88,7 +88,7 @@ class Router:
 
     async def _life(self, request: pb.SolveRequest, seconds: float, *, streamed: bool = False) -> Life:
         """Admit a request."""
-        planner = await self._planner()
+        planner = await self._planner(request.filters.verifier)
         margin = self._settings.deadline_margin_seconds
         deadline = asyncio.get_running_loop().time() + seconds - margin
         query = admit(request, planner.catalog, self._bounds, deadline)
@@ -103,9 +103,10 @@ class Router:
             give_up_below=settings.give_up_below,
         )
 
-    async def _planner(self) -> Planner:
-        """The planner over what the services offer, asked for once they answer."""
-        if self._known is None:
+    async def _planner(self, verifier: str = "") -> Planner:
+        """The planner over what the services offer: asked for once they answer, and again for a verifier that
+        is not among it, since one that could not be described is left out."""
+        if self._known is None or (verifier and verifier not in self._known.catalog.verifiers):
             catalog = await describe(self._stages)
             self._known = Planner(
                 self._profile, catalog, self._settings.round_samples, self._settings.max_samples

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from isoflop.errors import InvalidArgument, NotFound
+import structlog
+from isoflop.errors import InvalidArgument, IsoflopError, NotFound
 from isoflop.v1.common_pb2 import Step
 from isoflop.v1.verification_pb2 import (
     Chain,
@@ -20,6 +21,8 @@ from prometheus_client import CollectorRegistry, Counter
 from services.verification.backends import Backend, Scored, Spent, Unscorable
 from services.verification.settings import VerificationSettings
 from services.verification.steps import cut
+
+log = structlog.get_logger()
 
 
 class Verification:
@@ -77,9 +80,14 @@ class Verification:
         return response
 
     async def describe(self, request: DescribeVerifiersRequest) -> DescribeVerifiersResponse:
-        """The verifiers, in the catalogue's order."""
-        backends = self._backends.values()
-        return DescribeVerifiersResponse(verifiers=[await backend.describe() for backend in backends])
+        """The verifiers, in the catalogue's order; without those that cannot say now what they are."""
+        response = DescribeVerifiersResponse()
+        for name, backend in self._backends.items():
+            try:
+                response.verifiers.append(await backend.describe())
+            except IsoflopError as error:
+                log.warning("a verifier cannot be described", verifier=name, error=str(error))
+        return response
 
     async def close(self) -> None:
         """Let go of the engines."""

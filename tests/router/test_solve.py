@@ -53,6 +53,7 @@ from scripted_suite import MakeSuite, Suite
 from synthetic import EASY, HARD, IMPOSSIBLE, MIDDLE, arm_record, make_model, make_profile
 
 from router.profile import Profile
+from services.verification.core import Verification
 
 
 def ask(**fields: Any) -> SolveRequest:
@@ -242,6 +243,42 @@ class TestBestOfN:
         )
         assert result.answer == "421"
         assert [cluster.weight for cluster in result.clusters] == pytest.approx([math.exp(-0.1), 0.0])
+
+
+class Growing:
+    """Verification that has its critic only after a while."""
+
+    def __init__(self, core: Verification) -> None:
+        self.score = core.score
+        self.names = ["logprob"]
+        self.asked = 0
+
+    async def describe(self, request: DescribeVerifiersRequest) -> DescribeVerifiersResponse:
+        self.asked += 1
+        return DescribeVerifiersResponse(verifiers=[Verifier(name=name) for name in self.names])
+
+
+class TestVerifiers:
+    async def test_one_that_was_not_there_is_asked_for_again_by_those_who_name_it_alone(
+        self, make_suite: MakeSuite, verification: Verification
+    ) -> None:
+        growing = Growing(verification)
+        suite = make_suite(same(number(421)), stages={"verification": growing})
+
+        def by(verifier: str) -> SolveRequest:
+            filters = Filters(samples=2, models=["m"], strategies=["best_of_n"], verifier=verifier)
+            return ask(filters=filters)
+
+        for _ in range(2):
+            assert (await suite.router.solve(by("logprob"))).answer == "421"
+        assert growing.asked == 1
+        with pytest.raises(NotFound, match="there is no verifier 'critic'; there are: logprob"):
+            await suite.router.plan(by("critic"))
+        growing.names.append("critic")
+        for _ in range(2):
+            plan = await suite.router.plan(by("critic"))
+            assert plan.action.verifier == "critic"
+        assert growing.asked == 3
 
 
 class TestStoppingEarly:

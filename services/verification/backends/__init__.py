@@ -87,7 +87,8 @@ class Backend(Protocol):
     """It judges texts as a whole."""
 
     async def describe(self) -> Verifier:
-        """What it is; raises Unavailable where it must ask and nobody answers."""
+        """What it is; raises Unavailable where it must ask and nobody answers, NotFound where it asks for what
+        is not there."""
         ...
 
     async def score(

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+import structlog
 from asking import MESSAGES, PROMPT, ask, make_core
 from isoflop.errors import InvalidArgument, NotFound, Unavailable
 from isoflop.v1.common_pb2 import (
@@ -28,11 +29,18 @@ from isoflop.v1.generation_pb2 import (
     RoundUsage,
     StartRound,
 )
-from isoflop.v1.verification_pb2 import CHAIN_SCORING_MEAN, CHAIN_SCORING_MIN, Chain, ScoreRequest
+from isoflop.v1.verification_pb2 import (
+    CHAIN_SCORING_MEAN,
+    CHAIN_SCORING_MIN,
+    Chain,
+    DescribeVerifiersRequest,
+    ScoreRequest,
+)
 
 from services.common.catalog import CatalogError
 from services.verification.backends.critic import CriticBackend
-from services.verification.catalog import CriticEntry
+from services.verification.backends.logprob import LogprobBackend
+from services.verification.catalog import CriticEntry, LogprobEntry
 
 SHAPE = Shape(active_parameters=1000, layers=2, heads=3, head_size=4)
 USAGE = RoundUsage(samples=1, prompt_tokens=50, cached_tokens=6, completion_tokens=20, context_tokens=300)
@@ -51,8 +59,11 @@ class Judge:
         self.starts: list[StartRound] = []
         self.running = self.most = 0
         self.hold: asyncio.Event | None = None
+        self.away: Exception | None = None
 
     async def describe(self, request: DescribeModelsRequest) -> DescribeModelsResponse:
+        if self.away:
+            raise self.away
         price = Price(currency="EUR", per_million_prompt_tokens=1, per_million_completion_tokens=2)
         return DescribeModelsResponse(models=[Model(name="big", shape=SHAPE, context=4096, price=price)])
 
@@ -212,6 +223,34 @@ def test_what_is_no_template_or_has_no_generation_is_refused() -> None:
         critic(Judge(by_mood), prompt="{{")
     with pytest.raises(CatalogError, match="needs the address of the service"):
         CriticBackend(CriticEntry(name="critic", backend="critic", model="big"), None)
+
+
+async def test_a_critic_that_cannot_be_described_hinders_no_other_and_is_asked_again() -> None:
+    judge = Judge(by_mood)
+    judge.away = Unavailable("the engine is down")
+    unknown = CriticEntry(name="unknown", backend="critic", model="small")
+    core = make_core(
+        critic(judge), CriticBackend(unknown, judge), LogprobBackend(LogprobEntry(name="logprob"))
+    )
+
+    async def names() -> list[str]:
+        return [one.name for one in (await core.describe(DescribeVerifiersRequest())).verifiers]
+
+    with structlog.testing.capture_logs() as logs:
+        assert await names() == ["logprob"]
+    assert [(one["verifier"], one["error"]) for one in logs] == [
+        ("critic", "the engine is down"),
+        ("unknown", "the engine is down"),
+    ]
+    request = ScoreRequest(verifier="critic", messages=MESSAGES, chains=[Chain(id="c", text="good")])
+    with pytest.raises(Unavailable, match="the engine is down"):
+        await core.score(request)
+    judge.away = None
+    assert await names() == ["critic", "logprob"]
+    assert list((await core.score(request)).scores[0].steps) == [0.9]
+    request.verifier = "unknown"
+    with pytest.raises(NotFound, match="there is no model 'small'"):
+        await core.score(request)
 
 
 async def test_an_address_where_nobody_is_is_unavailable() -> None:
