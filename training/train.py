@@ -69,7 +69,7 @@ RECIPES: Final = {
     for recipe in (
         Recipe("abacus-s", Shape(64, 3, 4, 128, _VOCABULARY), 4000, 64, 32, 0.02, 0.005, seed=201),
         Recipe("abacus-m", Shape(112, 4, 4, 256, _VOCABULARY), 2800, 64, 32, 0.02, 0.005, seed=202),
-        Recipe("abacus-l", Shape(160, 6, 5, 384, _VOCABULARY), 2000, 48, 32, 0.02, 0.005, seed=203),
+        Recipe("abacus-l", Shape(160, 6, 5, 384, _VOCABULARY), 3600, 48, 32, 0.02, 0.005, seed=203),
     )
 }
 
