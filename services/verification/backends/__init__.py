@@ -66,16 +66,23 @@ async def score_each(
 ) -> Sequence[Scored | Unscorable]:
     """The outcome of `score` for each chain, all at the same time, in order.
 
-    What it raises concerns them all: the first error is raised, and the others are given up.
+    What it raises becomes the error of its chain: the others have their scores, and what they took is told.
+    Where it raises for all of them, that is no chain's fault, and the first error is raised.
     """
-    try:
-        async with asyncio.TaskGroup() as group:
-            scoring = [group.create_task(score(chain)) for chain in chains]
-    except* IsoflopError as errors:
-        first = errors.exceptions[0]
-        assert isinstance(first, IsoflopError)  # No group of groups comes of one task group.
-        raise first from None
-    return [one.result() for one in scoring]
+
+    async def outcome(chain: Chain) -> Scored | Unscorable | IsoflopError:
+        try:
+            return await score(chain)
+        except IsoflopError as error:
+            return error
+
+    async with asyncio.TaskGroup() as group:
+        scoring = [group.create_task(outcome(chain)) for chain in chains]
+    outcomes = [one.result() for one in scoring]
+    errors = [one for one in outcomes if isinstance(one, IsoflopError)]
+    if errors and len(errors) == len(outcomes):
+        raise errors[0]
+    return [Unscorable(str(one)) if isinstance(one, IsoflopError) else one for one in outcomes]
 
 
 class Backend(Protocol):
@@ -97,7 +104,7 @@ class Backend(Protocol):
         """Score chains that answer `messages`, each cut into steps: an outcome for each, in order.
 
         Raises what concerns them all: InvalidArgument for messages that the template refuses, Unavailable
-        where the engine is down or overloaded. If cancelled, what waits or runs is given up.
+        where the engine is down or overloaded for each of them. If cancelled, what waits or runs is given up.
         """
         ...
 

@@ -15,7 +15,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Protocol
 
-from isoflop.errors import InvalidArgument, NotFound
+from isoflop.errors import InvalidArgument, IsoflopError, NotFound
 from isoflop.v1.common_pb2 import FINISH_REASON_STOP, Message, Model, Sample, Sampling
 from isoflop.v1.generation_pb2 import (
     DescribeModelsRequest,
@@ -33,7 +33,7 @@ from services.common.catalog import CatalogError
 from services.common.channels import Channels
 from services.common.flops import with_attention, without_attention
 from services.generation.remote import RemoteGeneration
-from services.verification.backends import Scored, Spent, Unscorable, score_each
+from services.verification.backends import NOTHING, Scored, Spent, Unscorable, score_each
 from services.verification.catalog import CriticEntry
 from services.verification.steps import texts
 from services.verification.verdict import each, overall
@@ -168,6 +168,12 @@ class CriticBackend:
             return error
         except InvalidArgument as error:
             return Unscorable(f"the critic cannot be asked: {error}", _spent(model, usage))
+        except IsoflopError as error:
+            # A round that has failed says what it took; one that took nothing may never have begun.
+            spent = _spent(model, usage)
+            if spent == NOTHING:
+                raise
+            return Unscorable(str(error), spent)
         spent = _spent(model, usage)
         if sample.finish_reason != FINISH_REASON_STOP:
             return Unscorable(f"the critic was not done after {sample.tokens} tokens", spent)

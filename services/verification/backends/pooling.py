@@ -6,8 +6,8 @@ at each of these tokens. (For others: `--pooler-config '{"pooling_type": "STEP",
 that judges whole texts (`task: sequence`) is asked at /classify. The last class is the chance of being right,
 where the catalogue does not say another.
 
-One request for each chain: vLLM batches them itself, and a chain that is too long hinders no other. A server
-that is down, full or does not know us concerns all.
+One request for each chain: vLLM batches them itself, and a chain that is too long, too slow or that the server
+fails on hinders no other. A server that answers none of them is unavailable: it is down, full or does not know us.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class PoolingBackend:
             await self._client.aclose()
 
     async def _ask(self, prompt: str, chain: Chain) -> Scored | Unscorable:
+        """Raises Unavailable where the server gave no answer to this chain."""
         assert self._client is not None
         entry = self._entry
         try:

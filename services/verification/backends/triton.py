@@ -111,7 +111,7 @@ class TritonBackend:
         return Scored(scores.tolist(), spent)
 
     def _refused(self, error: Any) -> Unscorable:
-        """What Triton said of one request; raises Unavailable where it concerns all."""
+        """What Triton said of one request; raises Unavailable where that is of no chain's making."""
         status, said = str(error.status()), str(error.message() or "no reason given").splitlines()[0][:300]
         address, model = self._entry.address, self._model
         if "unknown model" in said or "not ready" in said:

@@ -60,6 +60,7 @@ class Judge:
         self.running = self.most = 0
         self.hold: asyncio.Event | None = None
         self.away: Exception | None = None
+        self.usage = USAGE
 
     async def describe(self, request: DescribeModelsRequest) -> DescribeModelsResponse:
         if self.away:
@@ -83,7 +84,7 @@ class Judge:
                 )
         finally:
             self.running -= 1
-        yield GenerateResponse(usage=USAGE)
+        yield GenerateResponse(usage=self.usage)
         if isinstance(said, Exception):
             raise said
 
@@ -166,8 +167,25 @@ async def test_one_bad_chain_hinders_no_other() -> None:
     assert response.scores[2].error == "it has no steps"
 
 
+async def test_a_round_that_fails_is_an_error_of_its_chain_and_what_the_others_took_is_counted() -> None:
+    down = Unavailable("the engine is down")
+    judge = Judge(lambda question: down if "odd" in question else by_mood(question))
+    response = await ask(critic(judge), "good", "odd", "bad")
+    assert [list(one.steps) for one in response.scores] == [[0.9], [], [0.2]]
+    assert response.scores[1].error == "the engine is down"
+    assert response.flops == 3 * FLOPS
+
+
+async def test_rounds_that_fail_are_paid_for_where_they_have_cost() -> None:
+    judge = Judge(lambda question: Unavailable("the engine is down"))
+    response = await ask(critic(judge), "one", "two")
+    assert [one.error for one in response.scores] == ["the engine is down"] * 2
+    assert (response.completion_tokens, response.flops) == (40, 2 * FLOPS)
+
+
 async def test_generation_that_is_down_concerns_all_and_the_other_rounds_end() -> None:
     judge = Judge(lambda question: Unavailable("the engine is down", 3.0))
+    judge.usage = RoundUsage(samples=1)
     with pytest.raises(Unavailable, match="the engine is down") as raised:
         await ask(critic(judge), "one", "two")
     assert raised.value.retry_after == 3.0

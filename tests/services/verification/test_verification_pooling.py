@@ -14,7 +14,7 @@ from asking import PROMPT, ask
 from isoflop.errors import Unavailable
 from isoflop.v1.verification_pb2 import CHAIN_SCORING_MEAN, CHAIN_SCORING_MIN
 from pydantic import ValidationError
-from vllm_server import KEY, MODEL, SEPARATOR, VllmServer, error, right, tokens, vllm
+from vllm_server import HANGS_UP, KEY, MODEL, SEPARATOR, VllmServer, error, right, tokens, vllm
 
 from services.common.catalog import CatalogError
 from services.common.flops import attended
@@ -145,6 +145,35 @@ async def test_a_server_that_does_not_serve_is_unavailable(
     with pytest.raises(Unavailable, match=said) as raised:
         await ask(prm, "one", "two")
     assert raised.value.retry_after == (7.0 if answer[0] == 503 else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((503, {"error": {"message": "loading"}}), "answers 503: loading"),
+        ((500, {"error": {"message": f"broken {KEY}"}}), "answers 500: broken [key]"),
+        (HANGS_UP, "does not answer (RemoteProtocolError)"),
+    ],
+)
+async def test_what_a_server_fails_on_alone_is_an_error_of_its_chain(
+    server: VllmServer, prm: PoolingBackend, answer: Any, said: str
+) -> None:
+    server.script = lambda body: answer if "bad" in body["input"] else None
+    response = await ask(prm, "good", "bad", "fine")
+    assert said in response.scores[1].error
+    assert [len(one.steps) for one in response.scores] == [1, 0, 1]
+    assert response.tokens == tokens(f"{START}good{SEPARATOR}{START}fine{SEPARATOR}")
+
+
+async def test_what_a_server_is_too_slow_with_is_an_error_of_its_chain(
+    server: VllmServer, prm: PoolingBackend
+) -> None:
+    slow = open_prm(server.address, timeout_seconds=0.5)
+    server.hold, server.held = asyncio.Event(), b"bad"
+    response = await ask(slow, "good", "bad", "fine")
+    assert "did not score within 0.5 seconds" in response.scores[1].error
+    assert [len(one.steps) for one in response.scores] == [1, 0, 1]
+    await slow.close()
 
 
 async def test_a_wrong_key_and_an_unknown_model_are_said(

@@ -18,6 +18,9 @@ FIELDS = {"model": str, "input": str, "add_special_tokens": bool}
 Answer = tuple[int, Any]
 """A status, and a body: bytes, or what is written as JSON."""
 
+HANGS_UP: Answer = (0, b"")
+"""No answer: the connection is closed."""
+
 
 def error(status: int, message: str) -> Answer:
     """As vLLM says it."""
@@ -50,6 +53,8 @@ class VllmServer:
     asked: list[dict[str, Any]] = field(default_factory=list)
     hold: asyncio.Event | None = None
     """Where set: no answer before it, and `gone` when the client leaves first."""
+    held: bytes = b""
+    """Only requests with this in them are held."""
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -85,9 +90,11 @@ class VllmServer:
                 method, path, _ = first.split()
                 content = await reader.readexactly(int(headers.get("content-length", "0")))
                 assert method == "POST"
-                if self.hold:
+                if self.hold and self.held in content:
                     await self._until_let(reader, self.hold)
                 status, body = self.answer(path, headers, content)
+                if (status, body) == HANGS_UP:
+                    break
                 payload = body if isinstance(body, bytes) else json.dumps(body).encode()
                 extra = "Retry-After: 7\r\n" if status == 503 else ""
                 head = f"HTTP/1.1 {status} Told\r\nContent-Length: {len(payload)}\r\n{extra}\r\n"
