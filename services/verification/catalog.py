@@ -102,6 +102,8 @@ class RemoteEntry(PricedEntry):
     """Jinja template of the prompt; empty: the bare text of the last message."""
     parallel: int = Field(default=64, ge=1, le=4096)
     """Chains that are asked about at a time; more wait."""
+    timeout_seconds: float = Field(default=60.0, gt=0)
+    """How long the server may take for one chain."""
 
 
 class TritonEntry(RemoteEntry):
@@ -127,8 +129,6 @@ class PoolingEntry(RemoteEntry, HttpEntry):
     """The special token after each step, as `<extra_0>` of Qwen2.5-Math-PRM; with `steps`."""
     label: int = Field(default=-1, ge=-1, le=LARGEST)
     """Which of several values is the chance of being right; -1: the last."""
-    timeout_seconds: float = Field(default=60.0, gt=0)
-    """How long the server may take for one chain."""
 
     @model_validator(mode="after")
     def _steps_have_a_separator(self) -> PoolingEntry:

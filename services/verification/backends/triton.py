@@ -2,8 +2,8 @@
 
 The contract (docker/triton/README.md has it, and docker/triton/models/onnx a model that keeps it): one
 request for each chain, with the rendered prompt and the text of each step; scores for the steps, and the
-number of tokens that were read, come back. What Triton says of one request concerns that chain alone; that it
-cannot be reached, or does not serve the model, concerns all.
+number of tokens that were read, come back. What Triton says of one request, or does not say in time, concerns
+that chain alone; where it cannot be reached, or does not serve the model, for any of them, it is unavailable.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ class TritonBackend:
         try:
             inputs = [prompt, self._tensor("steps", texts(chain))]
             async with self._slots:
-                result = await self._client.infer(self._model, inputs, request_id=chain.id)
+                result = await self._client.infer(
+                    self._model, inputs, request_id=chain.id, client_timeout=self._entry.timeout_seconds
+                )
         except Unscorable as error:
             return error
         except self._error as error:
@@ -118,6 +120,9 @@ class TritonBackend:
             raise Unavailable(f"Triton at {address} does not serve {model!r}: {said}")
         if "UNAVAILABLE" in status:
             raise Unavailable(f"Triton at {address} does not answer: is it running?")
+        if "DEADLINE_EXCEEDED" in status:
+            seconds = self._entry.timeout_seconds
+            raise Unavailable(f"Triton at {address} did not score within {seconds:g} seconds")
         return Unscorable(f"Triton's model {model!r} refuses it: {said}")
 
 

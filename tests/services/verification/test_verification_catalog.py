@@ -93,6 +93,7 @@ async def test_the_embedded_verifiers_are_a_reward_model_and_the_models_own_prob
         (entry("name: x, backend: onnx, path: x, threads: 0"), "threads: "),
         (entry("name: x, backend: triton, address: a"), "shape: Field required"),
         (entry(POOLING + ", timeout_seconds: .nan"), "timeout_seconds: "),
+        (entry(PRM + ", timeout_seconds: 0"), "timeout_seconds: "),
         (entry(POOLING + ", task: sequence"), "step_separator goes with task steps"),
         (entry("name: x, backend: critic, model: m, scale: 0"), "scale: "),
         (f"verifiers: [{{{PRM}}}, {{{PRM}}}]", "two verifiers have the same name"),
