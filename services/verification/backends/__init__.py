@@ -94,8 +94,7 @@ class Backend(Protocol):
     """It judges texts as a whole."""
 
     async def describe(self) -> Verifier:
-        """What it is; raises Unavailable where it must ask and nobody answers, NotFound where it asks for what
-        is not there."""
+        """What it is; raises Unavailable or NotFound where it must ask, and nobody answers or knows."""
         ...
 
     async def score(

@@ -10,7 +10,7 @@ A verifier is a folder:
 
 The prompt is encoded apart from the steps, and each step apart from the others (its text without trailing
 line ends, and one line end), so that positions are known. One forward pass scores every step of a batch of
-chains; chains of concurrent requests share batches. Billed are a chain's own tokens: what pads a batch is nobody's.
+chains; chains of concurrent requests share batches. A chain is billed its own tokens; padding is nobody's.
 """
 
 from __future__ import annotations

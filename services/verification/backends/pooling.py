@@ -6,8 +6,9 @@ at each of these tokens. (For others: `--pooler-config '{"pooling_type": "STEP",
 that judges whole texts (`task: sequence`) is asked at /classify. The last class is the chance of being right,
 where the catalogue does not say another.
 
-One request for each chain: vLLM batches them itself, and a chain that is too long, too slow or that the server
-fails on hinders no other. A server that answers none of them is unavailable: it is down, full or does not know us.
+One request for each chain: vLLM batches them itself, and a chain that is too long, or that the server fails
+on or is too slow with, hinders no other. A server that answers for none of them (it is down, or full, or does
+not know us) is unavailable.
 """
 
 from __future__ import annotations

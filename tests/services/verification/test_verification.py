@@ -120,7 +120,9 @@ async def test_a_text_of_too_many_lines_is_not_even_cut(monkeypatch: pytest.Monk
     assert not cutting
 
 
-@pytest.mark.parametrize(("text", "scored"), [("a\n" * 8, True), ("a\n" * 8 + "a", False), ("a\n" * 9, False)])
+@pytest.mark.parametrize(
+    ("text", "scored"), [("a\n" * 8, True), ("a\n" * 8 + "a", False), ("a\n" * 9, False)]
+)
 async def test_a_text_may_have_as_many_lines_as_a_chain_has_steps(text: str, scored: bool) -> None:
     backend = Odd(Scored([0.5] * 8, SPENT))
     core = Verification(VerificationSettings(max_steps=8), [backend], CollectorRegistry())
