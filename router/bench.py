@@ -12,10 +12,11 @@ from typing import TypeVar
 from isoflop.errors import Unavailable
 from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, Sample, Sampling, TextDelta
 from isoflop.v1.generation_pb2 import AbortSamples, Branch, GenerateRequest, RoundUsage, StartRound
-from isoflop.v1.verification_pb2 import Chain, ChainScore, ChainScoring, ScoreRequest
+from isoflop.v1.verification_pb2 import Chain, ChainScore, ChainScoring, ScoreRequest, Verifier
 
 from router.cost import Cost, Meter
 from router.planner import Action
+from router.portions import MOST_BYTES, portions
 from router.query import Query
 from router.stages import Stages
 from services.common.flops import attended
@@ -140,26 +141,35 @@ class RoundBench:
         """
         verifier = self._action.verifier
         assert verifier is not None
+        scores: dict[str, ChainScore] = {}
         begin = time.perf_counter()
         try:
             if not self.missing:
                 async with asyncio.timeout_at(self._deadline):
-                    response = await self._stages.verification.score(
-                        ScoreRequest(
-                            verifier=verifier.name,
-                            messages=self._query.messages,
-                            chains=[Chain(id=s.id, text=s.text, steps=s.steps) for s in samples],
-                        )
-                    )
-                self.spent += self._meter.verification(verifier, self._action.strategy, response)
-                return response.scores
+                    await self._score(verifier, samples, scores)
         except Unavailable as error:
             self.missing = str(error)
         except TimeoutError:
             self.missing = f"verifier {verifier.name} was not done before the deadline"
         finally:
             self.waited += time.perf_counter() - begin
-        return [ChainScore(id=sample.id, error=self.missing) for sample in samples]
+        return [scores.get(sample.id) or ChainScore(id=sample.id, error=self.missing) for sample in samples]
+
+    async def _score(
+        self, verifier: Verifier, samples: Sequence[Sample], scores: dict[str, ChainScore]
+    ) -> None:
+        """Put what comes into `scores`, and bill it as it comes."""
+        request = ScoreRequest(verifier=verifier.name, messages=self._query.messages)
+        chains = [Chain(id=sample.id, text=sample.text, steps=sample.steps) for sample in samples]
+        parts, large = portions(chains, MOST_BYTES - request.ByteSize())
+        for chain in large:
+            scores[chain.id] = ChainScore(id=chain.id, error=f"its {chain.ByteSize()} bytes fit no request")
+        for part in parts:
+            response = await self._stages.verification.score(
+                ScoreRequest(verifier=request.verifier, messages=request.messages, chains=part)
+            )
+            self.spent += self._meter.verification(verifier, self._action.strategy, response)
+            scores.update((one.id, one) for one in response.scores)
 
     async def _requests(self, enough: asyncio.Event, stream_text: bool) -> AsyncIterator[GenerateRequest]:
         action = self._action

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -47,13 +47,15 @@ class Progress:
             self.greedy.add(action.model.name)
         return first
 
-    def take(self, action: Action, candidates: Sequence[Candidate], tally: AggregateResponse) -> None:
-        """Take candidates, and the clusters with them in it."""
+    def take(
+        self, action: Action, candidates: Sequence[Candidate], tally: AggregateResponse, blanks: Iterable[str]
+    ) -> None:
+        """Take candidates, the clusters with them in it, and the ids of those that are in none."""
         for candidate in candidates:
             self.samples[candidate.sample.id] = candidate.sample
             self._arms[candidate.sample.id] = action.arm
         self.clusters = list(tally.clusters)
-        self.blanks += [blank.id for blank in tally.blanks]
+        self.blanks += blanks
         self.stability = tally.stability
         self.posterior = update(self._prior, self._votes())
         if STRATEGIES[action.strategy].verifies:

@@ -11,7 +11,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 
 from google.rpc.code_pb2 import Code
 from isoflop.errors import IsoflopError
-from isoflop.v1.aggregation_pb2 import AggregateRequest
+from isoflop.v1.aggregation_pb2 import AggregateRequest, AggregateResponse
 from isoflop.v1.aggregation_pb2 import Candidate as CandidateMessage
 from isoflop.v1.common_pb2 import ANSWER_TYPE_PATTERN, FINISH_REASON_ABORTED, TextDelta
 from isoflop.v1.difficulty_pb2 import Difficulty, EstimateRequest
@@ -34,6 +34,7 @@ from router.bench import RoundBench
 from router.cost import TEMPLATE_TOKENS, Allowance, Cost, Meter
 from router.metrics import Metrics, outcome
 from router.planner import Action, Decision, Planner, State
+from router.portions import MOST_BYTES, portions
 from router.progress import Progress
 from router.query import Query
 from router.stages import Stages
@@ -175,24 +176,31 @@ class Life:
 
     async def update(self, action: Action, candidates: list[Candidate]) -> None:
         """Tally the answers, update the belief."""
-        tally = await self.stages.aggregation.aggregate(
-            AggregateRequest(
-                format=self.query.format,
-                selection=STRATEGIES[action.strategy].selection,
-                clusters=self.progress.clusters,
-                candidates=[
-                    CandidateMessage(
-                        id=candidate.sample.id,
-                        text=candidate.sample.text,
-                        weight=candidate.weight,
-                        logprob=candidate.sample.logprob if candidate.sample.HasField("logprob") else None,
-                    )
-                    for candidate in candidates
-                    if candidate.sample.finish_reason != FINISH_REASON_ABORTED
-                ],
+        progress = self.progress
+        votes = [
+            CandidateMessage(
+                id=candidate.sample.id,
+                text=candidate.sample.text,
+                weight=candidate.weight,
+                logprob=candidate.sample.logprob if candidate.sample.HasField("logprob") else None,
             )
-        )
-        self.progress.take(action, candidates, tally)
+            for candidate in candidates
+            if candidate.sample.finish_reason != FINISH_REASON_ABORTED
+        ]
+        tally = AggregateResponse(clusters=progress.clusters, stability=progress.stability)
+        parts, large = portions(votes, MOST_BYTES - tally.ByteSize())
+        blanks = [vote.id for vote in large]
+        for part in parts:
+            tally = await self.stages.aggregation.aggregate(
+                AggregateRequest(
+                    format=self.query.format,
+                    selection=STRATEGIES[action.strategy].selection,
+                    clusters=tally.clusters,
+                    candidates=part,
+                )
+            )
+            blanks += [blank.id for blank in tally.blanks]
+        progress.take(action, candidates, tally, blanks)
 
     def enough(self, action: Action, round: Round) -> bool:
         """Whether what still runs of the round is not worth its price any more.

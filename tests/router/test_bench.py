@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from isoflop.errors import NotFound, Unavailable
+from isoflop.rpc import MAX_MESSAGE_BYTES
 from isoflop.v1.common_pb2 import STAGE_GENERATION, STAGE_VERIFICATION, Sample, TextDelta, Usage
 from isoflop.v1.router_pb2 import Filters
+from isoflop.v1.verification_pb2 import (
+    ChainScore,
+    DescribeVerifiersRequest,
+    DescribeVerifiersResponse,
+    ScoreRequest,
+    ScoreResponse,
+)
+from prometheus_client import CollectorRegistry
 from scripted_stages import (
     ABORTED_TOKENS,
     CACHED_TOKENS,
@@ -30,9 +39,15 @@ from synthetic import MIDDLE, make_model, make_planner, make_query, make_state
 
 from router.bench import RoundBench
 from router.cost import Cost, Meter
+from router.remote import RemoteVerification
 from router.stages import Stages
+from router.stages import Verification as VerificationStage
 from services.aggregation.core import Aggregation
+from services.common.channels import Channels
+from services.common.server import serving
 from services.verification.core import Verification
+from services.verification.servicer import face
+from services.verification.settings import VerificationSettings
 
 Item = list[Sample] | TextDelta
 
@@ -43,7 +58,7 @@ class Table:
     def __init__(
         self,
         script: Script,
-        verification: Verification,
+        verification: VerificationStage,
         aggregation: Aggregation,
         samples: int = 4,
         seconds: float = math.inf,
@@ -95,7 +110,9 @@ MakeTable = Callable[..., Table]
 async def table(verification: Verification, aggregation: Aggregation) -> AsyncIterator[MakeTable]:
     """Makes benches; afterwards no task is left over."""
     before = asyncio.all_tasks()
-    yield lambda script, **fields: Table(script, verification, aggregation, **fields)
+    yield lambda script, **fields: Table(
+        script, **{"verification": verification, "aggregation": aggregation, **fields}
+    )
     await asyncio.sleep(0)
     left = {task for task in asyncio.all_tasks() - before if task is not asyncio.current_task()}
     assert not left
@@ -262,6 +279,80 @@ async def test_scores_are_those_of_the_verifier_and_are_billed(table: MakeTable)
     (line,) = [line for line in at.meter.lines if line.stage == STAGE_VERIFICATION]
     assert (line.model, line.strategy, line.calls, line.flops) == ("logprob", "best_of_n", 2, 8.0)
     assert at.bench.spent.flops == pytest.approx(at.meter.bill().flops)
+
+
+class Asked:
+    """The real verification, which notes what it was asked; `answers` ends before it is unavailable."""
+
+    def __init__(self, core: Verification, answers: float = math.inf) -> None:
+        self.core, self.answers = core, answers
+        self.requests: list[ScoreRequest] = []
+
+    async def score(self, request: ScoreRequest) -> ScoreResponse:
+        self.requests.append(request)
+        if len(self.requests) > self.answers:
+            raise Unavailable("the verifier is down")
+        return await self.core.score(request)
+
+    async def describe(self, request: DescribeVerifiersRequest) -> DescribeVerifiersResponse:
+        return await self.core.describe(request)
+
+
+MEGABYTE = Said("x" * 1_000_000)
+
+
+async def scores_of(at: Table) -> Sequence[ChainScore]:
+    """Of all samples, which come at once."""
+    async with aclosing(at.bench.sample()) as batches:
+        return [score async for batch in batches for score in await at.bench.score(batch)]  # type: ignore[arg-type]
+
+
+@pytest.fixture
+async def wire(verification: Verification) -> AsyncIterator[RemoteVerification]:
+    """The same over a socket."""
+    settings = VerificationSettings(address="127.0.0.1:0", drain_seconds=0)
+    channels = Channels()
+    async with serving(settings, [face(verification)], CollectorRegistry()) as address:
+        yield RemoteVerification(address, channels)
+        await channels.close()
+
+
+async def test_more_samples_than_fit_in_a_message_are_scored_over_the_wire(
+    wire: RemoteVerification, aggregation: Aggregation
+) -> None:
+    at = Table(same(MEGABYTE), wire, aggregation, samples=17, batch=17, strategy="best_of_n")
+    scores = await scores_of(at)
+    assert [len(score.steps) for score in scores] == [1] * 17
+    (line,) = [line for line in at.meter.lines if line.stage == STAGE_VERIFICATION]
+    assert (line.calls, line.flops) == (17, 34.0)
+
+
+async def test_a_sample_too_large_for_a_message_has_no_score_and_the_rest_goes_on(
+    verification: Verification, table: MakeTable
+) -> None:
+    script = listed(number(1), Said("x" * (16 << 20)), number(2))
+    asked = Asked(verification)
+    at = table(script, samples=3, batch=3, strategy="best_of_n", verification=asked)
+    scores = await scores_of(at)
+    assert [score.id for score in scores] == ["m/0", "m/1", "m/2"]
+    assert [len(score.steps) for score in scores] == [1, 0, 1]
+    assert "16777" in scores[1].error
+    assert "bytes" in scores[1].error
+    assert not at.bench.missing
+    assert [request.ByteSize() < MAX_MESSAGE_BYTES for request in asked.requests] == [True]
+
+
+async def test_scores_that_came_before_verification_went_down_are_kept_and_billed(
+    verification: Verification, table: MakeTable
+) -> None:
+    asked = Asked(verification, answers=1)
+    at = table(same(MEGABYTE), samples=17, batch=17, strategy="best_of_n", verification=asked)
+    scores = await scores_of(at)
+    assert [score.error for score in scores] == [""] * 15 + ["the verifier is down"] * 2
+    assert at.bench.missing == "the verifier is down"
+    (line,) = [line for line in at.meter.lines if line.stage == STAGE_VERIFICATION]
+    assert line.calls == 15
+    at.check()
 
 
 async def test_an_unseen_remainder_is_reported(table: MakeTable) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from isoflop.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from isoflop.rpc import MAX_MESSAGE_BYTES
 from isoflop.v1.aggregation_pb2 import AggregateRequest, AggregateResponse
 from isoflop.v1.common_pb2 import (
     ANSWER_TYPE_PATTERN,
@@ -53,6 +54,7 @@ from scripted_suite import MakeSuite, Suite
 from synthetic import EASY, HARD, IMPOSSIBLE, MIDDLE, arm_record, make_model, make_profile
 
 from router.profile import Profile
+from services.aggregation.core import Aggregation
 from services.verification.core import Verification
 
 
@@ -243,6 +245,37 @@ class TestBestOfN:
         )
         assert result.answer == "421"
         assert [cluster.weight for cluster in result.clusters] == pytest.approx([math.exp(-0.1), 0.0])
+
+
+class Asked:
+    """The real aggregation, which notes what it was asked."""
+
+    def __init__(self, core: Aggregation) -> None:
+        self.core = core
+        self.requests: list[AggregateRequest] = []
+
+    async def aggregate(self, request: AggregateRequest) -> AggregateResponse:
+        self.requests.append(request)
+        return await self.core.aggregate(request)
+
+
+class TestLongSamples:
+    async def test_more_than_fit_in_a_message_are_tallied_and_one_that_never_fits_is_a_blank(
+        self, make_suite: MakeSuite, aggregation: Aggregation
+    ) -> None:
+        def long(model: str, index: int) -> Said:
+            size = (16 << 20) if index == 3 else 1_000_000
+            return Said("x" * size + f"\nThe answer is {index % 2}.")
+
+        asked = Asked(aggregation)
+        suite = make_suite(long, stages={"aggregation": asked}, generation={"batch": 18})
+        found = await events(suite, ask(filters=Filters(samples=18, models=["m"]), return_candidates=True))
+        result = found[-1].final
+        assert [len(cluster.members) for cluster in result.clusters] == [9, 8]
+        assert [event.tally.blanks for event in found if event.HasField("tally")][-1] == 1
+        assert all(request.ByteSize() < MAX_MESSAGE_BYTES for request in asked.requests)
+        assert [len(request.candidates) for request in asked.requests] == [15, 2]
+        assert len(result.candidates) == 18
 
 
 class Growing:
