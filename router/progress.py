@@ -13,7 +13,6 @@ from isoflop.v1.router_pb2 import Round, Tally
 from router.belief import NO_VOTES, Posterior, Votes, update
 from router.planner import Action
 from router.profile import Arm, Array
-from router.strategies import STRATEGIES
 from router.strategies.strategy import Candidate
 
 
@@ -47,10 +46,24 @@ class Progress:
             self.greedy.add(action.model.name)
         return first
 
+    def unweigh(self) -> None:
+        """Each sample so far has one vote, whatever its score."""
+        for cluster in self.clusters:
+            cluster.weight, cluster.best_weight = len(cluster.members), 1.0
+
     def take(
-        self, action: Action, candidates: Sequence[Candidate], tally: AggregateResponse, blanks: Iterable[str]
+        self,
+        action: Action,
+        candidates: Sequence[Candidate],
+        tally: AggregateResponse,
+        blanks: Iterable[str],
+        *,
+        by_scores: bool,
     ) -> None:
-        """Take candidates, the clusters with them in it, and the ids of those that are in none."""
+        """Take candidates, the clusters with them in it, and the ids of those that are in none.
+
+        The leader is the tally's where it was chosen `by_scores`.
+        """
         for candidate in candidates:
             self.samples[candidate.sample.id] = candidate.sample
             self._arms[candidate.sample.id] = action.arm
@@ -58,8 +71,8 @@ class Progress:
         self.blanks += blanks
         self.stability = tally.stability
         self.posterior = update(self._prior, self._votes())
-        if STRATEGIES[action.strategy].verifies:
-            # Scores have chosen. Confidence is by votes all the same: what scores say of it is not measured.
+        if by_scores:
+            # Confidence is by votes all the same: what scores say of it is not measured.
             self.posterior = replace(self.posterior, chosen=0 if self.clusters else -1)
         elif (leader := self.posterior.leader) > 0:
             # Votes of several models: the answer most likely right leads, whatever their number.

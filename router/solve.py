@@ -11,7 +11,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 
 from google.rpc.code_pb2 import Code
 from isoflop.errors import IsoflopError
-from isoflop.v1.aggregation_pb2 import AggregateRequest, AggregateResponse
+from isoflop.v1.aggregation_pb2 import SELECTION_SUM, AggregateRequest, AggregateResponse
 from isoflop.v1.aggregation_pb2 import Candidate as CandidateMessage
 from isoflop.v1.common_pb2 import ANSWER_TYPE_PATTERN, FINISH_REASON_ABORTED, TextDelta
 from isoflop.v1.difficulty_pb2 import Difficulty, EstimateRequest
@@ -160,6 +160,7 @@ class Life:
                         yield Event(sample=candidate.sample)
                         if candidate.scores.id:
                             yield Event(scores=candidate.scores)
+                    self.missing = self.missing or bench.missing
                     await self.update(action, batch)
                     yield Event(tally=progress.tally())
                     round.completed += len(batch)
@@ -168,7 +169,6 @@ class Life:
         finally:
             self.allowance.settle(worst, bench.spent)
             self.waited += bench.waited
-            self.missing = self.missing or bench.missing
             round.aborted = action.samples - round.completed
             round.flops = bench.spent.flops
             round.confidence_after = progress.confidence
@@ -176,12 +176,15 @@ class Life:
 
     async def update(self, action: Action, candidates: list[Candidate]) -> None:
         """Tally the answers, update the belief."""
-        progress = self.progress
+        progress, strategy = self.progress, STRATEGIES[action.strategy]
+        by_scores = strategy.verifies and not self.missing
+        if self.missing:
+            progress.unweigh()
         votes = [
             CandidateMessage(
                 id=candidate.sample.id,
                 text=candidate.sample.text,
-                weight=candidate.weight,
+                weight=1.0 if self.missing else candidate.weight,
                 logprob=candidate.sample.logprob if candidate.sample.HasField("logprob") else None,
             )
             for candidate in candidates
@@ -194,13 +197,13 @@ class Life:
             tally = await self.stages.aggregation.aggregate(
                 AggregateRequest(
                     format=self.query.format,
-                    selection=STRATEGIES[action.strategy].selection,
+                    selection=SELECTION_SUM if self.missing else strategy.selection,
                     clusters=tally.clusters,
                     candidates=part,
                 )
             )
             blanks += [blank.id for blank in tally.blanks]
-        progress.take(action, candidates, tally, blanks)
+        progress.take(action, candidates, tally, blanks, by_scores=by_scores)
 
     def enough(self, action: Action, round: Round) -> bool:
         """Whether what still runs of the round is not worth its price any more.

@@ -518,6 +518,33 @@ class TestFailures:
         assert broken.calls == 1
         assert suite.metric("queries_total", outcome="degraded") == 1
 
+    @pytest.mark.parametrize("streamed", [True, False])
+    @pytest.mark.parametrize("strategy", ["best_of_n", "weighted"])
+    async def test_where_some_scores_are_missing_they_do_not_decide(
+        self, make_suite: MakeSuite, verification: Verification, strategy: str, streamed: bool
+    ) -> None:
+        """Neither a good score nor a bad one, where most samples have none."""
+
+        class Tiring(Broken):
+            async def score(self, request: ScoreRequest) -> ScoreResponse:
+                self.calls += 1
+                if self.calls > 2:
+                    raise self.error
+                return await verification.score(request)
+
+        tiring = Tiring(Unavailable("the verifier is down"))
+        said = [number(7, logprobs=(-0.4,)), *(number(421, logprobs=(-160.0,)) for _ in range(4))]
+        suite = make_suite(listed(*said, number(5)), stages={"verification": tiring})
+        asked = ask(filters=Filters(samples=6, models=["m"], strategies=[strategy]))
+        final = (await events(suite, asked))[-1].final if streamed else await suite.router.solve(asked)
+        assert (final.answer, final.status) == ("421", STATUS_DEGRADED)
+        votes = [(c.answer, len(c.members), c.weight) for c in final.clusters]
+        assert votes == [("421", 4, 4.0), ("7", 1, 1.0), ("5", 1, 1.0)]
+        voted = await make_suite(listed(*said, number(5))).router.solve(
+            ask(filters=Filters(samples=6, models=["m"], strategies=["majority"]))
+        )
+        assert final.confidence == pytest.approx(voted.confidence)
+
     async def test_a_verifier_that_is_silent_is_waited_for_until_the_deadline(
         self, make_suite: MakeSuite
     ) -> None:
