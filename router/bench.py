@@ -54,6 +54,8 @@ class RoundBench:
         """Seconds spent waiting for models and verifiers."""
         self.missing = ""
         """Why samples have no scores, where verification has become unavailable."""
+        self.late: asyncio.Task[None] | None = None
+        """Scores that nobody waits for any more. It ends within `abort_seconds`, and bills what has come."""
         self._usage = RoundUsage()
         """Of the samples that have come; the round's own, once it is told."""
         self._told = False
@@ -142,29 +144,36 @@ class RoundBench:
         verifier = self._action.verifier
         assert verifier is not None
         scores: dict[str, ChainScore] = {}
-        begin = time.perf_counter()
-        try:
-            if not self.missing:
+        if not self.missing:
+            begin = time.perf_counter()
+            # A task of its own: scores cannot be aborted, and only at their end is it told what they took.
+            scoring = asyncio.create_task(self._score(verifier, samples, scores), name=verifier.name)
+            try:
                 async with asyncio.timeout_at(self._deadline):
-                    await self._score(verifier, samples, scores)
-        except Unavailable as error:
-            self.missing = str(error)
-        except TimeoutError:
-            self.missing = f"verifier {verifier.name} was not done before the deadline"
-        finally:
-            self.waited += time.perf_counter() - begin
+                    await asyncio.shield(scoring)
+            except Unavailable as error:
+                self.missing = str(error)
+            except TimeoutError:
+                self.missing = f"verifier {verifier.name} was not done before the deadline"
+            finally:
+                self.waited += time.perf_counter() - begin
+                if not scoring.done():
+                    self.late = scoring
+                    asyncio.get_running_loop().call_later(self._abort_seconds, scoring.cancel)
         return [scores.get(sample.id) or ChainScore(id=sample.id, error=self.missing) for sample in samples]
 
     async def _score(
         self, verifier: Verifier, samples: Sequence[Sample], scores: dict[str, ChainScore]
     ) -> None:
-        """Put what comes into `scores`, and bill it as it comes."""
+        """Put what comes into `scores`, and bill it as it comes; ask for no more where nobody waits."""
         request = ScoreRequest(verifier=verifier.name, messages=self._query.messages)
         chains = [Chain(id=sample.id, text=sample.text, steps=sample.steps) for sample in samples]
         parts, large = portions(chains, MOST_BYTES - request.ByteSize())
         for chain in large:
             scores[chain.id] = ChainScore(id=chain.id, error=f"its {chain.ByteSize()} bytes fit no request")
         for part in parts:
+            if self.late:
+                break
             response = await self._stages.verification.score(
                 ScoreRequest(verifier=request.verifier, messages=request.messages, chains=part)
             )

@@ -54,12 +54,19 @@ class Running:
             if self.task.done():
                 self.task.result()
                 return
+            if self.answered:
+                return
             await self._more.wait()
 
     def cancel(self) -> None:
-        """End it early; a second time would take its bill away, and does nothing."""
-        if not self.task.done() and not self.task.cancelling():
+        """End it early; a second time, or after the answer, would take its bill away, and does nothing."""
+        if not self.task.done() and not self.task.cancelling() and not self.answered:
             self.task.cancel()
+
+    @property
+    def answered(self) -> bool:
+        """Whether the answer is there; what still runs is waited for because of its bill."""
+        return bool(self.events) and self.events[-1].HasField("final")
 
     @property
     def ending(self) -> bool:
@@ -128,7 +135,8 @@ class Queries:
             raise NotFound(f"there is no query {query_id[:64]!r}, or it is too long ago")
         final = next((event.final for event in running.events if event.HasField("final")), None)
         rounds = running.life.progress.rounds
-        return GetQueryResponse(running=not running.task.done(), rounds=rounds, result=final)
+        runs = final is None and not running.task.done()
+        return GetQueryResponse(running=runs, rounds=rounds, result=final)
 
     async def close(self) -> None:
         """Cancel what runs, and wait for it."""

@@ -64,6 +64,8 @@ class Life:
     """Seconds spent waiting for models and verifiers."""
     missing: str = ""
     """Why samples have no scores, where verification has become unavailable."""
+    late: list[asyncio.Task[None]] = field(default_factory=list)
+    """Scores that nobody waits for any more: see `RoundBench.late`."""
 
     def __post_init__(self) -> None:
         self.meter = Meter(self.planner.catalog.currency)
@@ -92,8 +94,11 @@ class Life:
             ended = "failed_internal"
             raise
         finally:
-            overhead = time.perf_counter() - begin - self.waited
-            self.metrics.ended(ended, self.meter.lines, overhead, self.saved.samples)
+            try:
+                await self.bills()
+            finally:
+                overhead = time.perf_counter() - begin - self.waited
+                self.metrics.ended(ended, self.meter.lines, overhead, self.saved.samples)
 
     async def estimate(self) -> None:
         """A belief about the query's latent difficulty."""
@@ -169,6 +174,8 @@ class Life:
         finally:
             self.allowance.settle(worst, bench.spent)
             self.waited += bench.waited
+            if bench.late:
+                self.late.append(bench.late)
             round.aborted = action.samples - round.completed
             round.flops = bench.spent.flops
             round.confidence_after = progress.confidence
@@ -249,6 +256,15 @@ class Life:
             seed=query.seed,
             profile=self.planner.profile.version,
         )
+
+    async def bills(self) -> None:
+        """Wait until it is told what late scores took. The answer has gone out, and does not have it."""
+        begin = time.perf_counter()
+        try:
+            if self.late:
+                await asyncio.wait(self.late)
+        finally:
+            self.waited += time.perf_counter() - begin
 
     async def dry_run(self) -> PlanResponse:
         """What would be done first, and why; nothing is sampled."""

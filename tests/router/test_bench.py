@@ -298,6 +298,19 @@ class Asked:
         return await self.core.describe(request)
 
 
+class Late(Asked):
+    """Scores when `gate` opens."""
+
+    def __init__(self, core: Verification) -> None:
+        super().__init__(core)
+        self.begun, self.gate = asyncio.Event(), asyncio.Event()
+
+    async def score(self, request: ScoreRequest) -> ScoreResponse:
+        self.begun.set()
+        await self.gate.wait()
+        return await super().score(request)
+
+
 MEGABYTE = Said("x" * 1_000_000)
 
 
@@ -353,6 +366,52 @@ async def test_scores_that_came_before_verification_went_down_are_kept_and_bille
     (line,) = [line for line in at.meter.lines if line.stage == STAGE_VERIFICATION]
     assert line.calls == 15
     at.check()
+
+
+async def late_bill(at: Table) -> int:
+    """Calls that scores are billed for which nobody waits for any more."""
+    assert at.bench.late
+    await asyncio.wait({at.bench.late})
+    lines = [line for line in at.meter.lines if line.stage == STAGE_VERIFICATION]
+    at.check()
+    return sum(line.calls for line in lines)
+
+
+async def test_scores_that_a_cancelled_caller_does_not_wait_for_are_billed(
+    verification: Verification, table: MakeTable
+) -> None:
+    late = Late(verification)
+    at = table(same(number(1)), samples=2, batch=2, strategy="best_of_n", verification=late)
+    scoring = asyncio.create_task(scores_of(at))
+    await late.begun.wait()
+    scoring.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await scoring
+    late.gate.set()
+    assert await late_bill(at) == 2
+
+
+async def test_scores_that_come_after_the_deadline_do_not_count_but_are_billed(
+    verification: Verification, table: MakeTable
+) -> None:
+    late = Late(verification)
+    at = table(same(MEGABYTE), samples=17, batch=17, strategy="best_of_n", seconds=0.2, verification=late)
+    scores = await scores_of(at)
+    assert {score.error for score in scores} == {"verifier logprob was not done before the deadline"}
+    late.gate.set()
+    # Of the two requests that so many bytes take the second was not begun.
+    assert await late_bill(at) == 15
+
+
+async def test_scores_that_never_come_are_given_up_as_an_abort_is(
+    verification: Verification, table: MakeTable
+) -> None:
+    late = Late(verification)
+    script = same(number(1))
+    at = table(script, strategy="best_of_n", seconds=0.1, abort_seconds=0.1, verification=late)
+    with taking_at_most(1.0):
+        await scores_of(at)
+        assert await late_bill(at) == 0
 
 
 async def test_an_unseen_remainder_is_reported(table: MakeTable) -> None:

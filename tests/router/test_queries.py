@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 from isoflop.errors import InvalidArgument, NotFound, Unavailable
-from isoflop.v1.router_pb2 import Filters, SolveRequest, SolveResponse
+from isoflop.v1.router_pb2 import STATUS_DEGRADED, Filters, SolveRequest, SolveResponse
 from isoflop.v1.router_pb2 import StreamSolveResponse as Event
+from isoflop.v1.verification_pb2 import ScoreRequest, ScoreResponse
 from scripted_stages import ABORTED_TOKENS, HOLD, Said, listed, number, same
 from scripted_suite import MakeSuite, Suite
 from synthetic import EASY
+
+from services.verification.core import Verification
 
 LATE = number(421, late=True)
 
@@ -48,6 +51,70 @@ async def first_id(suite: Suite, request: SolveRequest) -> tuple[str, Any]:
     stream = suite.router.stream(request)
     event = await anext(stream)
     return event.started.query_id, stream
+
+
+class Late:
+    """The real verification, which scores when `gate` opens."""
+
+    def __init__(self, core: Verification) -> None:
+        self.core = core
+        self.describe = core.describe
+        self.begun, self.gate = asyncio.Event(), asyncio.Event()
+
+    async def score(self, request: ScoreRequest) -> ScoreResponse:
+        self.begun.set()
+        await self.gate.wait()
+        return await self.core.score(request)
+
+
+COUNTED = {"stage": "verification", "model": "logprob", "strategy": "best_of_n"}
+
+
+class TestLateScores:
+    """Scores that nobody waits for any more are counted when they come."""
+
+    ASKED = ask(strategies=["best_of_n"])
+
+    async def test_the_answer_at_the_deadline_does_not_wait_for_them(
+        self, make_suite: MakeSuite, verification: Verification
+    ) -> None:
+        late = Late(verification)
+        suite = make_suite(same(number(421)), stages={"verification": late}, generation={"batch": 4})
+        result = await suite.router.solve(self.ASKED, 0.5)
+        assert (result.answer, result.status) == ("421", STATUS_DEGRADED)
+        found = await suite.router.query(result.query_id)
+        assert (found.running, found.result.answer) == (False, "421")
+        await settle()
+        assert suite.metric("samples_total", **COUNTED) == 0
+        late.gate.set()
+        await settle()
+        assert suite.metric("samples_total", **COUNTED) == 4
+        assert suite.metric("flops_total", **COUNTED) == 8
+        assert suite.metric("queries_total", outcome="degraded") == 1
+        assert (await suite.router.query(result.query_id)).result == result
+
+    async def test_a_caller_that_leaves_does_not_take_their_bill_away(
+        self, make_suite: MakeSuite, verification: Verification
+    ) -> None:
+        late = Late(verification)
+        suite = make_suite(same(number(421)), stages={"verification": late})
+        task = asyncio.create_task(suite.router.solve(self.ASKED))
+        await late.begun.wait()
+        await leave(task)
+        late.gate.set()
+        await settle()
+        assert suite.metric("flops_total", **COUNTED) > 0
+        assert suite.metric("queries_total", outcome="cancelled") == 1
+        assert suite.metric("queries_running") == 0
+
+    async def test_a_router_that_ends_waits_for_them_as_long_as_for_an_abort(
+        self, make_suite: MakeSuite, verification: Verification
+    ) -> None:
+        suite = make_suite(same(number(421)), stages={"verification": Late(verification)}, abort_seconds=0.1)
+        await suite.router.solve(self.ASKED, 0.5)
+        await asyncio.wait_for(suite.router.close(), 1)
+        assert suite.metric("queries_total", outcome="degraded") == 1
+        assert suite.metric("queries_running") == 0
 
 
 class TestLeaving:

@@ -554,7 +554,12 @@ class TestFailures:
                 raise AssertionError
 
         silent = Silent(ZeroDivisionError())
-        suite = make_suite(same(number(421)), stages={"verification": silent}, deadline_margin_seconds=0.0)
+        suite = make_suite(
+            same(number(421)),
+            stages={"verification": silent},
+            deadline_margin_seconds=0.0,
+            abort_seconds=0.1,
+        )
         asked = ask(filters=Filters(samples=3, models=["m"], strategies=["best_of_n"]))
         final = await suite.router.solve(asked, 0.5)
         assert (final.status, final.answer) == (STATUS_DEGRADED, "421")
