@@ -40,7 +40,7 @@ bench-prm: .venv/train.stamp  ## verifiers by step labels, by roll-outs, by both
 	$(BIN)/python -m training.judged --split heldout --models abacus-s,abacus-m,abacus-l --chains 4 --problems 200 \
 		--output $(PRM)/heldout.jsonl
 	$(BIN)/python -m training.judged --models abacus-s,abacus-m --problems 4000 --output $(PRM)/judged.jsonl
-	$(BIN)/python -m training.judged --models none --problems 1500 --seed 3 --output $(PRM)/problems.jsonl
+	$(BIN)/python -m training.judged --models none --problems 800 --seed 3 --output $(PRM)/problems.jsonl
 	$(BIN)/isoflop label-steps --problems $(PRM)/problems.jsonl --model abacus-m --chains 2 --rollouts 4 \
 		--output $(PRM)/rollouts.jsonl
 	$(BIN)/python -m benchmarks.prm --labels $(PRM)/judged.jsonl $(PRM)/rollouts.jsonl --heldout $(PRM)/heldout.jsonl \
