@@ -334,6 +334,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, help=f"of each problem (default {full.samples})")
     parser.add_argument("--problems", type=int, help=f"held-out problems (default {full.problems})")
     parser.add_argument("--temperature", type=float, help=f"the main one (default {full.temperature:g})")
+    compared = ",".join(f"{degree:g}" for degree in full.temperatures)
+    parser.add_argument("--temperatures", default=compared, help=f"those compared (default {compared})")
     parser.add_argument("--verifier", default="", help=f"its name (default {VERIFIER}, or the first)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--only-samples", action="store_true", help="sample, and neither score nor report")
@@ -359,6 +361,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.models:
         options = replace(options, models=tuple(given.models.split(",")))
     options = replace(options, verifier=given.verifier)
+    if given.temperatures != compared:
+        options = replace(options, temperatures=tuple(map(float, given.temperatures.split(","))))
     places = replace(
         places, store=given.store, results=given.results or places.results, page=given.page or places.page
     )
