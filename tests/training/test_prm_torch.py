@@ -153,6 +153,22 @@ def test_a_loss_that_is_no_number_ends_training(tmp_path: Path, wanted: Wanted) 
         train(replace(wanted, rate=1e30))
 
 
+def test_a_step_is_judged_by_the_likelihood_of_its_own_tokens() -> None:
+    torch.manual_seed(1)
+    verifier = StepVerifier(Shape(**{**TINY, "vocabulary": 8, "context": 16}), [5]).eval()
+    torch.nn.init.normal_(verifier.decoder.embedding)
+    tokens = torch.tensor([[1, 2, 5, 3, 3, 5, 5, 4]])
+    with torch.inference_mode():
+        logits, logprobs = verifier.judged(tokens)
+        foretold = verifier.decoder.logits(verifier.decoder(tokens)).log_softmax(-1)
+    each = [0.0, *(float(foretold[0, at, token]) for at, token in enumerate(tokens[0, 1:].tolist()))]
+    assert logprobs[0].tolist() == pytest.approx(each, abs=1e-5)
+    # Steps are tokens 0 to 2, 3 to 5, 6, and 7; the head knows nothing yet.
+    begins = [0, 0, 0, 3, 3, 3, 6, 7]
+    expected = [sum(each[begin : at + 1]) for at, begin in enumerate(begins)]
+    assert logits[0].tolist() == pytest.approx(expected, abs=1e-4)
+
+
 def test_a_verifier_learns_what_a_token_tells(tmp_path: Path) -> None:
     """A step is right just where its token is 1: after some steps the loss is near zero."""
     draw = np.random.default_rng(1)
