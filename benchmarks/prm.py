@@ -265,7 +265,9 @@ def page(found: dict[str, Any]) -> str:
         "the first that the judge calls wrong. AUC: the chance that a right step scores above a wrong one. "
         "Precision: average precision of finding wrong steps (chance gets their share). First errors as in "
         "ProcessBench (arXiv 2412.06559): found at its very place, and right chains passed, at a threshold "
-        "chosen on calibration problems; F1 is their harmonic mean. Intervals: 95 % bootstrap over problems.",
+        "chosen on calibration problems; F1 is their harmonic mean. Intervals: 95 % bootstrap over problems. "
+        "What roll-outs teach is how often their model ends right from there, which is less often than the "
+        "step is right: by the judge such scores are no chances, whatever they are worth as an order.",
         f"![Figures of the three verifiers]({PICTURE.name})",
         table([HEADER, *(_row(name, own["all"]) for name, own in arms.items())]),
         "Trained on: "
@@ -289,8 +291,9 @@ def page(found: dict[str, Any]) -> str:
             ]
         ),
         "## Choosing among n given solutions",
-        "Accuracy: the solution with the best score; the answer with most score in all; the most frequent "
-        "answer; and whether any solution is right. Means over problems and models.",
+        "Problems with fewer solutions than half of them have are left out. Accuracy: the solution with the "
+        "best score; the answer with most score in all; the most frequent answer; and whether any solution is "
+        "right. Means over problems and models.",
         *(
             f"### {name}\n\n"
             + table(

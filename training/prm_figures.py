@@ -216,9 +216,13 @@ def solved(chains: Iterable[Scored]) -> list[list[Scored]]:
 
 
 def plans(chains: Iterable[Scored], scoring: str, seed: int = 0) -> list[Plans]:
-    """For n = 1, 2, 4, ... up to what every problem has; means over problems and models."""
+    """For n = 1, 2, 4, ... up to what half of the problems have; means over problems and models.
+
+    Problems with fewer solutions are left out.
+    """
     groups = solved(chains)
-    most = min((len(group) for group in groups), default=0)
+    most = int(np.median([len(group) for group in groups])) if groups else 0
+    groups = [group for group in groups if len(group) >= most]
     sizes = [2**power for power in range(most.bit_length()) if 2**power <= most]
     if most and most not in sizes:
         sizes.append(most)

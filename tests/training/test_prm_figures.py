@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -141,6 +142,12 @@ def test_plans_choose_among_the_chains_of_a_problem() -> None:
 
 def test_problems_of_unknown_outcome_are_left_out() -> None:
     assert plans([*four(), scored("9", "+", "other", reached=None)], "min") == plans(four(), "min")
+
+
+def test_a_problem_with_fewer_solutions_does_not_end_the_comparison() -> None:
+    others = [replace(one, chain=replace(one.chain, problem="other")) for one in four()]
+    fewer = scored("9", "+", "one solution", answer="1", reached=True)
+    assert plans([*four(), *others, fewer], "min") == plans([*four(), *others], "min")
 
 
 def test_models_are_not_mixed() -> None:
