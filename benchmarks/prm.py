@@ -292,7 +292,7 @@ def page(found: dict[str, Any]) -> str:
         ),
         "## Choosing among n given solutions",
         "Problems with fewer solutions than half of them have are left out. Accuracy: the solution with the "
-        "best score; the answer with most score in all; the most frequent answer; and whether any solution is "
+        "best score; the answer with most score in all; the most frequent answer; whether any solution is "
         "right. Means over problems and models.",
         *(
             f"### {name}\n\n"
