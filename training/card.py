@@ -111,11 +111,19 @@ def _by_group(found: Sequence[Outcome]) -> str:
     return _table(rows)
 
 
+def _compared(name: str) -> dict[float, Summary]:
+    """A model at each temperature, on the problems that were sampled at all of them."""
+    found = {degree: told for degree in TEMPERATURES if (told := outcomes(name, degree))}
+    common = set.intersection(*({one.problem.query_id for one in told} for told in found.values()))
+    return {
+        degree: summarize([one for one in told if one.problem.query_id in common])
+        for degree, told in found.items()
+    }
+
+
 def _by_temperature(name: str) -> str:
     rows = [["temperature", *_COLUMNS]]
-    for temperature in TEMPERATURES:
-        if found := outcomes(name, temperature):
-            rows.append(_row(f"{temperature:g}", summarize(found)))
+    rows += [_row(f"{degree:g}", summary) for degree, summary in _compared(name).items()]
     return _table(rows)
 
 
@@ -160,7 +168,7 @@ def draw_picture(names: Sequence[str], path: Path) -> None:
     """Accuracy against temperature: one sample, majority and pass@n of each model."""
     figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3.0), sharey=True, squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
-        curves = [(t, summarize(found)) for t in TEMPERATURES if (found := outcomes(name, t))]
+        curves = list(_compared(name).items())
         xs = [temperature for temperature, _ in curves]
         for attribute, label, colour in (
             ("pass_16", f"pass@{SAMPLES}", "#009E73"),
