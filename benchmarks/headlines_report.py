@@ -175,7 +175,7 @@ def _scorings(models: Sequence[Measured]) -> list[str]:
     scored = [one for one in models if one.verified]
     if not scored:
         return ["Not measured: the samples are not scored."]
-    n = max(n for n in SIZES if n <= min(64, scored[0].most))
+    n = max(n for n in SIZES if n <= min(64, *(one.most for one in scored)))
     lines = [
         f"Accuracy in % with {n} samples, all problems. The verifier's own rule is {scored[0].scoring}.",
         "",
