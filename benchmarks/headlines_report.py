@@ -273,6 +273,7 @@ def _flops(models: Sequence[Measured]) -> Any:
 
 def _thirds(models: Sequence[Measured]) -> Any:
     figure, panels = _panels(len(models))
+    widest = [n for n in SIZES if n <= max(one.most for one in models)]
     for one, axes in zip(models, panels, strict=True):
         sizes = [n for n in SIZES if n <= one.most]
         labels, ends = list[tuple[str, str]](), list[float]()
@@ -290,9 +291,9 @@ def _thirds(models: Sequence[Measured]) -> Any:
             labels.append((name, colour))
         for (name, colour), y in zip(labels, _apart(ends), strict=True):
             axes.text(sizes[-1] * 1.15, y, name, color=colour, va="center")
-        axes.set(title=one.name, xlabel="samples", xlim=(0.9, sizes[-1] * 2.2))
+        axes.set(title=one.name, xlabel="samples", xlim=(0.9, widest[-1] * 2.2))
         axes.set_xscale("log", base=2)
-        axes.set_xticks(sizes, [str(n) for n in sizes])
+        axes.set_xticks(widest, [str(n) for n in widest])
         axes.minorticks_off()
         axes.grid(alpha=0.25, lw=0.5)
     panels[0].set_ylabel("right answers, %")
