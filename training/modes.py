@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from isoflop.errors import InvalidArgument
 from isoflop.v1.common_pb2 import ANSWER_TYPE_NUMBER, Message
 from rich.progress import Progress
 
@@ -75,7 +76,10 @@ async def hold(generation: Generation, model: str, problem: Problem) -> Conversa
     ask = partial(sample_round, generation, model, seed=seed_of(problem), query_id=problem.query_id)
 
     async def said(messages: Sequence[Message], temperature: float) -> tuple[str, int]:
-        (sample,) = (await ask(messages, temperature=temperature)).samples
+        try:
+            (sample,) = (await ask(messages, temperature=temperature)).samples
+        except InvalidArgument:
+            return "", 0  # The conversation has become longer than the model's context.
         return sample.text, sample.tokens
 
     user, assistant = partial(Message, role="user"), partial(Message, role="assistant")
