@@ -118,6 +118,8 @@ class State:
     """What may still be spent."""
     seconds: float
     """Time left; infinite where there is no deadline."""
+    spent: float = 0.0
+    """FLOPs so far."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,9 @@ class Planner:
         if not offers:
             return Decision(None, self._nothing_fits(query, state))
         worth = self.worth(query, offers)
+        if target is None and state.spent >= worth:
+            # Where two answers stay level each further round looks worth its price, and none ever is.
+            return Decision(None, f"{_si(state.spent)}FLOP spent: no less than a right answer is worth")
         ranked = sorted(offers, key=lambda offer: self._value(offer, confidence, worth, target), reverse=True)
         best = ranked[0]
         gain = best.accuracy - confidence

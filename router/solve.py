@@ -128,6 +128,7 @@ class Life:
             frozenset(progress.greedy),
             left,
             seconds,
+            self.allowance.spent.flops,
         )
 
     async def act(self, action: Action, reason: str) -> AsyncGenerator[Event, None]:

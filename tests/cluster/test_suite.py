@@ -162,7 +162,7 @@ async def test_stopping_early_aborts_and_bills_what_ran(suite: Suite, client: As
     """With rounds of 16 some samples are still running when the answer is decided."""
     responses = [
         await client.solve(
-            f"{a}*3-{a}+5", models=["abacus-l"], strategies=["majority"], effort="high", seed=a
+            f"{a}*3-{a}+5", models=["abacus-m"], strategies=["majority"], effort="high", seed=a
         )
         for a in range(21, 33)
     ]

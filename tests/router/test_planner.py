@@ -220,6 +220,15 @@ class TestHowMuch:
             for decision, _ in play(HARD, sampled(HARD, 2), planner, effort=Effort.EFFORT_HIGH):
                 assert not decision.action or decision.action.samples <= size
 
+    def test_no_more_is_spent_than_a_right_answer_is_worth(self) -> None:
+        """Two answers that stay level look worth another round for ever."""
+        query, worth = make_query(PLANNER, effort=Effort.EFFORT_HIGH), PLANNER.profile.efforts["high"]
+        state = make_state(PLANNER, 0.0)
+        assert PLANNER.decide(query, replace(state, spent=0.99 * worth)).action
+        decision = PLANNER.decide(query, replace(state, spent=worth))
+        assert decision.action is None
+        assert "no less than a right answer is worth" in decision.reason
+
 
 class TestEscalation:
     def test_where_the_small_model_disagrees_with_itself_a_larger_one_is_asked(self) -> None:
