@@ -176,7 +176,8 @@ class Run:
             ScoreShare(self.places.verifiers, self.verifier, jobs[worker :: self._workers])
             for worker in range(self._workers)
         ]
-        done = keep(score_share, [share for share in shares if share.jobs], "scores", total, path)
+        busy = [share for share in shares if share.jobs]
+        done = keep(score_share, busy, "scores", total, self.places.store, path)
         self._note_speed("scores", *done)
 
     def _note_speed(self, what: str, tokens: int, seconds: float) -> None:

@@ -196,7 +196,7 @@ def sample(
     shares = [SampleShare(catalog, slots, list(jobs)[worker::workers]) for worker in range(workers)]
     busy = [share for share in shares if share.jobs]
     total = sum(job.count for job in jobs)
-    return keep(sample_share, busy, "samples", total, lambda lane: lane.path(folder))
+    return keep(sample_share, busy, "samples", total, folder, lambda lane: lane.path(folder))
 
 
 @dataclass(frozen=True)

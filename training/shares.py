@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeVar
@@ -80,11 +81,24 @@ def _process(work: Callable[[Any, Send], None], share: Any, pipe: Connection) ->
         send(None, None, f"{type(error).__name__}: {error}")
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """The store is this run's as long as it lasts; raises WorkFailed where it is another's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WorkFailed(f"another run is at work on {folder}: wait for its end, or stop it") from None
+        yield
+
+
 def keep(
     work: Callable[[Share, Send], None],
     shares: Sequence[Share],
     what: str,
     total: int,
+    folder: Path,
     path: Callable[[Lane], Path],
 ) -> tuple[int, float]:
     """Do the work in processes, write what they make, show how far it is.
@@ -94,19 +108,23 @@ def keep(
         shares: One for each process.
         what: The field of a row that lists what was made, each with its `tokens`; the name of the bar, too.
         total: How many will be made.
-        path: Where a lane's rows are kept.
+        folder: The store, for this run alone.
+        path: Where in it a lane's rows are kept.
 
     Returns:
         Tokens that were made, and seconds that it took.
 
-    Raises WorkFailed. What was made until then is kept, as it is where the work is interrupted.
+    Raises WorkFailed, also where another run is at work on the store. What was made until then is kept, as it
+    is where the work is interrupted.
     """
+    if not shares:
+        return 0, 0.0
     writer, began, tokens = Writer(), time.monotonic(), 0
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[speed]}"),
     )  # fmt: skip
-    with Progress(*columns) as progress, closing(in_processes(work, shares)) as made:
+    with alone(folder), Progress(*columns) as progress, closing(in_processes(work, shares)) as made:
         bar = progress.add_task(what, total=total, speed="")
         try:
             for lane, row, size in made:

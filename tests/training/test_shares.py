@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from training.shares import WorkFailed, in_processes, keep
+from training.shares import WorkFailed, alone, in_processes, keep
 from training.store import Lane, read
 
 LANE = Lane("abacus-s", "0123456789abcdef", 0.7)
@@ -49,7 +49,18 @@ def makes(share: int, send: Callable[[Lane, dict[str, Any]], None]) -> None:
 
 
 def test_what_is_made_is_kept_and_counted(tmp_path: Path) -> None:
-    tokens, seconds = keep(makes, [3, 5], "things", 4, lambda lane: lane.path(tmp_path))
+    tokens, seconds = keep(makes, [3, 5], "things", 4, tmp_path, lambda lane: lane.path(tmp_path))
     assert (tokens, seconds > 0) == (10, True)
     rows = read(LANE.path(tmp_path))
     assert sorted(row["things"][0]["tokens"] for row in rows) == [3, 5]
+
+
+def test_two_runs_do_not_write_one_store(tmp_path: Path) -> None:
+    with (
+        alone(tmp_path / "store"),
+        pytest.raises(WorkFailed, match="another run is at work"),
+        alone(tmp_path / "store"),
+    ):
+        pass
+    with alone(tmp_path / "store"):
+        pass
