@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 from typing import Final
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.model import Decoder, Shape
+from training.store import sha256_of
 from training.tokens import end_of_text, merges, vocabulary
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -146,11 +146,6 @@ def export_checkpoint(checkpoint: Path) -> Path:
     path = MODELS / f"{checkpoint.stem}.gguf"
     write_gguf(model, checkpoint.stem, path)
     return path
-
-
-def sha256_of(path: Path) -> str:
-    """The hash of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_hashes() -> None:

@@ -5,7 +5,6 @@ The form is the one that `services/verification/backends/onnx.py` reads.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from torch.onnx import register_custom_op_symbolic, symbolic_helper
 
 from training.prm_model import Calibrated
 from training.prm_train import Epoch, Recipe, shuffled
+from training.store import sha256_of
 
 OPSET = 17
 TOLERANCE = 1e-4
@@ -69,12 +69,6 @@ def write_onnx(model: Calibrated, path: Path) -> None:
         # Not a number is no small difference.
         if not difference <= TOLERANCE:
             raise WrongExport(f"{path}: scores by onnxruntime and by torch differ by {difference:g}")
-
-
-def sha256_of(path: Path) -> str:
-    """The hash of a file, in hexadecimal. Raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_folder(
