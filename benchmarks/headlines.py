@@ -44,7 +44,7 @@ from services.generation.catalog import LlamaCppEntry
 from services.verification import catalog as verifiers
 from services.verification import engines
 from training.samples import SLOTS, sample
-from training.shares import WorkFailed, keep
+from training.shares import WorkFailed, dealt, keep
 from training.splits import FOLDER, Problem, first_of_each_group
 from training.store import FOLDER as STORE
 from training.store import Lane, read, repair, sha256_of
@@ -172,12 +172,10 @@ class Run:
             rows = read(lane.path(self.places.store))
             jobs += unscored(lane, self.heldout, rows, repair(path(lane)))
         total = sum(len(job.texts) for job in jobs)
-        shares = [
-            ScoreShare(self.places.verifiers, self.verifier, jobs[worker :: self._workers])
-            for worker in range(self._workers)
-        ]
-        busy = [share for share in shares if share.jobs]
-        done = keep(score_share, busy, "scores", total, self.places.store, path)
+        places = self.places
+        parts = dealt(jobs, self._workers)
+        shares = [ScoreShare(places.verifiers, self.verifier, part) for part in parts]
+        done = keep(score_share, shares, "scores", total, self.places.store, path)
         self._note_speed("scores", *done)
 
     def _note_speed(self, what: str, tokens: int, seconds: float) -> None:
@@ -323,6 +321,10 @@ def show(rows: Iterable[Row]) -> None:
     Console().print(table)
 
 
+def _temperatures(text: str) -> tuple[float, ...]:
+    return tuple(map(float, text.split(",")))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -336,7 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--problems", type=int, help=f"held-out problems (default {full.problems})")
     parser.add_argument("--temperature", type=float, help=f"the main one (default {full.temperature:g})")
     compared = ",".join(f"{degree:g}" for degree in full.temperatures)
-    parser.add_argument("--temperatures", default=compared, help=f"those compared (default {compared})")
+    parser.add_argument("--temperatures", type=_temperatures, help=f"those compared (default {compared})")
     parser.add_argument("--verifier", default="", help=f"its name (default {VERIFIER}, or the first)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--only-samples", action="store_true", help="sample, and neither score nor report")
@@ -351,7 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.reduced and not (given.results and given.page):
         parser.error("--reduced does not replace the checked-in results: name --results and --page")
     options = REDUCED if given.reduced else full
-    for name in ("samples", "problems", "temperature"):
+    for name in ("samples", "problems", "temperature", "temperatures"):
         if getattr(given, name) is not None:
             options = replace(options, **{name: getattr(given, name)})
     options = replace(
@@ -362,8 +364,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.models:
         options = replace(options, models=tuple(given.models.split(",")))
     options = replace(options, verifier=given.verifier)
-    if given.temperatures != compared:
-        options = replace(options, temperatures=tuple(map(float, given.temperatures.split(","))))
     places = replace(
         places, store=given.store, results=given.results or places.results, page=given.page or places.page
     )

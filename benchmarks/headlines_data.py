@@ -21,7 +21,7 @@ from services.aggregation.numbers import canonical_number
 from services.common.flops import attended
 from training.prm_figures import auc
 from training.problems import first_wrong, judge_solution
-from training.samples import stored_samples
+from training.samples import stored_of, stored_samples
 from training.splits import Problem
 from training.store import Row, digest, seed_of
 from training.votes import pass_at
@@ -181,7 +181,7 @@ def cell_rates(problems: Sequence[Problem], rows: Sequence[Row], samples: int) -
     found = stored_samples(rows)
     right: dict[Cell, list[float]] = {}
     for problem in problems:
-        _, mine = found.get((problem.query_id, seed_of(problem)), (0, {}))
+        _, mine = stored_of(found, problem)
         told = [mine[index]["right"] for index in range(samples) if index in mine]
         if told:
             right.setdefault(cell_of(problem), []).append(float(np.mean(told)))
@@ -202,14 +202,14 @@ def load(
             {one["digest"]: one for one in row["scores"]}
         )
     for problem in problems:
-        _, mine = found.get((problem.query_id, seed_of(problem)), (0, {}))
+        _, mine = stored_of(found, problem)
         count = next((index for index in range(count) if index not in mine), count)
         if not count:
             raise NotMeasured(f"no sample of {problem.query_id} is stored: sample first")
     loaded = []
     for problem in problems:
         key = (problem.query_id, seed_of(problem))
-        prompt, mine = found[key]
+        prompt, mine = stored_of(found, problem)
         chosen = [mine[index] for index in range(count)]
         loaded.append(samples_of(problem, prompt, chosen, told.get(key, {}), prices))
     return loaded

@@ -19,8 +19,8 @@ from services.verification import catalog as verifiers
 from services.verification import engines
 from services.verification.core import Verification
 from services.verification.settings import VerificationSettings
-from training.samples import stored_samples, work_off
-from training.shares import Send
+from training.samples import stored_of, stored_samples
+from training.shares import Send, work_off
 from training.splits import Problem
 from training.store import Lane, Row, digest, seed_of, sha256_of
 
@@ -44,7 +44,7 @@ def unscored(
     found = stored_samples(samples)
     there = {(row["query_id"], row["seed"], one["digest"]) for row in scores for one in row["scores"]}
     for problem in problems:
-        _, mine = found.get((problem.query_id, seed_of(problem)), (0, {}))
+        _, mine = stored_of(found, problem)
         texts = {sample["text"]: sample["steps"] for sample in mine.values()}
         key = (problem.query_id, seed_of(problem))
         if left := {text: steps for text, steps in texts.items() if (*key, digest(text)) not in there}:
@@ -92,12 +92,8 @@ class ScoreShare:
     jobs: Sequence[ScoreJob]
 
 
-def score_share(share: ScoreShare, send: Send) -> None:
+async def score_share(share: ScoreShare, send: Send) -> None:
     """Score all jobs. Runs in a process of its own."""
-    asyncio.run(_score_share(share, send))
-
-
-async def _score_share(share: ScoreShare, send: Send) -> None:
     backends = engines.open_backends(share.verifiers)
     verification = Verification(VerificationSettings(), backends, CollectorRegistry())
     gate = asyncio.Semaphore(CHAINS_AT_A_TIME)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -11,13 +11,13 @@ import matplotlib as mpl
 import torch
 
 from services.common.settings import MODELS
-from training.evaluate import SAMPLES, TEMPERATURES, Outcome, Summary, outcomes, summarize
-from training.export import sha256_of
+from training.evaluate import SAMPLES, Outcome, Summary, outcomes, summarize
 from training.expressions import parse
 from training.model import Shape
 from training.modes import held, worth
 from training.problems import GROUPS, TRAINED_OPERATIONS, Problem, example
 from training.splits import first_of_each_group, read_rows
+from training.store import sha256_of
 from training.train import CHECKPOINTS, RECIPES
 
 mpl.use("Agg")
@@ -111,9 +111,8 @@ def _by_group(found: Sequence[Outcome]) -> str:
     return _table(rows)
 
 
-def _compared(name: str) -> dict[float, Summary]:
+def _compared(found: Mapping[float, Sequence[Outcome]]) -> dict[float, Summary]:
     """A model at each temperature, on the problems that were sampled at all of them."""
-    found = {degree: told for degree in TEMPERATURES if (told := outcomes(name, degree))}
     common = set.intersection(*({one.problem.query_id for one in told} for told in found.values()))
     return {
         degree: summarize([one for one in told if one.problem.query_id in common])
@@ -121,9 +120,9 @@ def _compared(name: str) -> dict[float, Summary]:
     }
 
 
-def _by_temperature(name: str) -> str:
+def _by_temperature(found: Mapping[float, Sequence[Outcome]]) -> str:
     rows = [["temperature", *_COLUMNS]]
-    rows += [_row(f"{degree:g}", summary) for degree, summary in _compared(name).items()]
+    rows += [_row(f"{degree:g}", summary) for degree, summary in _compared(found).items()]
     return _table(rows)
 
 
@@ -164,11 +163,11 @@ def _modes(names: Sequence[str]) -> str:
     return _table(rows)
 
 
-def draw_picture(names: Sequence[str], path: Path) -> None:
+def draw_picture(models: Mapping[str, Mapping[float, Sequence[Outcome]]], path: Path) -> None:
     """Accuracy against temperature: one sample, majority and pass@n of each model."""
-    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3.0), sharey=True, squeeze=False)
-    for axis, name in zip(axes[0], names, strict=True):
-        curves = list(_compared(name).items())
+    figure, axes = plt.subplots(1, len(models), figsize=(3.2 * len(models), 3.0), sharey=True, squeeze=False)
+    for axis, (name, found) in zip(axes[0], models.items(), strict=True):
+        curves = list(_compared(found).items())
         xs = [temperature for temperature, _ in curves]
         for attribute, label, colour in (
             ("pass_16", f"pass@{SAMPLES}", "#009E73"),
@@ -189,12 +188,12 @@ def draw_picture(names: Sequence[str], path: Path) -> None:
     plt.close(figure)
 
 
-def card_text(names: Sequence[str]) -> str:
-    """The whole card."""
+def card_text(models: Mapping[str, Mapping[float, Sequence[Outcome]]]) -> str:
+    """The whole card, of each model's outcomes by temperature."""
     parts = [
         _HEADER.format(example=_example()),
         "## Making\n\n"
-        + _making(names)
+        + _making(list(models))
         + "\n\nMinutes are wall-clock on one thread of a two-core machine, beside other work. "
         "Full hashes: `SHA256SUMS`.\n",
         "## Accuracy on held-out problems\n\n"
@@ -204,19 +203,20 @@ def card_text(names: Sequence[str]) -> str:
         "known to about ±1/√n.\n\n"
         f"![accuracy against temperature]({PICTURE})\n",
     ]
-    for name in names:
-        found = outcomes(name, SHOWN)
-        parts.append(f"### {name}\n\n{_by_group(found)}\n\n{_by_temperature(name)}\n\n{_band(found)}\n")
+    for name, found in models.items():
+        shown = found[SHOWN]
+        parts.append(f"### {name}\n\n{_by_group(shown)}\n\n{_by_temperature(found)}\n\n{_band(shown)}\n")
     parts.append(
         f"## The other modes\n\nOne solution of each problem at temperature {SHOWN:g}: in steps; with checks "
         "(`think`); and in steps, replaced by its greedy revision where its own greedy critique finds "
-        f"a wrong line. All as shares.\n\n{_modes(names)}\n"
+        f"a wrong line. All as shares.\n\n{_modes(list(models))}\n"
     )
     return "\n".join(parts)
 
 
 def write_card(folder: Path = MODELS) -> None:
     """Write card and picture, for the models that have a file and samples."""
-    names = [name for name in RECIPES if (folder / f"{name}.gguf").exists() and outcomes(name, SHOWN)]
-    draw_picture(names, folder / PICTURE)
-    (folder / "README.md").write_text(card_text(names), encoding="utf-8")
+    stored = {name: outcomes(name) for name in RECIPES if (folder / f"{name}.gguf").exists()}
+    models = {name: found for name, found in stored.items() if SHOWN in found}
+    draw_picture(models, folder / PICTURE)
+    (folder / "README.md").write_text(card_text(models), encoding="utf-8")

@@ -70,16 +70,22 @@ def summarize(outcomes: Sequence[Outcome]) -> Summary:
     )
 
 
-def outcomes(name: str, temperature: float) -> list[Outcome]:
-    """What is stored of a model, for the held-out problems that have both a greedy answer and samples."""
+def outcomes(name: str) -> dict[float, list[Outcome]]:
+    """What is stored of a model at each temperature that it was sampled at.
+
+    Of the held-out problems that have both a greedy answer and samples.
+    """
     problems = first_of_each_group("heldout.jsonl", 100 * len(GROUPS))
     greedy = sampled(lane_of(name, 0.0), problems, 1)
-    several = sampled(lane_of(name, temperature), problems, SAMPLES)
-    return [
-        Outcome(problem, greedy[problem.query_id], several[problem.query_id])
-        for problem in problems
-        if problem.query_id in greedy and problem.query_id in several
-    ]
+    found = {}
+    for degree in TEMPERATURES:
+        several = sampled(lane_of(name, degree), problems, SAMPLES)
+        found[degree] = [
+            Outcome(problem, greedy[problem.query_id], several[problem.query_id])
+            for problem in problems
+            if problem.query_id in greedy and problem.query_id in several
+        ]
+    return {degree: told for degree, told in found.items() if told}
 
 
 def evaluate(names: Sequence[str], per_group: int = PROBLEMS_PER_GROUP) -> None:

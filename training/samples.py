@@ -6,14 +6,13 @@ engine of its own.
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from isoflop.v1.common_pb2 import ANSWER_TYPE_NUMBER, FINISH_REASON_LENGTH, Sample
 from prometheus_client import CollectorRegistry
@@ -29,7 +28,7 @@ from services.generation.catalog import LlamaCppEntry
 from services.generation.core import Generation
 from services.generation.settings import GenerationSettings
 from training.sampling import sample_round
-from training.shares import Send, WorkFailed, keep
+from training.shares import Send, WorkFailed, dealt, keep, work_off
 from training.splits import Problem
 from training.store import FOLDER, Lane, Row, read, repair, seed_of, sha256_of
 
@@ -38,8 +37,6 @@ BLOCK: Final = 32
 SLOTS: Final = 8
 """Samples side by side in each process: the tiny models are fastest with few."""
 CATALOG: Final = MODELS / "catalog.yaml"
-
-Job = TypeVar("Job")
 
 
 @dataclass(frozen=True)
@@ -62,11 +59,18 @@ def stored_samples(rows: Iterable[Row]) -> dict[tuple[str, int], tuple[int, dict
     return found
 
 
+def stored_of(
+    stored: Mapping[tuple[str, int], tuple[int, dict[int, Row]]], problem: Problem
+) -> tuple[int, dict[int, Row]]:
+    """Prompt tokens and stored samples of a problem, by their number; none where there are none."""
+    return stored.get((problem.query_id, seed_of(problem)), (0, {}))
+
+
 def missing(lane: Lane, problems: Iterable[Problem], count: int, rows: Iterable[Row]) -> Iterator[BlockJob]:
     """The blocks that are not there yet of `count` samples of each problem."""
     found = stored_samples(rows)
     for problem in problems:
-        _, there = found.get((problem.query_id, seed_of(problem)), (0, {}))
+        _, there = stored_of(found, problem)
         for first in range(0, count, BLOCK):
             wanted = range(first, min(first + BLOCK, count))
             if not there.keys() >= set(wanted):
@@ -127,12 +131,8 @@ class SampleShare:
     jobs: Sequence[BlockJob]
 
 
-def sample_share(share: SampleShare, send: Send) -> None:
+async def sample_share(share: SampleShare, send: Send) -> None:
     """Sample all jobs, one model at a time. Runs in a process of its own."""
-    asyncio.run(_sample_share(share, send))
-
-
-async def _sample_share(share: SampleShare, send: Send) -> None:
     catalog = models.load(share.catalog)
     for name, jobs in groupby(share.jobs, lambda job: job.lane.model):
         entry = next(entry for entry in catalog.models if entry.name == name)
@@ -145,25 +145,6 @@ async def _sample_share(share: SampleShare, send: Send) -> None:
             await work_off(jobs, partial(sample_block, generation), send, 1 + share.slots // BLOCK)
         finally:
             await generation.close()
-
-
-async def work_off(
-    jobs: Iterable[Job],
-    work: Callable[[Job], Any],
-    send: Send,
-    at_a_time: int,
-) -> None:
-    """Do all jobs, some at a time, in their order."""
-    waiting = iter(jobs)
-
-    async def some() -> None:
-        for job in waiting:
-            send(job.lane, await work(job))  # type: ignore[attr-defined]
-
-    async with asyncio.TaskGroup() as group:
-        # One more than the engine has room for, so that its slots are never idle.
-        for _ in range(at_a_time + 1):
-            group.create_task(some())
 
 
 def lane_of(model: str, temperature: float, catalog: Path = CATALOG) -> Lane:
@@ -193,10 +174,9 @@ def sample(
         if lane not in stored:
             stored[lane] = repair(lane.path(folder))
         jobs |= dict.fromkeys(missing(lane, problems, count, stored[lane]))
-    shares = [SampleShare(catalog, slots, list(jobs)[worker::workers]) for worker in range(workers)]
-    busy = [share for share in shares if share.jobs]
+    shares = [SampleShare(catalog, slots, part) for part in dealt(list(jobs), workers)]
     total = sum(job.count for job in jobs)
-    return keep(sample_share, busy, "samples", total, folder, lambda lane: lane.path(folder))
+    return keep(sample_share, shares, "samples", total, folder, lambda lane: lane.path(folder))
 
 
 @dataclass(frozen=True)
@@ -215,7 +195,7 @@ def sampled(lane: Lane, problems: Iterable[Problem], count: int, folder: Path = 
     """The first `count` samples of each problem that has them in the store, by query_id."""
     stored, found = stored_samples(read(lane.path(folder))), {}
     for problem in problems:
-        prompt_tokens, samples = stored.get((problem.query_id, seed_of(problem)), (0, {}))
+        prompt_tokens, samples = stored_of(stored, problem)
         if samples.keys() >= set(range(count)):
             chosen = [samples[index] for index in range(count)]
             texts, answers, right, tokens = (

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -18,16 +19,41 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from training.store import Lane, Row, Writer
 
 Share = TypeVar("Share")
+Job = TypeVar("Job")
 Send = Callable[[Lane, Row], None]
+Work = Callable[[Share, Send], Coroutine[Any, Any, None]]
+"""What a process does with its share: it sends each row as it is made."""
 
 
 class WorkFailed(Exception):
     """A process has failed; `str(error)` says of what."""
 
 
-def in_processes(
-    work: Callable[[Share, Send], None], shares: Sequence[Share]
-) -> Generator[tuple[Lane, Row, int], None, None]:
+def dealt(jobs: Sequence[Job], workers: int) -> list[Sequence[Job]]:
+    """The jobs of each process, in turn, so that all have alike; none for a process that would have none."""
+    return [part for worker in range(workers) if (part := jobs[worker::workers])]
+
+
+async def work_off(
+    jobs: Iterable[Job],
+    work: Callable[[Job], Any],
+    send: Send,
+    at_a_time: int,
+) -> None:
+    """Do all jobs, some at a time, in their order."""
+    waiting = iter(jobs)
+
+    async def some() -> None:
+        for job in waiting:
+            send(job.lane, await work(job))  # type: ignore[attr-defined]
+
+    async with asyncio.TaskGroup() as group:
+        # One more than the engine has room for, so that its slots are never idle.
+        for _ in range(at_a_time + 1):
+            group.create_task(some())
+
+
+def in_processes(work: Work[Share], shares: Sequence[Share]) -> Generator[tuple[Lane, Row, int], None, None]:
     """What the processes make, as it comes, with its size in bytes: one process for each share.
 
     Closing it ends them. Raises WorkFailed where one of them fails.
@@ -63,7 +89,7 @@ def in_processes(
             process.join()
 
 
-def _process(work: Callable[[Any, Send], None], share: Any, pipe: Connection) -> None:
+def _process(work: Work[Any], share: Any, pipe: Connection) -> None:
     """Runs in a process of its own: what it makes goes through the pipe; `null` at its end."""
     # Ctrl-C is for the process that writes: it ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -72,7 +98,7 @@ def _process(work: Callable[[Any, Send], None], share: Any, pipe: Connection) ->
         pipe.send_bytes(json.dumps((lane and vars(lane), row, failure)).encode())
 
     try:
-        work(share, send)
+        asyncio.run(work(share, send))
         send(None, None)
     except Exception as error:
         # Whatever it is, the process that waits is told of it.
@@ -94,7 +120,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def keep(
-    work: Callable[[Share, Send], None],
+    work: Work[Share],
     shares: Sequence[Share],
     what: str,
     total: int,

@@ -15,20 +15,20 @@ from training.store import Lane, read
 LANE = Lane("abacus-s", "0123456789abcdef", 0.7)
 
 
-def two_rows(share: int, send: Callable[[Lane, dict[str, Any]], None]) -> None:
+async def two_rows(share: int, send: Callable[[Lane, dict[str, Any]], None]) -> None:
     """Work of a process."""
     for index in range(2):
         send(LANE, {"of": share, "index": index})
 
 
-def breaks(share: int, send: Callable[[Lane, dict[str, Any]], None]) -> None:
+async def breaks(share: int, send: Callable[[Lane, dict[str, Any]], None]) -> None:
     """Work of a process that fails."""
 
     async def fail() -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(asyncio.to_thread(int, "x"))
 
-    asyncio.run(fail())
+    await fail()
 
 
 def test_processes_send_what_they_make() -> None:
@@ -43,7 +43,7 @@ def test_a_process_that_fails_is_told_of() -> None:
         list(in_processes(breaks, [1]))
 
 
-def makes(share: int, send: Callable[[Lane, dict[str, Any]], None]) -> None:
+async def makes(share: int, send: Callable[[Lane, dict[str, Any]], None]) -> None:
     """Work of a process that makes things of some tokens each."""
     send(LANE, {"things": [{"tokens": share}, {"tokens": 1}]})
 
