@@ -138,7 +138,10 @@ async def sample_share(share: SampleShare, send: Send) -> None:
         entry = next(entry for entry in catalog.models if entry.name == name)
         assert isinstance(entry, LlamaCppEntry)
         backend = LlamaCppBackend(
-            entry.model_copy(update={"parallel": share.slots}), share.catalog.parent, catalog.currency
+            entry.model_copy(update={"parallel": share.slots}),
+            share.catalog.parent,
+            catalog.currency,
+            whole=True,
         )
         generation = Generation(GenerationSettings(), [backend], CollectorRegistry())
         try:

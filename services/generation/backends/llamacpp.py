@@ -9,6 +9,8 @@ What is known of the engine, and dealt with here:
 - Counts are taken from each chunk's timings, so that an aborted sample is billed exactly.
 - An HTTP listener always starts: it gets a socket file in a private folder.
 - Log-probabilities are those of the model at temperature 1.
+- A chunk for each token, each of which wakes every thread that waits, takes a third of the time of a tiny
+  model. Where nobody reads along or aborts, as in bulk sampling, samples may come whole.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import asyncio
 import json
 import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +47,16 @@ CAPABILITIES = Capabilities(prefix=True, seed=SEED_PROMISE_ALONE, logprobs=True,
 class LlamaCppBackend:
     """Serves one GGUF file."""
 
-    def __init__(self, entry: LlamaCppEntry, folder: Path, currency: str) -> None:
-        """Load the model; raises CatalogError where the file is missing or damaged."""
+    def __init__(self, entry: LlamaCppEntry, folder: Path, currency: str, *, whole: bool = False) -> None:
+        """Load the model; raises CatalogError where the file is missing or damaged.
+
+        Args:
+            entry: The model's entry in the catalogue.
+            folder: Where its path begins.
+            currency: Of its price.
+            whole: A sample comes when it is complete, and runs on to its end where it is aborted; for bulk
+                sampling, 1.6 times as fast.
+        """
         path = folder / entry.path
         if not path.is_file():
             raise CatalogError(f"model {entry.name}: there is no file {path}")
@@ -72,6 +82,9 @@ class LlamaCppBackend:
             price=entry.price.message(currency),
             capabilities=CAPABILITIES,
         )
+        if whole:
+            self.model.capabilities.abort_one = False
+        self._whole = whole
         self._sockets = tempfile.TemporaryDirectory(prefix="isoflop-")
         try:
             self._server: Any = xllamacpp.Server(
@@ -146,7 +159,7 @@ class LlamaCppBackend:
             "min_p": 0.0,
             "n_predict": sampling.max_tokens or -1,
             "stop": list(sampling.stop),
-            "stream": True,
+            "stream": not self._whole,
             "cache_prompt": True,
             "n_probs": 1,
             "timings_per_token": True,
@@ -175,7 +188,7 @@ class Completion:
 
     def run(self, complete: Callable[..., Any], request: dict[str, Any]) -> None:
         """Blocks until the completion has ended; raises IsoflopError."""
-        complete(request, self._chunk)
+        complete(request, self._chunk if request["stream"] else self._answer)
         if self._error:
             raise self._error
         self._flush(self._end())
@@ -203,6 +216,12 @@ class Completion:
             self._flush(None)
         return self._round.aborted(self._job.sample_id)
 
+    def _answer(self, answer: dict[str, Any]) -> bool:
+        """Called by the engine once, with the whole sample."""
+        for chunk in [answer] if "error" in answer else as_streamed(answer):
+            self._chunk(chunk)
+        return False
+
     def _flush(self, end: End | None) -> None:
         generated = int(self._timings.get("predicted_n", self._counted))
         piece = Piece(self._job.sample_id, self._text, generated - self._counted, self._logprob, end)
@@ -215,6 +234,23 @@ class Completion:
             prompt_tokens=int(self._timings.get("prompt_n", 0)),
             cached_tokens=int(self._timings.get("cache_n", 0)),
         )
+
+
+def as_streamed(answer: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The chunks that a whole answer would have come in: one for each token, and one for its end."""
+    choice, timings = answer["choices"][0], answer["timings"]
+    rest, held = choice["text"], b""
+    for count, token in enumerate((choice.get("logprobs") or {}).get("content") or (), start=1):
+        held += bytes(token["bytes"])
+        try:
+            # Bytes that are no character yet wait for the next token's; of a stop text, no more than came.
+            text, held = held.decode()[: len(rest)], b""
+        except UnicodeDecodeError:
+            text = ""
+        rest = rest[len(text) :]
+        told = {"text": text, "logprobs": {"content": [token]}}
+        yield {"choices": [told], "timings": timings | {"predicted_n": count}}
+    yield {"choices": [choice | {"text": rest, "logprobs": None}], "timings": timings}
 
 
 def _error(error: dict[str, Any]) -> IsoflopError:

@@ -25,12 +25,12 @@ from isoflop.v1.common_pb2 import (
 )
 from isoflop.v1.generation_pb2 import Branch
 from random_gguf import CONTEXT, HEAD_SIZE, HEADS, LAYERS, write_random_model
-from scripted_backend import Call, generate, samples, start
+from scripted_backend import Call, generate, make_core, samples, start
 
 from services.common.catalog import CatalogError
 from services.common.flops import attended
 from services.generation.backends import Job, Round
-from services.generation.backends.llamacpp import LlamaCppBackend
+from services.generation.backends.llamacpp import LlamaCppBackend, as_streamed
 from services.generation.catalog import LlamaCppEntry
 from services.generation.core import Generation
 from services.generation.engines import open_backends
@@ -182,7 +182,7 @@ async def test_text_without_told_log_probabilities_has_none() -> None:
         "choices": [{"text": "", "logprobs": None, "finish_reason": "stop"}],
         "timings": {"predicted_n": 4, "prompt_n": 9, "cache_n": 0},
     }
-    completion.run(lambda request, callback: callback(chunk), {})
+    completion.run(lambda request, callback: callback(chunk), {"stream": True})
     (piece,) = [piece async for piece in round.pieces()]
     assert (piece.tokens, piece.logprob) == (4, None)
 
@@ -292,6 +292,29 @@ async def test_a_caller_that_goes_away_stops_the_engine(core: Generation, other:
     assert not other._slots.locked(), "every slot is free again"
     made, _ = await generate(core, begin("random", 4, max_tokens=5))
     assert len(made) == 4
+
+
+@pytest.mark.parametrize("settings", [{}, {"stop": ["="]}, {"stop": ["\n"]}, {"max_tokens": 5}], ids=str)
+async def test_a_sample_that_comes_whole_is_the_one_that_comes_as_it_is_made(
+    core: Generation, files: Path, settings: dict[str, Any]
+) -> None:
+    entry = LlamaCppEntry(name="abacus", backend="llamacpp", path=Path("abacus.gguf"), parallel=1)
+    whole = make_core(LlamaCppBackend(entry, files, "USD", whole=True))
+    try:
+        one, other = [await sample(engine, temperature=1.0, seed=7, **settings) for engine in (core, whole)]
+    finally:
+        await whole.close()
+    assert same_but_for_rounding(one, other)
+    assert [(s.end, s.tokens) for s in one.steps] == [(s.end, s.tokens) for s in other.steps]
+    assert [s.logprob for s in one.steps] == pytest.approx([s.logprob for s in other.steps], abs=1e-3)
+
+
+def test_characters_of_several_tokens_come_together_in_a_stream() -> None:
+    tokens = [{"bytes": [part], "logprob": -0.5} for part in "½\n".encode()]
+    choice = {"text": "½\n", "logprobs": {"content": tokens}, "finish_reason": "stop"}
+    chunks = list(as_streamed({"choices": [choice], "timings": {"predicted_n": 4}}))
+    assert [chunk["choices"][0]["text"] for chunk in chunks] == ["", "½", "\n", ""]
+    assert [chunk["timings"]["predicted_n"] for chunk in chunks] == [1, 2, 3, 4]
 
 
 def test_a_file_says_what_its_model_is(other: LlamaCppBackend, tmp_path: Path) -> None:
