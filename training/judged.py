@@ -111,7 +111,7 @@ async def make(
     """Label what is not in `output` yet, and add it there."""
     rows.mend(output)
     done = labelled(output)
-    async with open_generation(catalog) as generation:
+    async with open_generation(catalog, whole=True) as generation:
         with Progress() as progress, output.open("a", encoding="utf-8") as file:
             bars = {model: progress.add_task(model, total=len(problems)) for model in models}
 

@@ -117,7 +117,7 @@ async def _collect(model: str, problems: Sequence[Problem], folder: Path) -> Non
     rows.mend(path)
     missing = [problem for problem in problems if problem.query_id not in there]
     turn = asyncio.Semaphore(_AT_A_TIME)
-    async with open_generation() as generation:
+    async with open_generation(whole=True) as generation:
         with Progress() as progress, path.open("a", buffering=1, encoding="utf-8") as file:
             bar = progress.add_task(f"{model} modes", total=len(missing))
 

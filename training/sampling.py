@@ -23,9 +23,11 @@ from services.generation.settings import GenerationSettings
 
 
 @asynccontextmanager
-async def open_generation(catalog: Path = MODELS / "catalog.yaml") -> AsyncIterator[Generation]:
-    """The models of a catalogue; raises CatalogError."""
-    async with _serving(open_backends(catalog)) as generation:
+async def open_generation(
+    catalog: Path = MODELS / "catalog.yaml", *, whole: bool = False
+) -> AsyncIterator[Generation]:
+    """The models of a catalogue, `whole` where no sample is to be aborted; raises CatalogError."""
+    async with _serving(open_backends(catalog, whole=whole)) as generation:
         yield generation
 
 

@@ -12,13 +12,16 @@ from services.generation.backends.triton import TritonBackend
 from services.generation.catalog import LlamaCppEntry, OpenAIEntry, RecordedEntry, load
 
 
-def open_backends(path: Path) -> list[Backend]:
-    """A backend for each model of the catalogue at `path`; raises CatalogError."""
+def open_backends(path: Path, *, whole: bool = False) -> list[Backend]:
+    """A backend for each model of the catalogue at `path`; raises CatalogError.
+
+    `whole`: samples of llama.cpp come when they are complete, for bulk sampling (see LlamaCppBackend).
+    """
     catalog, folder = load(path), path.parent
     backends: list[Backend] = []
     for entry in catalog.models:
         if isinstance(entry, LlamaCppEntry):
-            backends.append(LlamaCppBackend(entry, folder, catalog.currency))
+            backends.append(LlamaCppBackend(entry, folder, catalog.currency, whole=whole))
         elif isinstance(entry, RecordedEntry):
             backends.append(RecordedBackend(entry, folder, catalog.currency))
         elif isinstance(entry, OpenAIEntry):
