@@ -111,7 +111,8 @@ def write_page(
         lines += [f"![{name}]({path.stem}-{name}.svg)", "", captions[name], ""]
     lines += ["## What was measured of each model", "", *_models(models), ""]
     lines += ["## Chain scores", "", *_scorings(models), ""]
-    lines += ["## All rows", "", *_table(rows), "", *_reasons(rows)]
+    lines += ["## Why no more", "", *_why(models), ""]
+    lines += ["## All rows", "", *_all(rows)]
     lines += ["## How to reproduce", "", *_how(manifest)]
     path.write_text("\n".join(lines) + "\n")
     return drawn
@@ -123,7 +124,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
         "|---|---|---|---:|---:|---|",
         *(
             f"| `{row.claim}` | {row.about} | {row.reference} | {_value(row)} | {_interval(row)} | "
-            f"{'yes' if row.holds else '**no**'} |"
+            f"{_holds(row)} |"
             for row in rows
         ),
     ]
@@ -133,6 +134,10 @@ def _value(row: Row) -> str:
     if row.measured is None:
         return "not measured"
     return f"{row.measured:+.2f} {'points' if row.unit == 'points' else 'in temperature'}"
+
+
+def _holds(row: Row) -> str:
+    return "yes" if row.holds else "**no**"
 
 
 def _interval(row: Row) -> str:
@@ -152,22 +157,74 @@ def _reasons(rows: Sequence[Row]) -> list[str]:
     return [*lines, ""]
 
 
+def _all(rows: Sequence[Row]) -> list[str]:
+    """A table for each claim; those not measured for one reason, together."""
+    lines: list[str] = []
+    for claim in dict.fromkeys(row.claim for row in rows):
+        mine = [row for row in rows if row.claim == claim]
+        lines += [f"### `{claim}`", "", f"Reference: {mine[0].reference}.", ""]
+        if any(row.measured is not None for row in mine):
+            lines += ["| of | measured | 95 % interval | holds | compared |", "|---|---:|---:|---|---|"]
+            lines += [
+                f"| {row.about} | {_value(row)} | {_interval(row)} | {_holds(row)} | {row.how} |"
+                for row in mine
+                if row.measured is not None
+            ]
+            lines.append("")
+        unmeasured = dict[str, list[str]]()
+        for row in mine:
+            if row.measured is None:
+                unmeasured.setdefault(row.reason, []).append(row.about)
+        lines += [f"- {reason}: {'; '.join(abouts)}" for reason, abouts in unmeasured.items()]
+        lines += [""] if unmeasured else []
+    return lines
+
+
+def _why(models: Sequence[Measured]) -> list[str]:
+    """What bounds a vote and a verifier, by model and band."""
+    lines = [
+        "A vote cannot mend a commonest answer that is wrong, nor a verifier what no sample gets right; a "
+        "text that comes again is judged the same. In % of the problems and of the samples; AUC of chains "
+        "within a problem, and of steps.",
+        "",
+        "| model | problems | how many | commonest answer wrong | no sample right | samples that repeat | "
+        "AUC of chains | of steps |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for one in models:
+        bands = {"all": np.ones(len(one.problems), bool), "its medium band": one.medium}
+        bands |= {f"{third} third": band for third, band in one.thirds.items()}
+        for name, band in bands.items():
+            if not band.any():
+                continue
+            told = one.figures(band)
+            shares = (told[key] for key in ("commonest_wrong", "never_right", "repeated_texts"))
+            areas = (told.get(key) for key in ("chain_auc", "step_auc"))
+            lines.append(
+                f"| {one.name} | {name} | {int(band.sum())} | "
+                + " | ".join(f"{100 * share:.0f}" for share in shares)
+                + " | "
+                + " | ".join("" if area is None else f"{area:.2f}" for area in areas)
+                + " |"
+            )
+    return lines
+
+
 def _models(models: Sequence[Measured]) -> list[str]:
     lines = [
-        "| model | parameters | greedy, % | one sample, % | majority, % | pass@N, % | medium problems | "
-        "samples that repeat a text, % | MFLOP of a greedy answer | without attention |",
+        "| model | parameters | greedy, % | one sample, % | N | majority of N, % | pass@N, % | "
+        "medium problems | MFLOP of a greedy answer | without attention |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for one in models:
         flops, simple = one.greedy_cost.mean(0) / 1e6
-        repeated = np.mean([samples.repeated for samples in one.samples])
         lines.append(
             f"| {one.name} | {one.model.shape.active_parameters:,} | {100 * one.greedy.mean():.1f} | "
-            f"{100 * one.one.mean():.1f} | {100 * one.majority(one.most).mean():.1f} | "
-            f"{100 * one.pass_at(one.most).mean():.1f} | {int(one.medium.sum())} | {100 * repeated:.0f} | "
+            f"{100 * one.one.mean():.1f} | {one.most} | {100 * one.majority(one.most).mean():.1f} | "
+            f"{100 * one.pass_at(one.most).mean():.1f} | {int(one.medium.sum())} | "
             f"{flops:.1f} | {simple:.1f} |"
         )
-    return [*lines, "", f"Majority and pass@N are of all {models[0].most} samples."]
+    return lines
 
 
 def _scorings(models: Sequence[Measured]) -> list[str]:
