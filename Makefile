@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .PHONY: demo test test-all lint proto up train lock clean
-.PHONY: bench-embedded bench-headlines bench-prm bench-answers bench-difficulty bench-overhead
+.PHONY: step-labels bench-embedded bench-headlines bench-prm bench-answers bench-difficulty bench-overhead
 
 demo: .venv/run.stamp  ## 30 held-out problems, live
 	@$(BIN)/isoflop demo --json build/demo.json
@@ -28,7 +28,7 @@ proto: .venv/dev.stamp  ## stubs in client/ from protos/
 
 train: .venv/train.stamp  ## the embedded models, their verifier and profile, from nothing
 	$(BIN)/python -m training.train
-	$(BIN)/python -m training.judged --models abacus-s,abacus-m --problems 4000 --output $(PRM)/judged.jsonl
+	@$(MAKE) --no-print-directory step-labels
 	$(BIN)/isoflop train-prm --labels $(PRM)/judged.jsonl --output models/abacus-prm $(LIKE_ABACUS)
 	$(BIN)/python -m training.calibrate
 
@@ -36,10 +36,17 @@ PRM = build/prm
 LIKE_ABACUS = --tokenizer training/tokenizer.json --init build/training/abacus-m.pt \
 	--chat-template "$$(cat training/prompt.jinja)" --epochs 4
 
-bench-prm: .venv/train.stamp  ## verifiers by step labels, by roll-outs, by both, on held-out solutions
+JUDGED = $(BIN)/python -m training.judged --output $(PRM)/judged.jsonl
+
+step-labels: .venv/dev.stamp  ## solutions of the embedded models, judged line by line
+	$(JUDGED) --models abacus-m --problems 6500 --seed 4
+	$(JUDGED) --models abacus-m --problems 6500 --seed 5
+	$(JUDGED) --models abacus-s --problems 3500 --seed 6
+	$(JUDGED) --models abacus-s --problems 3500 --seed 7
+
+bench-prm: .venv/train.stamp step-labels  ## verifiers by step labels, by roll-outs, by both, on held-out solutions
 	$(BIN)/python -m training.judged --split heldout --models abacus-s,abacus-m,abacus-l --chains 4 --problems 200 \
 		--output $(PRM)/heldout.jsonl
-	$(BIN)/python -m training.judged --models abacus-s,abacus-m --problems 4000 --output $(PRM)/judged.jsonl
 	$(BIN)/python -m training.judged --models none --problems 800 --seed 3 --output $(PRM)/problems.jsonl
 	$(BIN)/isoflop label-steps --problems $(PRM)/problems.jsonl --model abacus-m --chains 2 --rollouts 4 \
 		--output $(PRM)/rollouts.jsonl
