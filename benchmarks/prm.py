@@ -267,7 +267,9 @@ def page(found: dict[str, Any]) -> str:
         "ProcessBench (arXiv 2412.06559): found at its very place, and right chains passed, at a threshold "
         "chosen on calibration problems; F1 is their harmonic mean. Intervals: 95 % bootstrap over problems. "
         "What roll-outs teach is how often their model ends right from there, which is less often than the "
-        "step is right: by the judge such scores are no chances, whatever they are worth as an order.",
+        "step is right: by the judge such scores are no chances, whatever they are worth as an order. "
+        "Roll-outs take samples for every label and the judge takes none, so there are far fewer of them: "
+        "this compares what the labels give that either source makes at its price, not label for label.",
         f"![Figures of the three verifiers]({PICTURE.name})",
         table([HEADER, *(_row(name, own["all"]) for name, own in arms.items())]),
         "Trained on: "
@@ -389,7 +391,9 @@ def _fooled(arms: dict[str, Any]) -> list[str]:
 def draw(found: dict[str, Any], path: Path) -> None:
     """Four pictures: AUC by model, reliability, best of n, and errors that are found."""
     arms: dict[str, Any] = found["arms"]
-    figure, ((by_model, calibrated), (chosen, fooled)) = plt.subplots(2, 2, figsize=(11, 8))
+    figure, ((by_model, calibrated), (chosen, fooled)) = plt.subplots(
+        2, 2, figsize=(11, 8), layout="constrained"
+    )
     width = 0.8 / len(arms)
     models = list(next(iter(arms.values()))["models"])
     kinds = [kind["kind"] for kind in next(iter(arms.values()))["errors"]]
@@ -405,7 +409,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
             label=name,
         )
         plans = own["all"]["plans"]
-        chosen.plot([one["n"] for one in plans], [one["best"] for one in plans], "o-", label=f"best, {name}")
+        chosen.plot([one["n"] for one in plans], [one["best"] for one in plans], "o-", label=name)
         found_by_kind = {kind["kind"]: kind["found"] for kind in own["errors"]}
         fooled.bar(
             [index + number * width for index in range(len(kinds))],
@@ -432,13 +436,13 @@ def draw(found: dict[str, Any], path: Path) -> None:
         chosen.plot(sizes, [one["reachable"] for one in plans], "k:", label="any right")
         chosen.set_xscale("log", base=2)
         chosen.set_xticks(sizes, [str(size) for size in sizes])
-    chosen.set(title="Choosing among n given solutions", xlabel="n", ylabel="accuracy")
+    chosen.set(title="Best of n given solutions", xlabel="n", ylabel="accuracy")
     fooled.set_xticks([index + middle for index in range(len(kinds))], kinds)
     fooled.set(title="First errors found, by kind", ylim=(0, 1))
     for axes in (by_model, calibrated, chosen, fooled):
-        axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
-    figure.tight_layout()
+    # One for all, beside the bars and not on them.
+    figure.legend(*chosen.get_legend_handles_labels(), loc="outside lower center", ncols=len(arms) + 2)
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
