@@ -367,6 +367,9 @@ def _apart(heights: Sequence[float]) -> list[float]:
 
 def _temperature(models: Sequence[Measured]) -> Any:
     names = ("majority", "pass@N")
+    models = [one for one in models if len(one.by_temperature) > 1]
+    if not models:
+        raise NotMeasured("needs two temperatures at least")
     figure, grid = plt.subplots(
         len(names), len(models), figsize=(max(3.4 * len(models), 5), 4.6), layout="constrained", squeeze=False
     )
