@@ -392,11 +392,15 @@ async def test_scores_that_a_cancelled_caller_does_not_wait_for_are_billed(
 
 
 async def test_scores_that_come_after_the_deadline_do_not_count_but_are_billed(
-    verification: Verification, table: MakeTable
+    verification: Verification, table: MakeTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late = Late(verification)
-    at = table(same(MEGABYTE), samples=17, batch=17, strategy="best_of_n", seconds=0.2, verification=late)
-    scores = await scores_of(at)
+    at = table(same(MEGABYTE), samples=17, batch=17, strategy="best_of_n", verification=late)
+    async with aclosing(at.bench.sample()) as batches:
+        samples = [sample async for batch in batches for sample in batch]
+    # Only now, however long so many bytes took: scoring begins in time.
+    monkeypatch.setattr(at.bench, "_deadline", asyncio.get_running_loop().time() + 0.05)
+    scores = await at.bench.score(samples)  # type: ignore[arg-type]
     assert {score.error for score in scores} == {"verifier logprob was not done before the deadline"}
     late.gate.set()
     # Of the two requests that so many bytes take the second was not begun.
