@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -146,15 +146,21 @@ def _interval(row: Row) -> str:
 
 def _reasons(rows: Sequence[Row]) -> list[str]:
     """How each was told, and why it does not hold; those not measured for one reason, together."""
-    lines, unmeasured = [], dict[str, list[str]]()
+    lines = []
+    for row in rows:
+        if row.measured is not None:
+            why = f" **Does not hold:** {row.reason}." if row.reason else ""
+            lines.append(f"- `{row.claim}`, {row.about}: {row.how}.{why}")
+    return [*lines, *_unmeasured(rows, lambda row: f"`{row.claim}`, {row.about}"), ""]
+
+
+def _unmeasured(rows: Sequence[Row], name: Callable[[Row], str]) -> list[str]:
+    """Why the others were not measured, and which those are."""
+    found = dict[str, list[str]]()
     for row in rows:
         if row.measured is None:
-            unmeasured.setdefault(row.reason, []).append(f"`{row.claim}` ({row.about})")
-            continue
-        why = f" **Does not hold:** {row.reason}." if row.reason else ""
-        lines.append(f"- `{row.claim}`, {row.about}: {row.how}.{why}")
-    lines += [f"- {reason}: {len(rows)} rows, such as {rows[0]}" for reason, rows in unmeasured.items()]
-    return [*lines, ""]
+            found.setdefault(row.reason, []).append(name(row))
+    return [f"- {reason}: {'; '.join(names)}" for reason, names in found.items()]
 
 
 def _all(rows: Sequence[Row]) -> list[str]:
@@ -171,12 +177,8 @@ def _all(rows: Sequence[Row]) -> list[str]:
                 if row.measured is not None
             ]
             lines.append("")
-        unmeasured = dict[str, list[str]]()
-        for row in mine:
-            if row.measured is None:
-                unmeasured.setdefault(row.reason, []).append(row.about)
-        lines += [f"- {reason}: {'; '.join(abouts)}" for reason, abouts in unmeasured.items()]
-        lines += [""] if unmeasured else []
+        unmeasured = _unmeasured(mine, lambda row: row.about)
+        lines += [*unmeasured, ""] if unmeasured else []
     return lines
 
 

@@ -203,7 +203,7 @@ def rounded(values: Array, digits: int = 4) -> list[float]:
 
 async def speeds(problems: Sequence[Problem]) -> tuple[list[Model], list[float]]:
     """The models, and their seconds a token for one sample alone."""
-    async with open_generation(whole=True) as generation:
+    async with open_generation() as generation:
         models = list((await generation.describe(DescribeModelsRequest())).models)
         told = []
         for model in models:
