@@ -2,7 +2,9 @@
 
 An action is worth the rise in P(the returned answer is right) that it is expected to bring, times what a
 right answer is worth in FLOPs, less its expected FLOPs. It looks ahead by up to 32 samples and buys the
-first few of them: how many a query gets in the end is an outcome, not an input. Pure functions.
+first few of them: how many a query gets in the end is an outcome, not an input. As long as little is known of
+a query, one sample may be bought for what it tells, cut where it gets long: a probe (`router.lookahead`).
+Pure functions.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from isoflop.v1.verification_pb2 import CHAIN_SCORING_UNSPECIFIED, ChainScoring,
 from numpy.typing import NDArray
 
 from router import cost
-from router.belief import Posterior
+from router.belief import Posterior, Votes
 from router.catalog import Catalog
 from router.cost import TEMPLATE_TOKENS, Cost
+from router.lookahead import outcomes, so_far
 from router.profile import MOST_VOTES, ROUND_SIZES, Arm, Array, Profile
 from router.query import Query
 from router.strategies import STRATEGIES
@@ -38,6 +41,12 @@ SAMPLES_WORTH = {"low": 3.0, "medium": 8.0, "high": 20.0, "most": 1000.0}
 
 HEADROOM = 1.5
 """A round is only bought where each sample may have this many times its expected tokens."""
+
+PROBED = 3
+"""Samples of a query after which none is bought any more for what it tells."""
+
+AFTER_PROBE = 4
+"""Most samples that are looked ahead by after a probe."""
 
 PLANNED = ("single", "majority")
 """Strategies that profiles have measured; others are offered to callers who name them."""
@@ -67,10 +76,14 @@ class Action:
     """What scores the samples; None: nothing."""
     scoring: ChainScoring.ValueType = CHAIN_SCORING_UNSPECIFIED
     """From the scores of steps to the score of a chain."""
+    probe: bool = False
+    """One sample, for what it tells."""
 
     @property
     def name(self) -> str:
         """In words."""
+        if self.probe:
+            return f"{self.model.name} × 1 within {self.max_tokens} tokens"
         return f"{self.model.name} × {self.horizon} {self.strategy}"
 
     def message(self) -> ActionMessage:
@@ -110,6 +123,8 @@ class State:
     posterior: Posterior
     confidence: float
     """P(the answer that would be returned now is right)."""
+    votes: Votes
+    """What the belief rests on."""
     bought: dict[str, int]
     """Samples so far, by model."""
     greedy: frozenset[str]
@@ -157,6 +172,15 @@ class Planner:
         ranked = sorted(offers, key=lambda offer: self._value(offer, confidence, worth, target), reverse=True)
         best = ranked[0]
         gain = best.accuracy - confidence
+        if target is None and state.votes.samples + state.votes.cut < PROBED:
+            least = max(0.0, self._value(best, confidence, worth, None))
+            probe, value = self._probe(state, offers, worth)
+            if probe and value > least:
+                return Decision(
+                    probe,
+                    f"{probe.name}: what it tells leaves {_si(value)}FLOP of worth, "
+                    f"{best.name if least else 'to stop'} {_si(least)}FLOP",
+                )
         rejected = [
             Rejected(action=other.outlook(), reason=_why_not(other, best, confidence, worth, target))
             for other in ranked[1:4]
@@ -260,6 +284,54 @@ class Planner:
             return gain * worth - offer.cost.flops
         # The cheapest way to the target: what is gained beyond it does not count, nor what is no gain.
         return min(gain, target - confidence) / offer.cost.flops if gain >= LEAST_GAIN else 0.0
+
+    def _probe(self, state: State, offers: Sequence[Action], worth: float) -> tuple[Action | None, float]:
+        """The sample that is worth most for what it tells, and its worth in FLOPs beyond stopping at once."""
+        plans = [offer for offer in offers if offer.horizon <= AFTER_PROBE and not offer.verifier]
+        best: tuple[Action | None, float] = None, 0.0
+        for offer in plans:
+            if offer.horizon > 1:
+                continue
+            for cap in (*(cap for cap in offer.arm.caps if cap < offer.max_tokens), offer.max_tokens):
+                probe = self._cut(state, offer, cap)
+                value = -probe.cost.flops - state.confidence * worth
+                left = 1.0
+                for outcome in outcomes(state.posterior, state.votes, offer.arm, cap):
+                    value += outcome.chance * self._best_after(state, outcome.posterior, plans, offer, worth)
+                    left -= outcome.chance
+                value += left * state.confidence * worth
+                if value > best[1]:
+                    best = probe, value
+        return best
+
+    def _cut(self, state: State, offer: Action, cap: int) -> Action:
+        """The offer of one sample, cut at a cap."""
+        length = offer.arm.length
+        if length is None:
+            return replace(offer, probe=True)
+        *_, seen = so_far(state.posterior, state.votes, offer.arm)
+        types = state.posterior.difficulty
+        share = float(types @ length.expected(seen, cap)) / float(types @ length.expected(seen, math.inf))
+        return replace(offer, probe=True, max_tokens=cap, cost=offer.cost.times(min(share, 1.0)))
+
+    def _best_after(
+        self, state: State, posterior: Posterior, plans: Sequence[Action], bought: Action, worth: float
+    ) -> float:
+        """What is had in FLOPs where a sample has been `bought` and this is believed: by stopping, or by a plan."""
+        best = posterior.confidence * worth
+        now, then = state.posterior.difficulty, posterior.difficulty
+        for plan in plans:
+            price = plan.cost.flops * float(then @ plan.arm.tokens) / float(now @ plan.arm.tokens)
+            if worth - price <= best:
+                continue
+            model = plan.model.name
+            had = state.bought.get(model, 0) + (model == bought.model.name)
+            greedy = model in state.greedy or (bought.arm.greedy and model == bought.model.name)
+            if plan.arm.greedy and greedy:
+                continue
+            accuracy = expected_accuracy(posterior, plan.arm, plan.horizon, had, greedy)
+            best = max(best, accuracy * worth - price)
+        return best
 
     def _fixed(self, query: Query, state: State) -> Decision:
         """The caller's own plan: all samples at once, of the model that is worth most."""

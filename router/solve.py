@@ -124,6 +124,7 @@ class Life:
         return State(
             progress.posterior,
             progress.confidence,
+            progress.votes,
             progress.bought,
             frozenset(progress.greedy),
             left,
