@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from router.lengths import Lengths
-from router.profile import Arm, Array
+from router.lengths import Array, Lengths
+from router.profile import Arm
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,9 +1,9 @@
 """How long samples are: what it says of a query, and what a cap on tokens costs and cuts.
 
 The tokens of a sample are log-normal: the logarithm's mean is the type's, plus what sets this query apart
-from others of its type (sd `between`), plus what sets this sample apart (sd `within`). A sample that was cut at a
-cap says that it would have been longer. Lengths tell types apart that one vote cannot: what is hard for a
-reasoning model takes it long, whether or not it ends right. Pure functions, numpy only.
+from others of its type (sd `between`), plus what sets this sample apart (sd `within`). A sample that was
+cut at a cap says that it would have been longer. Lengths tell types apart that one vote cannot: what is hard
+for a reasoning model takes it long, whether or not it ends right. Pure functions, numpy only.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from router.lengths import UNSEEN, Array, LengthCurve, Lengths, below
 from router.profile import Arm
 
 THIRDS = (-0.43, 0.43)
-"""Where lengths are told apart, in standard deviations of what is foreseen: thirds of a normal distribution."""
+"""Where lengths are told apart, in standard deviations of what is foreseen: thirds of a normal one."""
 LEAST_CHANCE = 1e-3
 """Outcomes less likely are not looked at."""
 
@@ -33,7 +34,7 @@ class Outcome:
 
 
 def outcomes(posterior: Posterior, votes: Votes, arm: Arm, cap: float) -> Iterator[Outcome]:
-    """The outcomes of one more sample of an arm, cut at `cap` tokens (infinite: not); chances sum to about 1."""
+    """The outcomes of one more sample of an arm, cut at `cap` tokens (infinite: not cut)."""
     agreed, samples, seen = so_far(posterior, votes, arm)
     weight = arm.concentration * arm.p_right
     right = (weight + agreed[:, None]) / (arm.concentration + samples)
@@ -86,5 +87,5 @@ def _parts(
     if math.isfinite(cap):
         edges = [*(edge for edge in edges if edge < math.log(cap)), math.log(cap)]
     shorter = [np.zeros(len(mean)), *(below((edge - mean) / sd) for edge in edges), np.ones(len(mean))]
-    parts = [high - low for low, high in zip(shorter, shorter[1:], strict=False)]
+    parts = [high - low for low, high in pairwise(shorter)]
     return (parts[:-1], parts[-1]) if math.isfinite(cap) else (parts, None)

@@ -19,22 +19,20 @@ from isoflop.v1.common_pb2 import Model
 from isoflop.v1.router_pb2 import Action as ActionMessage
 from isoflop.v1.router_pb2 import Rejected
 from isoflop.v1.verification_pb2 import CHAIN_SCORING_UNSPECIFIED, ChainScoring, Verifier
-from numpy.typing import NDArray
 
 from router import cost
-from router.belief import Posterior, Votes
+from router.accuracy import Races, expected_accuracy
+from router.belief import NO_VOTES, Posterior, Votes
 from router.catalog import Catalog
 from router.cost import TEMPLATE_TOKENS, Cost
-from router.lookahead import outcomes, so_far
-from router.profile import MOST_VOTES, ROUND_SIZES, Arm, Array, Profile
+from router.lengths import Array
+from router.lookahead import Outcome, outcomes, so_far
+from router.profile import MOST_VOTES, ROUND_SIZES, Arm, Profile
 from router.query import Query
 from router.strategies import STRATEGIES
 
 LEAST_GAIN = 1e-4
 """A rise in P(right) below this is nothing."""
-
-MOST_RIVALS = 4
-"""Answers beside the leader that are looked ahead for."""
 
 SAMPLES_WORTH = {"low": 3.0, "medium": 8.0, "high": 20.0, "most": 1000.0}
 """What a right answer is worth at each effort, in samples, where no model was measured."""
@@ -44,6 +42,9 @@ HEADROOM = 1.5
 
 PROBED = 3
 """Samples of a query after which none is bought any more for what it tells."""
+
+LEAST_TYPE = 1e-3
+"""Types of queries that are less likely than this, by the likeliest, do not count in what a probe tells."""
 
 AFTER_PROBE = 4
 """Most samples that are looked ahead by after a probe."""
@@ -123,8 +124,6 @@ class State:
     posterior: Posterior
     confidence: float
     """P(the answer that would be returned now is right)."""
-    votes: Votes
-    """What the belief rests on."""
     bought: dict[str, int]
     """Samples so far, by model."""
     greedy: frozenset[str]
@@ -135,6 +134,8 @@ class State:
     """Time left; infinite where there is no deadline."""
     spent: float = 0.0
     """FLOPs so far."""
+    votes: Votes = NO_VOTES
+    """What the belief rests on."""
 
 
 @dataclass(frozen=True)
@@ -288,21 +289,25 @@ class Planner:
     def _probe(self, state: State, offers: Sequence[Action], worth: float) -> tuple[Action | None, float]:
         """The sample that is worth most for what it tells, and its worth in FLOPs beyond stopping at once."""
         plans = [offer for offer in offers if offer.horizon <= AFTER_PROBE and not offer.verifier]
-        best: tuple[Action | None, float] = None, 0.0
+        probes: list[Action] = []
+        found: dict[int, list[tuple[int, Outcome]]] = {}
         for offer in plans:
-            if offer.horizon > 1:
-                continue
-            for cap in (*(cap for cap in offer.arm.caps if cap < offer.max_tokens), offer.max_tokens):
-                probe = self._cut(state, offer, cap)
-                value = -probe.cost.flops - state.confidence * worth
-                left = 1.0
-                for outcome in outcomes(state.posterior, state.votes, offer.arm, cap):
-                    value += outcome.chance * self._best_after(state, outcome.posterior, plans, offer, worth)
-                    left -= outcome.chance
-                value += left * state.confidence * worth
-                if value > best[1]:
-                    best = probe, value
-        return best
+            if offer.horizon == 1:
+                caps = [cap for cap in offer.arm.caps if cap < offer.max_tokens]
+                for cap in (*caps, offer.max_tokens):
+                    for outcome in outcomes(state.posterior, state.votes, offer.arm, cap):
+                        found.setdefault(len(outcome.posterior.sizes), []).append((len(probes), outcome))
+                    probes.append(self._cut(state, offer, cap))
+        if not probes:
+            return None, 0.0
+        values = np.array([-probe.cost.flops for probe in probes])
+        for group in found.values():
+            numbers = [number for number, _ in group]
+            after = self._best_after(state, group, [probes[number] for number in numbers], plans, worth)
+            after = (after - state.confidence * worth) * [outcome.chance for _, outcome in group]
+            values += np.bincount(numbers, after, len(probes))
+        best = int(values.argmax())
+        return probes[best], float(values[best])
 
     def _cut(self, state: State, offer: Action, cap: int) -> Action:
         """The offer of one sample, cut at a cap."""
@@ -315,22 +320,28 @@ class Planner:
         return replace(offer, probe=True, max_tokens=cap, cost=offer.cost.times(min(share, 1.0)))
 
     def _best_after(
-        self, state: State, posterior: Posterior, plans: Sequence[Action], bought: Action, worth: float
-    ) -> float:
-        """What is had in FLOPs where a sample has been `bought` and this is believed: by stopping, or by a plan."""
-        best = posterior.confidence * worth
-        now, then = state.posterior.difficulty, posterior.difficulty
+        self,
+        state: State,
+        group: Sequence[tuple[int, Outcome]],
+        probes: Sequence[Action],
+        plans: Sequence[Action],
+        worth: float,
+    ) -> Array:
+        """What is had in FLOPs after each outcome of the probe that led to it: by stopping, or by a plan."""
+        now = state.posterior.difficulty
+        types = np.flatnonzero(now > LEAST_TYPE * now.max())
+        races = Races.of([outcome.posterior for _, outcome in group], types)
+        best = races.confidence * worth
         for plan in plans:
-            price = plan.cost.flops * float(then @ plan.arm.tokens) / float(now @ plan.arm.tokens)
-            if worth - price <= best:
-                continue
             model = plan.model.name
-            had = state.bought.get(model, 0) + (model == bought.model.name)
-            greedy = model in state.greedy or (bought.arm.greedy and model == bought.model.name)
-            if plan.arm.greedy and greedy:
+            if plan.arm.greedy and model in state.greedy:
                 continue
-            accuracy = expected_accuracy(posterior, plan.arm, plan.horizon, had, greedy)
-            best = max(best, accuracy * worth - price)
+            own = np.array([probe.model.name == model for probe in probes])
+            tokens = plan.arm.tokens[types]
+            price = plan.cost.flops * (races.difficulty @ tokens) / float(now @ plan.arm.tokens)
+            had = state.bought.get(model, 0) + own
+            accuracy = races.accuracies(plan.arm, plan.horizon, had, model in state.greedy)
+            best = np.maximum(best, accuracy * worth - price)
         return best
 
     def _fixed(self, query: Query, state: State) -> Decision:
@@ -384,62 +395,6 @@ class Planner:
 
 
 UNLIMITED = Cost(math.inf, math.inf, math.inf)
-
-
-def expected_accuracy(
-    posterior: Posterior, arm: Arm, samples: int, had: int = 0, after_greedy: bool = False
-) -> float:
-    """Expected P(the returned answer is right) after so many more samples of an arm (one of ROUND_SIZES).
-
-    Without clusters, what calibration measured for a vote of that size. Otherwise: the leader stays where
-    it is right; where another answer is right (one that has been seen, or none yet), it must gather
-    enough votes to overtake by the rules of `router.belief`, while wrong votes still fall to the leader. Of
-    the `had` samples so far of the arm at most the votes of that answer were right: it is right so much less
-    often than its curve says. So it is where the model's greedy sample has been bought, and then was wrong.
-    """
-    if after_greedy and arm.after_greedy:
-        arm, _ = arm.after_greedy
-    row = ROUND_SIZES.index(samples)
-    if not len(posterior.sizes):
-        doubt = arm.concentration / (arm.concentration + had)
-        return float(posterior.difficulty @ (arm.p_right if arm.greedy else arm.votes[row])) * doubt
-    leader, confidence = posterior.leader, posterior.confidence
-    # The most likely other answers and, last, one that was not seen yet.
-    others = np.argsort(posterior.answers)[::-1][: MOST_RIVALS + 1]
-    rows = np.append(others[others != leader], len(posterior.sizes))
-    sizes = np.append(posterior.sizes, 0.0)[rows][:, None]
-    joint = posterior.joint[rows]
-    needed = _votes_to_lead(posterior, arm, samples, sizes[:, 0], joint.sum(axis=1))
-    chance = arm.at_least[row][np.arange(len(arm.p_right)), needed]
-    weight = arm.concentration * arm.p_right
-    doubt = np.minimum(1.0, (weight + sizes) / (weight + had * arm.p_right))
-    return min(confidence + float((joint * chance * doubt).sum()), 1.0)
-
-
-def _votes_to_lead(
-    posterior: Posterior, arm: Arm, samples: int, sizes: Array, mass: Array
-) -> NDArray[np.int64]:
-    """Votes that an answer needs of so many samples to overtake, shape (answers, D); one more: it never does.
-
-    Each vote for it multiplies its odds against the leader by p / (1 - p), and by what Ewens's formula says
-    of a wrong vote for it where the leader is right. The votes that are not for it fall to the leader in the
-    leader's share of the wrong ones.
-    """
-    scatter, total = posterior.scatter, float(posterior.sizes.sum())
-    led = float(posterior.sizes[posterior.leader])
-    odds = np.log(arm.p_right / (1 - arm.p_right))
-    votes = np.arange(samples)
-    # Logarithm of the chance that 1, 2, ... wrong votes fall to each answer; a new one begins with `scatter`.
-    joins = np.where(sizes[:, None] + votes > 0, sizes[:, None] + votes, scatter)
-    falls = np.cumsum(np.log(joins) - np.log(scatter + total - led + votes), axis=1)
-    gained = (votes + 1)[None, :, None] * odds - falls[:, :, None]
-    behind = np.log(max(posterior.confidence, 1e-12) / np.maximum(mass, 1e-12))
-    share = led / (scatter + total)
-    # What one more vote for the leader is worth to it, where this answer is right.
-    held = np.maximum(odds + np.log((scatter + total - sizes[:, None]) / led), 0.0)
-    lost = (samples - 1 - votes)[None, :, None] * share * held[:, None, :]
-    ahead = gained > behind[:, None, None] + lost
-    return np.where(ahead.any(axis=1), ahead.argmax(axis=1) + 1, samples + 1)
 
 
 def _why_not(other: Action, best: Action, confidence: float, worth: float, target: float | None) -> str:

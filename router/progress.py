@@ -11,9 +11,9 @@ from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, FINISH_REASON_LENGTH, S
 from isoflop.v1.router_pb2 import Round, Tally
 
 from router.belief import NO_VOTES, Posterior, Votes, update
-from router.lengths import UNSEEN, Lengths
+from router.lengths import UNSEEN, Array, Lengths
 from router.planner import Action
-from router.profile import Arm, Array
+from router.profile import Arm
 from router.strategies.strategy import Candidate
 
 

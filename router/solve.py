@@ -124,12 +124,12 @@ class Life:
         return State(
             progress.posterior,
             progress.confidence,
-            progress.votes,
             progress.bought,
             frozenset(progress.greedy),
             left,
             seconds,
             self.allowance.spent.flops,
+            progress.votes,
         )
 
     async def act(self, action: Action, reason: str) -> AsyncGenerator[Event, None]:
