@@ -292,7 +292,8 @@ class Planner:
         probes: list[Action] = []
         found: dict[int, list[tuple[int, Outcome]]] = {}
         for offer in plans:
-            if offer.horizon == 1:
+            # Without curves of length little is told that buying does not tell as well.
+            if offer.horizon == 1 and offer.arm.length:
                 caps = [cap for cap in offer.arm.caps if cap < offer.max_tokens]
                 for cap in (*caps, offer.max_tokens):
                     for outcome in outcomes(state.posterior, state.votes, offer.arm, cap):
@@ -312,8 +313,7 @@ class Planner:
     def _cut(self, state: State, offer: Action, cap: int) -> Action:
         """The offer of one sample, cut at a cap."""
         length = offer.arm.length
-        if length is None:
-            return replace(offer, probe=True)
+        assert length
         *_, seen = so_far(state.posterior, state.votes, offer.arm)
         types = state.posterior.difficulty
         share = float(types @ length.expected(seen, cap)) / float(types @ length.expected(seen, math.inf))
