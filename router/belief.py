@@ -8,7 +8,8 @@ the next wrong sample repeats an earlier wrong answer of m votes with probabilit
 So the joint probability of the votes, of difficulty d and of "cluster j is right" (or none is) has a
 closed form, and the confidence in an answer is its sum over d. Votes of several arms count for what each
 is worth; a model's samples are not independent of its greedy one, and where calibration has measured that
-(`Arm.after_greedy`) they are not taken to be. Pure functions, numpy only.
+(`Arm.after_greedy`) they are not taken to be. How long samples were is evidence, too: see `router.lengths`.
+Pure functions, numpy only.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from router.profile import Arm, Array
+from router.lengths import Array, Lengths
+from router.profile import Arm
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +33,18 @@ class Votes:
     """Shape (len(arms), J): whole numbers."""
     blanks: Array
     """Shape (len(arms),)."""
+    lengths: tuple[Lengths, ...] = ()
+    """Of each arm's samples; none: not told."""
 
     @property
     def samples(self) -> int:
         """All votes and blanks."""
         return int(self.counts.sum() + self.blanks.sum())
+
+    @property
+    def cut(self) -> int:
+        """Samples that were cut before they had an answer: no votes."""
+        return sum(len(seen.caps) for seen in self.lengths)
 
 
 NO_VOTES = Votes((), np.zeros((0, 0)), np.zeros(0))
@@ -96,6 +105,9 @@ def update(prior: Array, votes: Votes) -> Posterior:
             was_wrong, was_right = (_likelihood(after, agreed, samples) for after in arm.after_greedy)
             likelihood = np.where(greedy[arm.model][:, None], was_right, was_wrong)
         log += likelihood
+    for arm, seen in zip(votes.arms, votes.lengths, strict=False):
+        if arm.length:
+            log += arm.length.log_likelihood(seen)
     scatter = _scatter(votes)
     if clusters:
         log += _log_partitions(sizes, scatter)[:, None]

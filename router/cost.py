@@ -44,6 +44,10 @@ class Cost:
     def __sub__(self, other: Cost) -> Cost:
         return Cost(self.flops - other.flops, self.money - other.money, self.tokens - other.tokens)
 
+    def times(self, share: float) -> Cost:
+        """So many times as much."""
+        return Cost(self.flops * share, self.money * share, self.tokens * share)
+
     def within(self, other: Cost) -> bool:
         """Whether it is at most the other in every respect."""
         return self.flops <= other.flops and self.money <= other.money and self.tokens <= other.tokens

@@ -2,7 +2,9 @@
 
 An action is worth the rise in P(the returned answer is right) that it is expected to bring, times what a
 right answer is worth in FLOPs, less its expected FLOPs. It looks ahead by up to 32 samples and buys the
-first few of them: how many a query gets in the end is an outcome, not an input. Pure functions.
+first few of them: how many a query gets in the end is an outcome, not an input. As long as little is known of
+a query, one sample may be bought for what it tells, cut where it gets long: a probe (`router.lookahead`).
+Pure functions.
 """
 
 from __future__ import annotations
@@ -17,27 +19,35 @@ from isoflop.v1.common_pb2 import Model
 from isoflop.v1.router_pb2 import Action as ActionMessage
 from isoflop.v1.router_pb2 import Rejected
 from isoflop.v1.verification_pb2 import CHAIN_SCORING_UNSPECIFIED, ChainScoring, Verifier
-from numpy.typing import NDArray
 
 from router import cost
-from router.belief import Posterior
+from router.accuracy import Races, expected_accuracy
+from router.belief import NO_VOTES, Posterior, Votes
 from router.catalog import Catalog
 from router.cost import TEMPLATE_TOKENS, Cost
-from router.profile import MOST_VOTES, ROUND_SIZES, Arm, Array, Profile
+from router.lengths import Array
+from router.lookahead import Outcome, outcomes, so_far
+from router.profile import MOST_VOTES, ROUND_SIZES, Arm, Profile
 from router.query import Query
 from router.strategies import STRATEGIES
 
 LEAST_GAIN = 1e-4
 """A rise in P(right) below this is nothing."""
 
-MOST_RIVALS = 4
-"""Answers beside the leader that are looked ahead for."""
-
 SAMPLES_WORTH = {"low": 3.0, "medium": 8.0, "high": 20.0, "most": 1000.0}
 """What a right answer is worth at each effort, in samples, where no model was measured."""
 
 HEADROOM = 1.5
 """A round is only bought where each sample may have this many times its expected tokens."""
+
+PROBED = 3
+"""Samples of a query after which none is bought any more for what it tells."""
+
+LEAST_TYPE = 1e-3
+"""Types of queries that are less likely than this, by the likeliest, do not count in what a probe tells."""
+
+AFTER_PROBE = 4
+"""Most samples that are looked ahead by after a probe."""
 
 PLANNED = ("single", "majority")
 """Strategies that profiles have measured; others are offered to callers who name them."""
@@ -67,10 +77,14 @@ class Action:
     """What scores the samples; None: nothing."""
     scoring: ChainScoring.ValueType = CHAIN_SCORING_UNSPECIFIED
     """From the scores of steps to the score of a chain."""
+    probe: bool = False
+    """One sample, for what it tells."""
 
     @property
     def name(self) -> str:
         """In words."""
+        if self.probe:
+            return f"{self.model.name} × 1 within {self.max_tokens} tokens"
         return f"{self.model.name} × {self.horizon} {self.strategy}"
 
     def message(self) -> ActionMessage:
@@ -120,6 +134,8 @@ class State:
     """Time left; infinite where there is no deadline."""
     spent: float = 0.0
     """FLOPs so far."""
+    votes: Votes = NO_VOTES
+    """What the belief rests on."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +173,15 @@ class Planner:
         ranked = sorted(offers, key=lambda offer: self._value(offer, confidence, worth, target), reverse=True)
         best = ranked[0]
         gain = best.accuracy - confidence
+        if target is None and state.votes.samples + state.votes.cut < PROBED:
+            least = max(0.0, self._value(best, confidence, worth, None))
+            probe, value = self._probe(state, offers, worth)
+            if probe and value > least:
+                return Decision(
+                    probe,
+                    f"{probe.name}: what it tells leaves {_si(value)}FLOP of worth, "
+                    f"{best.name if least else 'to stop'} {_si(least)}FLOP",
+                )
         rejected = [
             Rejected(action=other.outlook(), reason=_why_not(other, best, confidence, worth, target))
             for other in ranked[1:4]
@@ -261,6 +286,64 @@ class Planner:
         # The cheapest way to the target: what is gained beyond it does not count, nor what is no gain.
         return min(gain, target - confidence) / offer.cost.flops if gain >= LEAST_GAIN else 0.0
 
+    def _probe(self, state: State, offers: Sequence[Action], worth: float) -> tuple[Action | None, float]:
+        """The sample that is worth most for what it tells, and its worth in FLOPs beyond stopping at once."""
+        plans = [offer for offer in offers if offer.horizon <= AFTER_PROBE and not offer.verifier]
+        probes: list[Action] = []
+        found: dict[int, list[tuple[int, Outcome]]] = {}
+        for offer in plans:
+            # Without curves of length little is told that buying does not tell as well.
+            if offer.horizon == 1 and offer.arm.length:
+                caps = [cap for cap in offer.arm.caps if cap < offer.max_tokens]
+                for cap in (*caps, offer.max_tokens):
+                    for outcome in outcomes(state.posterior, state.votes, offer.arm, cap):
+                        found.setdefault(len(outcome.posterior.sizes), []).append((len(probes), outcome))
+                    probes.append(self._cut(state, offer, cap))
+        if not probes:
+            return None, 0.0
+        values = np.array([-probe.cost.flops for probe in probes])
+        for group in found.values():
+            numbers = [number for number, _ in group]
+            after = self._best_after(state, group, [probes[number] for number in numbers], plans, worth)
+            after = (after - state.confidence * worth) * [outcome.chance for _, outcome in group]
+            values += np.bincount(numbers, after, len(probes))
+        best = int(values.argmax())
+        return probes[best], float(values[best])
+
+    def _cut(self, state: State, offer: Action, cap: int) -> Action:
+        """The offer of one sample, cut at a cap."""
+        length = offer.arm.length
+        assert length
+        *_, seen = so_far(state.posterior, state.votes, offer.arm)
+        types = state.posterior.difficulty
+        share = float(types @ length.expected(seen, cap)) / float(types @ length.expected(seen, math.inf))
+        return replace(offer, probe=True, max_tokens=cap, cost=offer.cost.times(min(share, 1.0)))
+
+    def _best_after(
+        self,
+        state: State,
+        group: Sequence[tuple[int, Outcome]],
+        probes: Sequence[Action],
+        plans: Sequence[Action],
+        worth: float,
+    ) -> Array:
+        """What is had in FLOPs after each outcome of the probe that led to it: by stopping, or by a plan."""
+        now = state.posterior.difficulty
+        types = np.flatnonzero(now > LEAST_TYPE * now.max())
+        races = Races.of([outcome.posterior for _, outcome in group], types)
+        best = races.confidence * worth
+        for plan in plans:
+            model = plan.model.name
+            if plan.arm.greedy and model in state.greedy:
+                continue
+            own = np.array([probe.model.name == model for probe in probes])
+            tokens = plan.arm.tokens[types]
+            price = plan.cost.flops * (races.difficulty @ tokens) / float(now @ plan.arm.tokens)
+            had = state.bought.get(model, 0) + own
+            accuracy = races.accuracies(plan.arm, plan.horizon, had, model in state.greedy)
+            best = np.maximum(best, accuracy * worth - price)
+        return best
+
     def _fixed(self, query: Query, state: State) -> Decision:
         """The caller's own plan: all samples at once, of the model that is worth most."""
         if sum(state.bought.values()):
@@ -312,62 +395,6 @@ class Planner:
 
 
 UNLIMITED = Cost(math.inf, math.inf, math.inf)
-
-
-def expected_accuracy(
-    posterior: Posterior, arm: Arm, samples: int, had: int = 0, after_greedy: bool = False
-) -> float:
-    """Expected P(the returned answer is right) after so many more samples of an arm (one of ROUND_SIZES).
-
-    Without clusters, what calibration measured for a vote of that size. Otherwise: the leader stays where
-    it is right; where another answer is right (one that has been seen, or none yet), it must gather
-    enough votes to overtake by the rules of `router.belief`, while wrong votes still fall to the leader. Of
-    the `had` samples so far of the arm at most the votes of that answer were right: it is right so much less
-    often than its curve says. So it is where the model's greedy sample has been bought, and then was wrong.
-    """
-    if after_greedy and arm.after_greedy:
-        arm, _ = arm.after_greedy
-    row = ROUND_SIZES.index(samples)
-    if not len(posterior.sizes):
-        doubt = arm.concentration / (arm.concentration + had)
-        return float(posterior.difficulty @ (arm.p_right if arm.greedy else arm.votes[row])) * doubt
-    leader, confidence = posterior.leader, posterior.confidence
-    # The most likely other answers and, last, one that was not seen yet.
-    others = np.argsort(posterior.answers)[::-1][: MOST_RIVALS + 1]
-    rows = np.append(others[others != leader], len(posterior.sizes))
-    sizes = np.append(posterior.sizes, 0.0)[rows][:, None]
-    joint = posterior.joint[rows]
-    needed = _votes_to_lead(posterior, arm, samples, sizes[:, 0], joint.sum(axis=1))
-    chance = arm.at_least[row][np.arange(len(arm.p_right)), needed]
-    weight = arm.concentration * arm.p_right
-    doubt = np.minimum(1.0, (weight + sizes) / (weight + had * arm.p_right))
-    return min(confidence + float((joint * chance * doubt).sum()), 1.0)
-
-
-def _votes_to_lead(
-    posterior: Posterior, arm: Arm, samples: int, sizes: Array, mass: Array
-) -> NDArray[np.int64]:
-    """Votes that an answer needs of so many samples to overtake, shape (answers, D); one more: it never does.
-
-    Each vote for it multiplies its odds against the leader by p / (1 - p), and by what Ewens's formula says
-    of a wrong vote for it where the leader is right. The votes that are not for it fall to the leader in the
-    leader's share of the wrong ones.
-    """
-    scatter, total = posterior.scatter, float(posterior.sizes.sum())
-    led = float(posterior.sizes[posterior.leader])
-    odds = np.log(arm.p_right / (1 - arm.p_right))
-    votes = np.arange(samples)
-    # Logarithm of the chance that 1, 2, ... wrong votes fall to each answer; a new one begins with `scatter`.
-    joins = np.where(sizes[:, None] + votes > 0, sizes[:, None] + votes, scatter)
-    falls = np.cumsum(np.log(joins) - np.log(scatter + total - led + votes), axis=1)
-    gained = (votes + 1)[None, :, None] * odds - falls[:, :, None]
-    behind = np.log(max(posterior.confidence, 1e-12) / np.maximum(mass, 1e-12))
-    share = led / (scatter + total)
-    # What one more vote for the leader is worth to it, where this answer is right.
-    held = np.maximum(odds + np.log((scatter + total - sizes[:, None]) / led), 0.0)
-    lost = (samples - 1 - votes)[None, :, None] * share * held[:, None, :]
-    ahead = gained > behind[:, None, None] + lost
-    return np.where(ahead.any(axis=1), ahead.argmax(axis=1) + 1, samples + 1)
 
 
 def _why_not(other: Action, best: Action, confidence: float, worth: float, target: float | None) -> str:

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 from isoflop.v1.common_pb2 import Model
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-Array = NDArray[np.float64]
+from router.lengths import Array, LengthCurve
 
 SCHEMA = 1
 """Number of the form of the file; a profile of another number is refused."""
@@ -31,6 +30,21 @@ MOST_VOTES = 4096
 
 class ProfileError(Exception):
     """A profile is not usable; `str(error)` says where and why."""
+
+
+class LengthRecord(BaseModel):
+    """How long an arm's samples are: see `router.lengths.LengthCurve`."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    mean: list[float]
+    """Mean natural logarithm of a sample's tokens."""
+    within: float = Field(gt=0)
+    """Its standard deviation among samples of one query."""
+    between: float = Field(gt=0)
+    """That of the queries' means among queries of one type."""
+    caps: list[int]
+    """Caps on a sample's tokens that are worth considering, rising."""
 
 
 class ArmRecord(BaseModel):
@@ -48,6 +62,8 @@ class ArmRecord(BaseModel):
     """The same where the model's greedy sample was wrong; none: as if that said nothing."""
     tokens: list[float]
     """Expected tokens of a sample."""
+    length: LengthRecord | None = None
+    """How long samples are; none: their length says nothing."""
     concentration: float = Field(gt=0)
     """How alike queries of one difficulty are: p is Beta with mean p_right and so many pseudo-counts."""
     scatter: float = Field(gt=0)
@@ -83,8 +99,8 @@ class ProfileRecord(BaseModel):
         if self.form != SCHEMA:
             raise ValueError(f"schema {self.form}, but this router reads {SCHEMA}: calibrate again")
         size = len(self.grid)
-        if size < 2 or any(b <= a for a, b in zip(self.grid, self.grid[1:], strict=False)):
-            raise ValueError("the grid does not rise")
+        if size < 2 or any(b < a for a, b in zip(self.grid, self.grid[1:], strict=False)):
+            raise ValueError("the grid falls")
         if {"low", "medium", "high", "most"} - set(self.efforts) or min(self.efforts.values()) <= 0:
             raise ValueError("efforts low, medium, high and most are needed, each positive")
         if len(self.prior) != size or min(self.prior) < 0 or sum(self.prior) <= 0:
@@ -93,7 +109,8 @@ class ProfileRecord(BaseModel):
             raise ValueError("there are no arms")
         for arm in self.arms:
             chances = [arm.p_right, arm.p_right_after_greedy or arm.p_right, *arm.votes.values()]
-            if any(len(curve) != size for curve in (arm.tokens, *chances)):
+            lengths = [arm.length.mean] if arm.length else []
+            if any(len(curve) != size for curve in (arm.tokens, *chances, *lengths)):
                 raise ValueError(f"{arm.model}: a curve has not {size} values")
             if any(not 0 <= value <= 1 for curve in chances for value in curve):
                 raise ValueError(f"{arm.model}: a probability is not in [0, 1]")
@@ -124,6 +141,10 @@ class Arm:
     seconds_per_token: float
     measured: bool = True
     """False for a model that was never calibrated: curves of ignorance."""
+    length: LengthCurve | None = None
+    """How long its samples are; none: not known."""
+    caps: tuple[int, ...] = ()
+    """Caps on a sample's tokens that are worth considering, rising."""
     after_greedy: tuple[Arm, Arm] | None = None
     """The same arm where the model's greedy sample was wrong, and where it was right; none: not known."""
 
@@ -176,13 +197,15 @@ class Profile:
     efforts: dict[str, float]
 
     def belief(self, mean: float, sd: float) -> Array:
-        """A normal belief about difficulty on the grid, shape (D,), sums to 1.
+        """The belief over the types of queries that an estimate of difficulty leaves, shape (D,), sums to 1.
 
-        The estimate was fitted on queries like those of the prior, so its error already accounts for it.
+        The estimate is a posterior under a standard normal prior, which the shares of the types stand for:
+        each has its share, times how much likelier the estimate makes its difficulty than that prior did.
         """
-        # An estimate beyond the grid is as hard, or as easy, as the grid knows.
+        # An estimate beyond the types is as hard, or as easy, as the types know.
         mean = min(max(mean, float(self.grid[0])), float(self.grid[-1]))
-        weight = np.exp(-0.5 * ((self.grid - mean) / sd) ** 2) + 1e-12
+        likelier = 0.5 * np.minimum(self.grid**2, 9.0) - 0.5 * ((self.grid - mean) / min(sd, 1.0)) ** 2
+        weight = self.prior * np.exp(likelier - likelier.max()) + 1e-12
         return np.asarray(weight / weight.sum())
 
     def arm(self, model: Model, greedy: bool, temperature: float | None) -> Arm:
@@ -239,6 +262,8 @@ def parse(data: Any) -> Profile:
                 votes=votes,
                 prompt_tokens_per_byte=arm.prompt_tokens_per_byte,
                 seconds_per_token=arm.seconds_per_token,
+                length=_length(arm.length) if arm.length else None,
+                caps=tuple(arm.length.caps) if arm.length else (),
             )
         )
         if arm.p_right_after_greedy:
@@ -247,6 +272,10 @@ def parse(data: Any) -> Profile:
             )
             arms[-1] = _after_greedy(arms[-1], np.array(greedy.p_right), np.array(arm.p_right_after_greedy))
     return Profile(record.version, np.array(record.grid), prior / prior.sum(), tuple(arms), record.efforts)
+
+
+def _length(record: LengthRecord) -> LengthCurve:
+    return LengthCurve(np.array(record.mean), record.within, record.between)
 
 
 def _after_greedy(arm: Arm, greedy: Array, wrong: Array) -> Arm:

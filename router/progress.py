@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 from isoflop.v1.aggregation_pb2 import AggregateResponse, Cluster
-from isoflop.v1.common_pb2 import Sample
+from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, FINISH_REASON_LENGTH, Sample
 from isoflop.v1.router_pb2 import Round, Tally
 
 from router.belief import NO_VOTES, Posterior, Votes, update
+from router.lengths import UNSEEN, Array, Lengths
 from router.planner import Action
-from router.profile import Arm, Array
+from router.profile import Arm
 from router.strategies.strategy import Candidate
 
 
@@ -22,6 +23,10 @@ class Progress:
     def __init__(self, prior: Array) -> None:
         self._prior = prior
         self._arms: dict[str, Arm] = {}
+        self._lengths: dict[int, Lengths] = {}
+        """By `id` of the arm."""
+        self._cut: set[str] = set()
+        """Ids of samples that were cut before they had an answer: no votes, and not wrong for sure."""
         self.samples: dict[str, Sample] = {}
         """Every sample, by id."""
         self.clusters: list[Cluster] = []
@@ -35,6 +40,7 @@ class Progress:
         """Samples started, by model."""
         self.greedy: set[str] = set()
         """Models whose greedy sample was bought."""
+        self.votes = NO_VOTES
         self.posterior: Posterior = update(prior, NO_VOTES)
         """What the votes say."""
 
@@ -67,17 +73,21 @@ class Progress:
         for candidate in candidates:
             self.samples[candidate.sample.id] = candidate.sample
             self._arms[candidate.sample.id] = action.arm
+        blanks = list(blanks)
+        self._measure([candidate.sample for candidate in candidates], set(blanks))
         self.clusters = list(tally.clusters)
         self.blanks += blanks
         self.stability = tally.stability
-        self.posterior = update(self._prior, self._votes())
+        self.votes = self._votes()
+        self.posterior = update(self._prior, self.votes)
         if by_scores:
             # Confidence is by votes all the same: what scores say of it is not measured.
             self.posterior = replace(self.posterior, chosen=0 if self.clusters else -1)
         elif (leader := self.posterior.leader) > 0:
             # Votes of several models: the answer most likely right leads, whatever their number.
             self.clusters.insert(0, self.clusters.pop(leader))
-            self.posterior = update(self._prior, self._votes())
+            self.votes = self._votes()
+            self.posterior = update(self._prior, self.votes)
 
     @property
     def confidence(self) -> float:
@@ -93,6 +103,18 @@ class Progress:
             stability=self.stability,
         )
 
+    def _measure(self, samples: Iterable[Sample], blanks: set[str]) -> None:
+        """Note how long samples are."""
+        for sample in samples:
+            if sample.finish_reason == FINISH_REASON_ABORTED:
+                continue
+            arm = self._arms[sample.id]
+            cut = sample.finish_reason == FINISH_REASON_LENGTH and sample.id in blanks
+            if cut and arm.length:
+                self._cut.add(sample.id)
+            seen = self._lengths.get(id(arm), UNSEEN)
+            self._lengths[id(arm)] = seen.and_one(sample.tokens, cut)
+
     def _votes(self) -> Votes:
         arms = tuple(dict.fromkeys(self._arms.values()))
         row = {id(arm): number for number, arm in enumerate(arms)}
@@ -102,5 +124,7 @@ class Progress:
                 counts[row[id(self._arms[member])], column] += 1
         blanks = np.zeros(len(arms))
         for sample in self.blanks:
+            if sample in self._cut:
+                continue
             blanks[row[id(self._arms[sample])]] += 1
-        return Votes(arms, counts, blanks)
+        return Votes(arms, counts, blanks, tuple(self._lengths.get(id(arm), UNSEEN) for arm in arms))

@@ -129,6 +129,7 @@ class Life:
             left,
             seconds,
             self.allowance.spent.flops,
+            progress.votes,
         )
 
     async def act(self, action: Action, reason: str) -> AsyncGenerator[Event, None]:

@@ -146,6 +146,7 @@ def make_state(
     fields: dict[str, Any] = {
         "posterior": posterior,
         "confidence": posterior.confidence,
+        "votes": votes,
         "bought": bought,
         "greedy": frozenset(arm.model for arm in votes.arms if arm.greedy),
         "left": UNLIMITED,
