@@ -115,6 +115,8 @@ class Decision:
     reason: str
     rejected: Sequence[Rejected] = ()
     """The best three others."""
+    others: Sequence[Action] = ()
+    """The other offers, best first."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,7 @@ class Planner:
                     probe,
                     f"{probe.name}: what it tells leaves {_si(value)}FLOP of worth, "
                     f"{best.name if least else 'to stop'} {_si(least)}FLOP",
+                    others=ranked,
                 )
         rejected = [
             Rejected(action=other.outlook(), reason=_why_not(other, best, confidence, worth, target))
@@ -192,7 +195,7 @@ class Planner:
             f"{best.name}: P(right) {confidence:.3f} → {best.accuracy:.3f} for {_si(best.cost.flops)}FLOP, "
             f"worth {_si(gain * worth)}FLOP"
         )
-        return Decision(best, reason, rejected)
+        return Decision(best, reason, rejected, ranked[1:])
 
     def worth(self, query: Query, offers: Sequence[Action]) -> float:
         """FLOPs that a right answer is worth to this query.
