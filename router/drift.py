@@ -62,8 +62,8 @@ def calibration(right: Array, confidence: Array) -> Calibration:
 def drift(right: Array, confidence: Array, weights: Array | None = None) -> Drift:
     """Of n answers, shapes (n,), each counted by its weight (1 where none are given).
 
-    The interval is normal. Its variance is that of the differences or, where that is larger, what it would be
-    if the confidences c were calibrated: the mean of c (1 - c). Few answers that happen to agree prove little.
+    The interval is normal. Its variance is that of the differences or, where that is larger, what it would
+    be if the confidences c were calibrated: the mean of c (1 - c). A few that happen to agree prove little.
     """
     if not len(right):
         return Drift(0, math.nan, math.nan, math.nan, math.nan, math.nan)

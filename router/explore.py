@@ -1,9 +1,9 @@
 """Exploration: a query may begin with another than the planner's own choice, drawn by known chances.
 
-What a profile thinks of an offer that it never buys cannot be checked. Of the share that is explored the first
-round is drawn from the best few offers, all equally likely, the planner's own among them; of the others it is
-the planner's own (epsilon-greedy). The chances are logged, so that queries that began otherwise can stand for
-those that did not: see `router.off_policy`. Pure functions.
+What a profile thinks of an offer that it never buys cannot be checked. Of the share that is explored the
+first round is drawn from the best few offers, all equally likely, the planner's own among them; of the others
+it is the planner's own (epsilon-greedy). The chances are logged, so that queries that began otherwise can
+stand for those that did not: see `router.off_policy`. Pure functions.
 """
 
 from __future__ import annotations

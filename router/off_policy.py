@@ -84,9 +84,9 @@ def estimate(follows: Follows, observed: Array, predicted: Array, seed: int = 0)
     size = len(observed)
     ratios, means = np.empty(REPLICATES), np.empty(REPLICATES)
     for at in range(REPLICATES):
-        drawn = np.bincount(rng.integers(size, size=size), minlength=size)
-        ratios[at] = _ratio(drawn * weights, observed)
-        means[at] = drawn @ robust / size
+        drawn = rng.integers(size, size=size)
+        ratios[at] = _ratio(weights[drawn], observed[drawn])
+        means[at] = robust[drawn].mean()
     return Estimate(
         _interval(_ratio(weights, observed), ratios),
         _interval(float(robust.mean()), means),
@@ -95,7 +95,7 @@ def estimate(follows: Follows, observed: Array, predicted: Array, seed: int = 0)
 
 def _ratio(weights: Array, observed: Array) -> float:
     total = weights.sum()
-    return float(weights @ observed / total) if total else math.nan
+    return float((weights * observed).sum() / total) if total else math.nan
 
 
 def _interval(value: float, replicates: Array) -> Interval:

@@ -2,8 +2,8 @@
 
 A truth comes from a caller and from nowhere else: that samples agree is none. Prompts are not kept; answers
 and the regular expressions that find them are. Records go to one SQLite file, in a thread of their own: what
-was answered, or taken as feedback, outlives a killed process (a write-ahead log; where a machine loses power the
-last seconds may be lost). Routers on one machine may share a file; it must not be on a network's file system.
+was answered, or taken as feedback, outlives a killed process (a write-ahead log; where a machine loses power
+the last seconds may be lost). Routers on one machine may share a file, and none on a network's file system.
 """
 
 from __future__ import annotations
