@@ -7,7 +7,7 @@ import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from isoflop.errors import FailedPrecondition
+from isoflop.errors import FailedPrecondition, NotFound
 from isoflop.v1 import router_pb2 as pb
 from prometheus_client import CollectorRegistry
 
@@ -100,7 +100,14 @@ class Router:
         answered = await self._feedback.find(request.query_id)
         if answered:
             return await self._feedback.take(answered, request)
-        if self._queries.get(request.query_id).running:
+        try:
+            running = self._queries.get(request.query_id).running
+        except NotFound:
+            raise NotFound(
+                f"there is no query {request.query_id[:64]!r}, or it ended more than "
+                f"{self._settings.kept_feedback_days:g} days ago: give the query_id of a result"
+            ) from None
+        if running:
             raise FailedPrecondition("the query still runs: give feedback to it when it has a result")
         raise FailedPrecondition("the query was not recorded when it ended: the router's log says why")
 

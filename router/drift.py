@@ -64,13 +64,14 @@ def drift(right: Array, confidence: Array, weights: Array | None = None) -> Drif
 
     The interval is normal. Its variance is that of the differences or, where that is larger, what it would
     be if the confidences c were calibrated: the mean of c (1 - c). A few that happen to agree prove little.
+    What is observed is in [0, 1] at its ends, too.
     """
     if not len(right):
         return Drift(0, math.nan, math.nan, math.nan, math.nan, math.nan)
     weights = np.ones(len(right)) if weights is None else weights
     share = weights / weights.sum()
     gap = right - confidence
-    value = float(share @ gap)
+    value, predicted = float(share @ gap), float(share @ confidence)
     error = math.nan
     if len(right) > 1:
         seen, expected = share**2 @ (gap - value) ** 2, share**2 @ (confidence * (1 - confidence))
@@ -78,15 +79,15 @@ def drift(right: Array, confidence: Array, weights: Array | None = None) -> Drif
     return Drift(
         truths=len(right),
         observed=float(share @ right),
-        predicted=float(share @ confidence),
+        predicted=predicted,
         value=value,
-        low=value - NORMAL * error,
-        high=value + NORMAL * error,
+        low=max(value - NORMAL * error, -predicted),
+        high=min(value + NORMAL * error, 1 - predicted),
     )
 
 
 def thirds(difficulty: Array) -> NDArray[np.int64]:
-    """0, 1 or 2 for each query, shape (n,): the easiest third, the middle, the hardest."""
+    """0, 1 or 2 for each query, shape (n,): the easiest third, the middle, the hardest; equals together."""
     if not len(difficulty):
         return np.zeros(0, dtype=np.int64)
     return np.searchsorted(np.quantile(difficulty, [1 / 3, 2 / 3]), difficulty, side="right")

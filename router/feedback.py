@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import random
 
 import structlog
@@ -18,6 +20,9 @@ from router.stages import Aggregation
 from router.truths import Answered, Truth, Truths
 
 log = structlog.get_logger()
+
+LATE_SECONDS = 0.1
+"""How long after a query's deadline, which lies before its caller's, its record may still take."""
 
 
 class Feedback:
@@ -37,11 +42,14 @@ class Feedback:
         chance = random.Random(query_id).random()
         return draw(decision, settings.explore_share, settings.explore_among, chance)
 
-    async def record(self, answered: Answered) -> None:
-        """Keep a finished query. Where that fails, its caller gets the answer all the same."""
+    async def record(self, answered: Answered, deadline: float) -> None:
+        """Keep a finished query. Where that fails, or takes until the deadline, in the event loop's time, its
+        caller gets the answer all the same."""
+        latest = None if math.isinf(deadline) else deadline + LATE_SECONDS
         try:
-            await self._truths.add(answered)
-        except Unavailable as error:
+            async with asyncio.timeout_at(latest):
+                await self._truths.add(answered)
+        except (Unavailable, TimeoutError) as error:
             self._metrics.unrecorded()
             log.warning("a query was not recorded", query=answered.query_id, error=str(error))
 

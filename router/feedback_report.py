@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from isoflop.errors import FailedPrecondition, IsoflopError
 from isoflop.text import Style, line, si, table
+from isoflop.v1.router_pb2 import SolveRequest
 
 from router import profile as profiles
 from router.drift import Calibration, Drift, calibration, drift, thirds
@@ -138,7 +139,7 @@ def first_choice(answered: Answered, profile: Profile) -> Action | None:
     """
     planner = Planner(profile, answered.catalog, answered.round_samples, answered.max_samples)
     # Of the text only its length is known, and only that counts.
-    request = type(answered.asked)()
+    request = SolveRequest()
     request.CopyFrom(answered.asked)
     request.prompt = "x" * answered.prompt_bytes
     query = admit(request, answered.catalog, Bounds(answered.prompt_bytes, answered.max_samples, 1))

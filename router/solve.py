@@ -305,7 +305,8 @@ class Life:
                 answer=final.answer,
                 confidence=final.confidence,
                 catalog=self.planner.catalog,
-            )
+            ),
+            self.query.deadline,
         )
 
     async def bills(self) -> None:

@@ -263,13 +263,15 @@ def read(path: Path) -> list[Answered]:
 def _open(path: Path) -> sqlite3.Connection:
     connection = None
     try:
+        if not path.exists():
+            path.touch(0o600)  # Answers are nobody else's.
         connection = sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False)
         connection.execute("pragma journal_mode = wal")
         connection.execute("pragma synchronous = normal")
         if not _form(connection):
             connection.executescript(f"begin immediate; {TABLES} pragma user_version = {SCHEMA}; commit;")
         _check(connection, path)
-    except (sqlite3.Error, FailedPrecondition) as error:
+    except (sqlite3.Error, OSError, FailedPrecondition) as error:
         if connection:
             connection.close()
         if isinstance(error, FailedPrecondition):

@@ -30,12 +30,11 @@ def test_calibrated_confidences_have_no_error_and_moved_ones_have_theirs() -> No
 
 
 def test_drift_by_hand() -> None:
-    found = drift(np.array([1.0, 0.0, 0.0, 1.0]), np.array([0.95, 0.9, 0.8, 0.95]))
-    assert (found.truths, found.observed, found.predicted) == (4, 0.5, pytest.approx(0.9))
+    found = drift(np.tile([1.0, 0.0, 0.0, 1.0], 9), np.tile([0.95, 0.9, 0.8, 0.95], 9))
+    assert (found.truths, found.observed, found.predicted) == (36, 0.5, pytest.approx(0.9))
     assert found.value == pytest.approx(-0.4)
-    error = (found.high - found.value) / 1.96
-    assert error == pytest.approx(np.std([0.05, -0.9, -0.8, 0.05], ddof=1) / 2)
-    assert found.value - found.low == pytest.approx(found.high - found.value)
+    error = 1.96 * np.std(np.tile([0.05, -0.9, -0.8, 0.05], 9), ddof=1) / 6
+    assert (found.low, found.high) == (pytest.approx(-0.4 - error), pytest.approx(-0.4 + error))
 
 
 def test_weights_count_an_answer_so_often() -> None:
@@ -49,6 +48,8 @@ def test_a_few_that_agree_prove_little() -> None:
     found = drift(np.ones(3), np.full(3, 0.8))
     assert found.value == pytest.approx(0.2)
     assert found.low < 0 < found.high
+    # Nor can more than all be right.
+    assert found.high == pytest.approx(1 - found.predicted)
 
 
 def test_intervals_hold_the_drift_that_there_is() -> None:

@@ -33,7 +33,7 @@ from synthetic import EASY, HARD, make_profile
 
 from router.feedback_report import report
 from router.settings import RouterSettings
-from router.truths import Truth, read
+from router.truths import Answered, Truth, read
 
 PROMPT = "What is the answer to the unmistakable question?"
 EXPRESSION = AnswerFormat(type=ANSWER_TYPE_EXPRESSION)
@@ -208,6 +208,29 @@ async def test_agreement_is_no_truth(make_suite: MakeSuite, path: Path) -> None:
     found = report(read(path), make_profile())
     assert (found.truths, found.accuracy) == (1, 0.0)
     assert found.drift.value == pytest.approx(-results[0].confidence)
+
+
+async def test_an_answer_does_not_wait_for_its_record_beyond_the_deadline(
+    make_suite: MakeSuite, path: Path
+) -> None:
+    suite = make_suite(same(number(421)), EASY, feedback=path)
+
+    class Stalled:
+        """A file on a disk that hangs."""
+
+        async def add(self, answered: Answered) -> None:
+            await asyncio.Event().wait()
+
+        async def close(self) -> None:
+            pass
+
+    feedback = suite.router._feedback
+    assert feedback
+    await feedback.close()
+    feedback._truths = Stalled()  # type: ignore[assignment]
+    result = await asyncio.wait_for(suite.router.solve(SolveRequest(prompt=PROMPT), 1.0), 30)
+    assert result.answer == "421"
+    assert suite.metric("feedback_unrecorded_total") == 1
 
 
 class TestExploration:

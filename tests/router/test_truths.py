@@ -84,6 +84,11 @@ async def test_drift_is_of_the_truths_told_last(make_truths: MakeTruths) -> None
     assert await truths.drift(2) == pytest.approx(1 - 0.75)
 
 
+async def test_a_new_file_is_its_owner_s_alone(make_truths: MakeTruths, path: Path) -> None:
+    await make_truths().add(kept())
+    assert {file.stat().st_mode & 0o077 for file in path.parent.iterdir()} == {0}
+
+
 async def test_what_is_too_old_is_deleted(make_truths: MakeTruths, path: Path) -> None:
     now = 1000.0
     truths = make_truths(lambda: now, days=2)
