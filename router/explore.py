@@ -9,9 +9,9 @@ stand for those that did not: see `router.off_policy`. Pure functions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from router.planner import Action, Decision
+from router.decision import Action, Decision
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def draw(decision: Decision, share: float, among: int, chance: float) -> Draw:
         return Draw(decision, offers, 0)
     drawn = choices[taken]
     reason = f"{drawn.name}: drawn at random, to learn what it brings; the planner's own: {decision.reason}"
-    return Draw(Decision(drawn, reason, decision.rejected, decision.others), offers, taken)
+    return Draw(replace(decision, action=drawn, reason=reason), offers, taken)
 
 
 def _distinct(actions: Sequence[Action]) -> list[Action]:

@@ -12,9 +12,9 @@ from isoflop.v1.aggregation_pb2 import AggregateRequest, Candidate, Cluster
 from isoflop.v1.common_pb2 import ANSWER_TYPE_PATTERN
 from isoflop.v1.router_pb2 import SubmitFeedbackRequest, SubmitFeedbackResponse
 
+from router.decision import Decision
 from router.explore import Draw, draw
 from router.metrics import Metrics
-from router.planner import Decision
 from router.settings import RouterSettings
 from router.stages import Aggregation
 from router.truths import Answered, Truth, Truths

@@ -17,11 +17,12 @@ from isoflop.text import Style, line, si, table
 from isoflop.v1.router_pb2 import SolveRequest
 
 from router import profile as profiles
+from router.decision import Action, State
 from router.drift import Calibration, Drift, calibration, drift, thirds
 from router.explore import STOP, bought
 from router.lengths import Array
 from router.off_policy import Estimate, Follows, Interval, estimate
-from router.planner import Action, Planner, State
+from router.planner import Planner
 from router.profile import Profile, ProfileError
 from router.progress import Progress
 from router.query import Bounds, admit
@@ -132,18 +133,17 @@ def report(kept: Sequence[Answered], profile: Profile | None = None) -> Report:
     )
 
 
-def first_choice(answered: Answered, profile: Profile) -> Action | None:
-    """What a profile would have begun a query with, as its planner decides; None: nothing.
+def first_choice(answered: Answered, planner: Planner) -> Action | None:
+    """What a planner would have begun a query with; None: nothing.
 
     Raises the planner's errors where no round fits what was asked for.
     """
-    planner = Planner(profile, answered.catalog, answered.round_samples, answered.max_samples)
     # Of the text only its length is known, and only that counts.
     request = SolveRequest()
     request.CopyFrom(answered.asked)
     request.prompt = "x" * answered.prompt_bytes
     query = admit(request, answered.catalog, Bounds(answered.prompt_bytes, answered.max_samples, 1))
-    progress = Progress(profile.belief(answered.difficulty, answered.difficulty_sd))
+    progress = Progress(planner.profile.belief(answered.difficulty, answered.difficulty_sd))
     state = State(
         progress.posterior,
         progress.confidence,
@@ -159,9 +159,12 @@ def first_choice(answered: Answered, profile: Profile) -> Action | None:
 
 def _off_policy(judged: Sequence[Answered], right: Array, flops: Array, profile: Profile) -> OffPolicy:
     planned, rows = [], []
+    planners: dict[tuple[int, int, int], Planner] = {}
     for number, answered in enumerate(judged):
+        catalog, sizes = answered.catalog, (answered.round_samples, answered.max_samples)
+        planner = planners.setdefault((id(catalog), *sizes), Planner(profile, catalog, *sizes))
         try:
-            action = first_choice(answered, profile)
+            action = first_choice(answered, planner)
         except IsoflopError:
             continue
         name = bought(action) if action else STOP.bought

@@ -41,7 +41,7 @@ class RouterSettings(ServiceSettings):
     """So many of the truths told last are what the metric of drift is of."""
     explore_share: float = Field(default=0.0, ge=0, le=1)
     """Share of queries whose first round is drawn among the best offers: every caller's, without tenants."""
-    explore_among: int = Field(default=4, ge=2)
+    explore_among: int = Field(default=4, ge=2, le=4)
     """Offers among which it is drawn, the planner's own choice included."""
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ from synthetic import EASY, GRID, HARD, MIDDLE, SKILL, arm_record, make_profile,
 
 from router.explore import bought
 from router.feedback_report import command, first_choice, report
+from router.planner import Planner
 from router.truths import read
 
 DIFFICULTIES = {"easy": EASY, "middle": MIDDLE, "hard": HARD}
@@ -44,7 +45,7 @@ async def test_the_same_profile_chooses_the_same(
     for prompt in DIFFICULTIES:
         await suite.router.solve(SolveRequest(prompt=prompt, **fields), 30.0)
     for answered in read(tmp_path / "f.db"):
-        action = first_choice(answered, make_profile())
+        action = first_choice(answered, Planner(make_profile(), answered.catalog, 3, 1024))
         assert action
         assert bought(action) == answered.offers[0].bought
         assert action.accuracy == pytest.approx(answered.offers[0].accuracy)
