@@ -7,11 +7,13 @@ import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from isoflop.errors import FailedPrecondition, NotFound
 from isoflop.v1 import router_pb2 as pb
 from prometheus_client import CollectorRegistry
 
 from router import frontier
 from router.catalog import describe
+from router.feedback import Feedback
 from router.metrics import Metrics
 from router.planner import Planner
 from router.profile import Profile
@@ -21,6 +23,7 @@ from router.settings import RouterSettings
 from router.solve import Life
 from router.stages import Stages
 from router.strategies import STRATEGIES
+from router.truths import SqliteTruths
 
 
 class Router:
@@ -37,6 +40,10 @@ class Router:
         self._queries = Queries(settings.kept_queries, settings.rejoin_seconds)
         self._bounds = Bounds(settings.max_prompt_bytes, settings.max_samples, settings.max_messages)
         self._known: Planner | None = None
+        self._feedback: Feedback | None = None
+        if settings.feedback:
+            truths = SqliteTruths(settings.feedback, settings.kept_feedback_days)
+            self._feedback = Feedback(settings, truths, stages.aggregation, self._metrics)
 
     async def solve(self, request: pb.SolveRequest, seconds: float = math.inf) -> pb.SolveResponse:
         """The answer and its bill; `seconds` is the time that the caller gives."""
@@ -82,9 +89,33 @@ class Router:
         """A finished or running query."""
         return self._queries.get(query_id)
 
+    async def feedback(self, request: pb.SubmitFeedbackRequest) -> pb.SubmitFeedbackResponse:
+        """The truth about a finished query.
+
+        Raises NotFound for an unknown query, and FailedPrecondition for one that still runs or where feedback
+        is not kept.
+        """
+        if self._feedback is None:
+            raise FailedPrecondition("this router keeps no feedback: start it with --feedback FILE")
+        answered = await self._feedback.find(request.query_id)
+        if answered:
+            return await self._feedback.take(answered, request)
+        try:
+            running = self._queries.get(request.query_id).running
+        except NotFound:
+            raise NotFound(
+                f"there is no query {request.query_id[:64]!r}, or it ended more than "
+                f"{self._settings.kept_feedback_days:g} days ago: give the query_id of a result"
+            ) from None
+        if running:
+            raise FailedPrecondition("the query still runs: give feedback to it when it has a result")
+        raise FailedPrecondition("the query was not recorded when it ended: the router's log says why")
+
     async def close(self) -> None:
         """Cancel what runs."""
         await self._queries.close()
+        if self._feedback:
+            await self._feedback.close()
 
     async def _life(self, request: pb.SolveRequest, seconds: float, *, streamed: bool = False) -> Life:
         """Admit a request."""
@@ -101,6 +132,8 @@ class Router:
             streamed=streamed,
             abort_seconds=settings.abort_seconds,
             give_up_below=settings.give_up_below,
+            asked=request,
+            feedback=self._feedback,
         )
 
     async def _planner(self, verifier: str = "") -> Planner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from isoflop.v1.common_pb2 import Stage, Usage
@@ -46,6 +47,28 @@ class Metrics:
             registry=registry,
         )
         self._spared = counter("samples_spared_total", "Samples that stopping early has aborted.")
+        self._feedback = counter(
+            "feedback_total",
+            "Queries that a caller has told the truth about, by what was said first: right is true or false.",
+            ("right",),
+        )
+        self._predicted = counter(
+            "feedback_predicted_total",
+            "Sum of their confidences: so many right answers were predicted. Observed are those of "
+            "isoflop_router_feedback_total with right=true; the difference for each of all is drift.",
+        )
+        self._drift = Gauge(
+            "isoflop_router_feedback_drift",
+            "Share of right answers less mean confidence, over the truths told last; NaN without any.",
+            registry=registry,
+        )
+        self._drift.set(math.nan)
+        self._unrecorded = counter(
+            "feedback_unrecorded_total",
+            "Queries whose record could not be kept: feedback to them is refused.",
+        )
+        for right in ("true", "false"):
+            self._feedback.labels(right)
         self._profile = Gauge(
             "isoflop_router_profile_info", "The profile in force.", ("version",), registry=registry
         )
@@ -69,6 +92,19 @@ class Metrics:
                 count = getattr(line, f"{kind}_tokens")
                 if count:
                     self._tokens.labels(*labels, kind).inc(count)
+
+    def told(self, right: bool, confidence: float) -> None:
+        """A caller has told the truth about a query for the first time."""
+        self._feedback.labels(str(right).lower()).inc()
+        self._predicted.inc(confidence)
+
+    def drift(self, value: float) -> None:
+        """Observed less predicted accuracy, now."""
+        self._drift.set(value)
+
+    def unrecorded(self) -> None:
+        """A query's record could not be kept."""
+        self._unrecorded.inc()
 
     def profile(self, version: str) -> None:
         """This profile is in force."""

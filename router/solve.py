@@ -24,6 +24,7 @@ from isoflop.v1.router_pb2 import (
     QueryStarted,
     Round,
     Savings,
+    SolveRequest,
     SolveResponse,
     Stopped,
 )
@@ -33,6 +34,8 @@ from router import cost
 from router.bench import RoundBench
 from router.cost import TEMPLATE_TOKENS, Allowance, Cost, Meter
 from router.decision import Action, Decision, State
+from router.explore import Draw
+from router.feedback import Feedback
 from router.metrics import Metrics, outcome
 from router.planner import Planner
 from router.portions import MOST_BYTES, portions
@@ -41,6 +44,7 @@ from router.query import Query
 from router.stages import Stages
 from router.strategies import STRATEGIES
 from router.strategies.strategy import Candidate
+from router.truths import Answered, without_text
 
 
 @dataclass
@@ -59,6 +63,14 @@ class Life:
     """How long an aborted round may take to tell its bill."""
     give_up_below: float
     """A query that stops with less confidence than this was abandoned."""
+    asked: SolveRequest = field(default_factory=SolveRequest)
+    """What `query` was admitted from."""
+    feedback: Feedback | None = None
+    """Draws the first round, and records what came; None: neither is done."""
+    first: Draw | None = None
+    """The first decision, where it is recorded."""
+    seconds: float = math.inf
+    """Time that was left before it."""
     difficulty: Difficulty = field(default_factory=Difficulty)
     saved: Savings = field(default_factory=Savings)
     waited: float = 0.0
@@ -80,11 +92,12 @@ class Life:
         try:
             await self.estimate()
             yield Event(started=QueryStarted(query_id=self.query.query_id, difficulty=self.difficulty))
-            while (decision := self.plan()).action:
+            while (decision := self.explore(self.plan())).action:
                 async with aclosing(self.act(decision.action, decision.reason)) as events:
                     async for event in events:
                         yield event
             final = self.finish(decision)
+            await self.record(final)
             ended = outcome(final)
             yield Event(stopped=Stopped(reason=final.reason, abandoned=final.status == STATUS_ABANDONED))
             yield Event(final=final)
@@ -119,6 +132,14 @@ class Life:
         seconds = self.query.deadline - asyncio.get_running_loop().time()
         return self.planner.decide(self.query, self.state(self.allowance.left, seconds))
 
+    def explore(self, decision: Decision) -> Decision:
+        """The first decision as it is drawn; later ones, and all where nothing is recorded, as they are."""
+        if self.feedback is None or self.first:
+            return decision
+        self.seconds = self.query.deadline - asyncio.get_running_loop().time()
+        self.first = self.feedback.draw(self.query.query_id, decision)
+        return self.first.decision
+
     def state(self, left: Cost, seconds: float) -> State:
         """All that is known, with so much money and time left."""
         progress = self.progress
@@ -141,6 +162,7 @@ class Life:
             action=action.message(),
             reason=reason,
             confidence_before=progress.confidence,
+            explored=self.first is not None and self.first.explored and not progress.rounds,
         )
         yield Event(round=round)
         prompt_most = query.prompt_bytes + TEMPLATE_TOKENS
@@ -261,6 +283,34 @@ class Life:
             savings=self.saved,
             seed=query.seed,
             profile=self.planner.profile.version,
+        )
+
+    async def record(self, final: SolveResponse) -> None:
+        """Keep what was decided and what came, before the answer goes out: feedback may come at once."""
+        if self.feedback is None or self.first is None:
+            return
+        await self.feedback.record(
+            Answered(
+                query_id=final.query_id,
+                ended=time.time(),
+                profile=final.profile,
+                tenant="",
+                asked=without_text(self.asked),
+                prompt_bytes=self.query.prompt_bytes,
+                seconds=self.seconds,
+                difficulty=self.difficulty.mean,
+                difficulty_sd=self.difficulty.sd,
+                round_samples=self.planner.round_samples,
+                max_samples=self.planner.max_samples,
+                offers=self.first.offers,
+                taken=self.first.taken,
+                rounds=len(final.rounds),
+                flops=final.bill.flops,
+                answer=final.answer,
+                confidence=final.confidence,
+                catalog=self.planner.catalog,
+            ),
+            self.query.deadline,
         )
 
     async def bills(self) -> None:

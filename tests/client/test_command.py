@@ -31,12 +31,20 @@ from isoflop.errors import (
 )
 from isoflop.jsonform import to_dict
 from isoflop.v1.common_pb2 import Sample
-from isoflop.v1.router_pb2 import Budget, GetQueryResponse, PlanResponse, SolveResponse, StreamSolveResponse
+from isoflop.v1.router_pb2 import (
+    Budget,
+    GetQueryResponse,
+    PlanResponse,
+    SolveResponse,
+    StreamSolveResponse,
+    SubmitFeedbackResponse,
+)
 from scripted_answers import (
     ABANDONED,
     CANDIDATES,
     EVENTS,
     FRONTIER,
+    JUDGED,
     MODELS,
     PLANNED,
     RUNNING,
@@ -109,6 +117,36 @@ def words(line: str) -> str:
 
 
 # What is printed.
+
+
+@pytest.mark.parametrize(
+    ("option", "field", "value"),
+    [
+        (["--right"], "right", True),
+        (["--wrong"], "right", False),
+        (["--answer", "421"], "answer", "421"),
+        (["--answer", "-5"], "answer", "-5"),
+    ],
+)
+async def test_feedback_says_what_the_truth_is(
+    router: ScriptedRouter, run: Run, option: list[str], field: str, value: object
+) -> None:
+    router.expect("SubmitFeedback", JUDGED)
+    ended = await run("feedback", "q1", *option)
+    assert (ended.code, ended.err, words(ended.out)) == (0, "", "right 421")
+    asked = router.requests[0]
+    assert (asked.query_id, asked.WhichOneof("truth"), getattr(asked, field)) == ("q1", field, value)
+
+
+async def test_feedback_as_json(router: ScriptedRouter, run: Run) -> None:
+    router.expect("SubmitFeedback", SubmitFeedbackResponse(right=False))
+    ended = await run("feedback", "q1", "--wrong", "--json")
+    assert json.loads(ended.out) == {"right": False, "returned": ""}
+
+
+@pytest.mark.parametrize("options", [[], ["--right", "--wrong"], ["--right", "--answer", "421"]])
+async def test_feedback_takes_one_truth(run: Run, options: list[str]) -> None:
+    assert (await run("feedback", "q1", *options)).code == 2
 
 
 async def test_solve_prints_the_answer_first_then_why_then_the_bill(router: ScriptedRouter, run: Run) -> None:

@@ -163,6 +163,18 @@ def _parser() -> argparse.ArgumentParser:
     command("frontier", _frontier, "show which plans are worth their price, by difficulty")
     query = command("query", _query, "show a running or finished query")
     query.add_argument("query_id", metavar="QUERY_ID", help="as solve prints it")
+    feedback = command(
+        "feedback", _feedback, "say whether a query was answered right: nothing else is a truth"
+    )
+    feedback.add_argument("query_id", metavar="QUERY_ID", help="as solve prints it")
+    truth = feedback.add_mutually_exclusive_group(required=True)
+    truth.add_argument("--answer", metavar="X", help="the right answer; the router compares")
+    truth.add_argument(
+        "--right", action="store_const", const=True, default=None, help="the returned answer is right"
+    )
+    truth.add_argument(
+        "--wrong", action="store_const", const=False, dest="right", help="the returned answer is wrong"
+    )
     for entry in _suite():
         commands.add_parser(entry.name, formatter_class=argparse.RawDescriptionHelpFormatter).entry = entry
     return parser
@@ -339,6 +351,14 @@ def _query(arguments: argparse.Namespace) -> int:
     with _client(arguments) as client:
         found = client.query(arguments.query_id, timeout=arguments.timeout)
     return _show(found, text.queried, arguments.json)
+
+
+def _feedback(arguments: argparse.Namespace) -> int:
+    with _client(arguments) as client:
+        told = client.feedback(
+            arguments.query_id, answer=arguments.answer, right=arguments.right, timeout=arguments.timeout
+        )
+    return _show(told, text.judged, arguments.json)
 
 
 def _show(response: _M, as_text: Callable[[_M, Style], str], as_json: bool) -> int:

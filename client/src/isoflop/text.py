@@ -16,6 +16,7 @@ from isoflop.v1.router_pb2 import (
     Round,
     SolveResponse,
     Status,
+    SubmitFeedbackResponse,
 )
 
 
@@ -231,6 +232,12 @@ def queried(response: GetQueryResponse, style: Style) -> str:
         return solved(response.result, style)
     state = "running" if response.running else "ended without a result"
     return "\n".join([style.strong(state), *_facts(rounds(response.rounds), style)])
+
+
+def judged(response: SubmitFeedbackResponse, style: Style) -> str:
+    """Whether the returned answer was right."""
+    verdict = style.strong("right" if response.right else "wrong")
+    return f"{verdict}  {clean(response.returned) or '(no answer)'}"
 
 
 def _expected(each: Action) -> str:

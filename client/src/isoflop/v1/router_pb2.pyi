@@ -407,6 +407,7 @@ class Round(_message.Message):
     CONFIDENCE_BEFORE_FIELD_NUMBER: _builtins.int
     CONFIDENCE_AFTER_FIELD_NUMBER: _builtins.int
     FLOPS_FIELD_NUMBER: _builtins.int
+    EXPLORED_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """0 for the first."""
     reason: _builtins.str
@@ -421,6 +422,8 @@ class Round(_message.Message):
     """P(the leading answer is right) after the round."""
     flops: _builtins.float
     """FLOPs it took."""
+    explored: _builtins.bool
+    """Drawn at random instead of the planner's own choice, to learn what it brings: the platform's expense."""
     @_builtins.property
     def action(self) -> Global___Action:
         """The action."""
@@ -436,10 +439,11 @@ class Round(_message.Message):
         confidence_before: _builtins.float = ...,
         confidence_after: _builtins.float = ...,
         flops: _builtins.float = ...,
+        explored: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted", b"aborted", "action", b"action", "completed", b"completed", "confidence_after", b"confidence_after", "confidence_before", b"confidence_before", "flops", b"flops", "index", b"index", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted", b"aborted", "action", b"action", "completed", b"completed", "confidence_after", b"confidence_after", "confidence_before", b"confidence_before", "explored", b"explored", "flops", b"flops", "index", b"index", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -964,3 +968,63 @@ class GetQueryResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetQueryResponse: _TypeAlias = GetQueryResponse  # noqa: Y015
+
+@_typing.final
+class SubmitFeedbackRequest(_message.Message):
+    """The truth about a query."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUERY_ID_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    RIGHT_FIELD_NUMBER: _builtins.int
+    query_id: _builtins.str
+    """Its name, from SolveResponse or QueryStarted. It has ended with a result."""
+    answer: _builtins.str
+    """The right answer. It is read and compared as the query's answers were; where those were found by a
+    pattern, it is the bare answer.
+    """
+    right: _builtins.bool
+    """Whether the answer that was returned is right."""
+    def __init__(
+        self,
+        *,
+        query_id: _builtins.str = ...,
+        answer: _builtins.str = ...,
+        right: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "right", b"right", "truth", b"truth"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "query_id", b"query_id", "right", b"right", "truth", b"truth"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_truth: _TypeAlias = _typing.Literal["answer", "right"]  # noqa: Y015
+    _WhichOneofArgType_truth: _TypeAlias = _typing.Literal["truth", b"truth"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_truth) -> _WhichOneofReturnType_truth | None: ...
+
+Global___SubmitFeedbackRequest: _TypeAlias = SubmitFeedbackRequest  # noqa: Y015
+
+@_typing.final
+class SubmitFeedbackResponse(_message.Message):
+    """What the truth says of the answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RIGHT_FIELD_NUMBER: _builtins.int
+    RETURNED_FIELD_NUMBER: _builtins.int
+    right: _builtins.bool
+    """Whether the answer that was returned is right."""
+    returned: _builtins.str
+    """The answer that was returned; empty where there was none, which is never right."""
+    def __init__(
+        self,
+        *,
+        right: _builtins.bool = ...,
+        returned: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["returned", b"returned", "right", b"right"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitFeedbackResponse: _TypeAlias = SubmitFeedbackResponse  # noqa: Y015
