@@ -7,9 +7,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from prometheus_client import CollectorRegistry
 
-from router import profile
 from router.core import Router
 from router.profile import ProfileError
+from router.profiles import Files, following
 from router.servicer import face
 from router.settings import SuiteSettings
 from router.stages import Stages
@@ -33,8 +33,9 @@ from services.verification.settings import VerificationSettings
 async def open_router(settings: SuiteSettings, registry: CollectorRegistry) -> AsyncIterator[Router]:
     """A router with everything that it needs; raises CannotServe where a file is missing or wrong."""
     async with AsyncExitStack() as stack:
+        files = Files(settings.profile)
         try:
-            curves = profile.load(settings.profile)
+            profiles = files.read()
             difficulty = open_difficulty(
                 DifficultySettings(estimator=settings.estimator, embedding=settings.embedding), registry
             )
@@ -57,8 +58,10 @@ async def open_router(settings: SuiteSettings, registry: CollectorRegistry) -> A
             difficulty,
             aggregation,
         )
-        router = Router(settings, stages, curves, registry)
+        router = Router(settings, stages, profiles, registry)
         stack.push_async_callback(router.close)
+        await router.check("profile" in settings.model_fields_set)
+        await stack.enter_async_context(following(files, settings.profile_poll_seconds, router.adopt))
         yield router
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import KW_ONLY, dataclass, field, replace
 
@@ -37,6 +37,7 @@ from router.planner import Action, Decision, Planner, State
 from router.portions import MOST_BYTES, portions
 from router.progress import Progress
 from router.query import Query
+from router.shadow import First
 from router.stages import Stages
 from router.strategies import STRATEGIES
 from router.strategies.strategy import Candidate
@@ -58,6 +59,11 @@ class Life:
     """How long an aborted round may take to tell its bill."""
     give_up_below: float
     """A query that stops with less confidence than this was abandoned."""
+    pinned: bool = False
+    """The plan is the router's own, by its settings."""
+    afterwards: Callable[[First], None] | None = None
+    """Takes the first decision when the answer has gone out."""
+    first: First | None = None
     difficulty: Difficulty = field(default_factory=Difficulty)
     saved: Savings = field(default_factory=Savings)
     waited: float = 0.0
@@ -87,6 +93,8 @@ class Life:
             ended = outcome(final)
             yield Event(stopped=Stopped(reason=final.reason, abandoned=final.status == STATUS_ABANDONED))
             yield Event(final=final)
+            if self.afterwards and self.first:
+                self.afterwards(self.first)
         except IsoflopError as error:
             ended = f"failed_{Code.Name(error.code).lower()}"
             raise
@@ -99,6 +107,8 @@ class Life:
             finally:
                 overhead = time.perf_counter() - begin - self.waited
                 self.metrics.ended(ended, self.meter.lines, overhead, self.saved.samples)
+                version, flops = self.planner.profile.version, self.meter.bill().flops
+                self.metrics.decided(version, ended, flops, self.progress.confidence)
 
     async def estimate(self) -> None:
         """A belief about the query's latent difficulty."""
@@ -116,7 +126,12 @@ class Life:
     def plan(self) -> Decision:
         """The most worthwhile next round, or stop, given all that is known so far."""
         seconds = self.query.deadline - asyncio.get_running_loop().time()
-        return self.planner.decide(self.query, self.state(self.allowance.left, seconds))
+        state = self.state(self.allowance.left, seconds)
+        decision = self.planner.decide(self.query, state)
+        if self.pinned and decision.action:
+            decision = replace(decision, reason=f"{decision.action.name}: pinned by the router's settings")
+        self.first = self.first or First(self.query, self.difficulty, state, decision)
+        return decision
 
     def state(self, left: Cost, seconds: float) -> State:
         """All that is known, with so much money and time left."""
