@@ -277,13 +277,13 @@ async def opened(
         entries = [
             entry for entry in catalog.models if entry.name in measured and _recorded_name(entry) in by_model
         ]
-        shapes = [_shape(entry, wanted.catalog.parent) for entry in entries]
+        shapes = [shape_of(entry, wanted.catalog.parent) for entry in entries]
     except CatalogError as error:
         raise InvalidArgument("catalog", str(error)) from None
     if not entries:
         raise FailedPrecondition(
-            f"no model is in the recordings ({', '.join(by_model)}), in the catalogue {wanted.catalog}, and in "
-            f"a profile ({', '.join(sorted(measured))}): name a catalogue with the recorded models"
+            f"no model is in the recordings ({', '.join(by_model)}), in the catalogue {wanted.catalog}, and "
+            f"in a profile ({', '.join(sorted(measured))}): name a catalogue with the recorded models"
         )
     names = [_recorded_name(entry) for entry in entries]
     truths = {row.sent for row in rows if row.gold is not None}
@@ -296,7 +296,7 @@ async def opened(
         )
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="isoflop-replay-")))
-        backends = []
+        backends: list[RecordedBackend] = []
         for entry, name, shape in zip(entries, names, shapes, strict=True):
             path = folder / f"{len(backends)}.jsonl"
             kept = [row for prompt in prompts for row in by_model[name][prompt]]
@@ -344,7 +344,7 @@ def _recorded_name(entry: ModelEntry) -> str:
     return (entry.model if isinstance(entry, RecordedEntry) else "") or entry.name
 
 
-def _shape(entry: Any, folder: Path) -> ShapeEntry:
+def shape_of(entry: Any, folder: Path) -> ShapeEntry:
     """The shape that a model's FLOPs depend on; raises CatalogError."""
     if entry.shape is not None:
         return ShapeEntry.model_validate(entry.shape)
@@ -389,7 +389,7 @@ def read_reports(folder: Path) -> list[Report]:
 
 
 def verdict(reports: Sequence[Report], new_sha256: str, live_sha256: str) -> tuple[bool, str]:
-    """Whether a file may go live instead of another, and why: the latest report of exactly these two counts."""
+    """Whether a file may go live instead of another, and why: the latest report of just these two counts."""
     wanted = (new_sha256, live_sha256)
     of_these = [one for one in reports if (one.profile.sha256, one.against.sha256) == wanted]
     if not of_these:
