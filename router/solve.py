@@ -130,7 +130,10 @@ class Life:
         decision = self.planner.decide(self.query, state)
         if self.pinned and decision.action:
             decision = replace(decision, reason=f"{decision.action.name}: pinned by the router's settings")
-        self.first = self.first or First(self.query, self.difficulty, state, decision)
+        if self.first is None:
+            # What was bought is counted on in the same dictionary.
+            state = replace(state, bought=dict(state.bought))
+            self.first = First(self.query, self.difficulty, state, decision)
         return decision
 
     def state(self, left: Cost, seconds: float) -> State:
