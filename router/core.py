@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -220,15 +220,17 @@ class Router:
         """The catalogue is known now: see whether the profiles fit it."""
         found = self._in_force.among(catalog.models, None)
         if found.faults != self._in_force.faults:
-            self._take(found)
+            self._take(found, self._in_force.faults)
         else:
             self._tell_unknown(catalog)
 
-    def _take(self, found: InForce) -> None:
+    def _take(self, found: InForce, known_faults: Collection[str] = ()) -> None:
+        """Work with these profiles, and say so."""
         self._in_force = found
         self._planners.clear()
-        self._metrics.profiles(found)
-        for fault in found.faults:
+        new = [fault for fault in found.faults if fault not in known_faults]
+        self._metrics.profiles(found, len(new))
+        for fault in new:
             log.error("a profile is not used", reason=fault)
         for role, loaded in found.roles.items():
             hours = round((time.time() - loaded.modified) / 3600, 1)

@@ -118,8 +118,8 @@ class Metrics:
         self._shadow_flops.labels(version, "shadow").inc(flops)
         self._shadow_flops.labels(version, "live").inc(live_flops)
 
-    def profiles(self, found: InForce) -> None:
-        """These profiles are in force, and these faults are new."""
+    def profiles(self, found: InForce, new_faults: int) -> None:
+        """These profiles are in force; of their faults so many have not been counted yet."""
         self._profile.clear()
         self._modified.clear()
         for role, loaded in found.roles.items():
@@ -127,7 +127,7 @@ class Metrics:
             self._modified.labels(role, loaded.version).set(loaded.modified)
         self._share.set(found.share if found.canary else 0.0)
         self._faults.set(len(found.faults))
-        self._errors.inc(len(found.faults))
+        self._errors.inc(new_faults)
 
 
 def outcome(response: SolveResponse) -> str:

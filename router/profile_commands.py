@@ -34,12 +34,15 @@ Run = Callable[[argparse.Namespace], int]
 
 PLAIN = Style()
 
+TYPES = ("number", "expression", "choice", "text")
+"""Of answers that a recording can hold the truth of."""
+
 
 def profile_command(parser: argparse.ArgumentParser) -> Run:
     """list, compare and change the profiles that the router plans on
 
     FOLDER is what the router's setting `profile` names; it follows changes without a restart. VERSION is a
-    profile of the folder, or the path of a profile file.
+    profile of the folder; for show and diff the path of a file will do.
     """
     where = argparse.ArgumentParser(add_help=False)
     where.add_argument(
@@ -162,9 +165,12 @@ def _replay(arguments: argparse.Namespace) -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("queries played", total=None)
-        report = asyncio.run(
-            replay.replay(pair, wanted, lambda done, of: progress.update(task, completed=done, total=of))
-        )
+
+        def advance(left: int) -> None:
+            done = progress.tasks[task].completed + 1
+            progress.update(task, completed=done, total=done + left)
+
+        report = asyncio.run(replay.replay(pair, wanted, advance))
     if report_path:
         report_path.parent.mkdir(parents=True, exist_ok=True)
         profiles.write(report_path, json.dumps(report, indent=1).encode() + b"\n")

@@ -12,7 +12,7 @@ import asyncio
 import gzip
 import hashlib
 import zlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,9 +23,9 @@ from typing import IO, Any
 import numpy as np
 from isoflop.errors import FailedPrecondition, InvalidArgument
 from isoflop.v1.aggregation_pb2 import AggregateRequest, Candidate
-from isoflop.v1.common_pb2 import AnswerFormat, AnswerType
+from isoflop.v1.common_pb2 import ANSWER_TYPE_TEXT, AnswerFormat, AnswerType
 from isoflop.v1.difficulty_pb2 import Difficulty, EstimateRequest, EstimateResponse
-from isoflop.v1.router_pb2 import EFFORT_HIGH, EFFORT_LOW, EFFORT_MEDIUM, Filters, SolveRequest
+from isoflop.v1.router_pb2 import EFFORT_HIGH, EFFORT_LOW, EFFORT_MEDIUM, Effort, Filters, SolveRequest
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 from pydantic import AwareDatetime, BaseModel, ConfigDict, StrictBool, ValidationError
@@ -39,6 +39,8 @@ from services.aggregation.core import Aggregation
 from services.aggregation.settings import AggregationSettings
 from services.common.catalog import CatalogError, ShapeEntry
 from services.difficulty.core import open_difficulty
+from services.difficulty.embedding import EmbeddingError
+from services.difficulty.record import EstimatorError
 from services.difficulty.settings import DifficultySettings
 from services.generation import catalog as models
 from services.generation.backends.recorded import RecordedBackend
@@ -152,60 +154,26 @@ def _difference(values: NDArray[np.float64]) -> dict[str, Any]:
     return {"mean": float(values.mean()), "interval": interval(values)}
 
 
-async def replay(pair: Candidates, wanted: Wanted, advance: Callable[[int, int], None]) -> dict[str, Any]:
-    """Play both profiles; the report. `advance` is told how many queries of how many are done.
+async def replay(pair: Candidates, wanted: Wanted, advance: Callable[[int], None]) -> dict[str, Any]:
+    """Play both profiles; the report. `advance` is told after each query how many are to come.
 
     Raises InvalidArgument for files that cannot be read, FailedPrecondition where they have too little.
     """
-    profiles = {"profile": pair.new, "against": pair.against}
     rows = read(wanted.recordings)
-    async with opened(rows, wanted, profiles.values()) as (stages, prompts, left_out):
-        total = len(EFFORTS) * len(profiles) * len(prompts) * wanted.seeds
-        done = 0
-        efforts = {}
-        truths = {row.sent: row.gold for row in rows if row.gold is not None}
-        settings = SuiteSettings().model_copy(update={"pin_model": ""})
-        for effort, message in EFFORTS.items():
-            played = {}
-            for role, loaded in profiles.items():
-                router = Router(settings, stages, loaded.profile, CollectorRegistry())
-                gate = asyncio.Semaphore(AT_A_TIME)
+    efforts = {}
+    async with opened(rows, wanted, (pair.new, pair.against)) as (stages, queries, left_out):
+        left = len(EFFORTS) * 2 * len(queries) * wanted.seeds
 
-                async def one(
-                    prompt: str,
-                    seed: int,
-                    router: Router = router,
-                    gate: asyncio.Semaphore = gate,
-                    message: Any = message,
-                ) -> tuple[float, float, float]:
-                    nonlocal done
-                    request = SolveRequest(
-                        prompt=prompt,
-                        effort=message,
-                        answer_format=AnswerFormat(type=wanted.answer_type),
-                        filters=Filters(seed=seed),
-                    )
-                    async with gate:
-                        response = await router.solve(request)
-                        right = await _right(stages, wanted.answer_type, response.text, truths[prompt])
-                    done += 1
-                    advance(done, total)
-                    return float(right), response.bill.flops, response.confidence
+        def done() -> None:
+            nonlocal left
+            left -= 1
+            advance(left)
 
-                try:
-                    async with asyncio.TaskGroup() as group:
-                        tasks = [
-                            [group.create_task(one(prompt, seed)) for seed in range(wanted.seeds)]
-                            for prompt in prompts
-                        ]
-                except* Exception as errors:
-                    raise errors.exceptions[0] from None
-                finally:
-                    await router.close()
-                figures = np.array([[task.result() for task in each] for each in tasks])
-                played[role] = Played(*np.moveaxis(figures, 2, 0))
-            worth = pair.against.profile.efforts[effort]
-            efforts[effort] = comparison(played["profile"], played["against"], worth, wanted.tolerance)
+        for name, effort in EFFORTS.items():
+            new, against = [
+                await play(each, stages, queries, effort, wanted, done) for each in (pair.new, pair.against)
+            ]
+            efforts[name] = comparison(new, against, pair.against.profile.efforts[name], wanted.tolerance)
     return {
         "schema": 1,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -213,7 +181,7 @@ async def replay(pair: Candidates, wanted: Wanted, advance: Callable[[int, int],
         "against": {"version": pair.against.version, "sha256": pair.against_sha256},
         "recordings": [{"name": path.name, "sha256": sha256_of(path)} for path in wanted.recordings],
         "models_without_recordings": left_out,
-        "queries": len(prompts),
+        "queries": len(queries),
         "seeds": wanted.seeds,
         "tolerance": wanted.tolerance,
         "efforts": efforts,
@@ -221,14 +189,55 @@ async def replay(pair: Candidates, wanted: Wanted, advance: Callable[[int, int],
     }
 
 
-async def _right(stages: Stages, kind: AnswerType.ValueType, text: str, truth: str | None) -> bool:
+async def play(
+    loaded: Loaded,
+    stages: Stages,
+    queries: Mapping[str, str],
+    effort: Effort.ValueType,
+    wanted: Wanted,
+    done: Callable[[], None],
+) -> Played:
+    """Play the queries, given with their truths, by one profile at one effort."""
+    # As the router is set; but a plan that is pinned there would be compared with itself.
+    settings = SuiteSettings().model_copy(update={"pin_model": ""})
+    router = Router(settings, stages, loaded.profile, CollectorRegistry())
+    room = asyncio.Semaphore(AT_A_TIME)
+
+    async def one(prompt: str, truth: str, seed: int) -> tuple[float, float, float]:
+        request = SolveRequest(
+            prompt=prompt,
+            effort=effort,
+            answer_format=AnswerFormat(type=wanted.answer_type),
+            filters=Filters(seed=seed),
+        )
+        async with room:
+            response = await router.solve(request)
+            right = await _right(stages, wanted.answer_type, response.text, truth)
+        done()
+        return float(right), response.bill.flops, response.confidence
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(one(*query, seed))
+                for query in queries.items()
+                for seed in range(wanted.seeds)
+            ]
+    except* Exception as errors:
+        raise errors.exceptions[0] from None
+    finally:
+        await router.close()
+    figures = np.array([task.result() for task in tasks]).reshape(len(queries), wanted.seeds, 3)
+    return Played(*np.moveaxis(figures, 2, 0))
+
+
+async def _right(stages: Stages, kind: AnswerType.ValueType, text: str, truth: str) -> bool:
     """Whether a text gives the right answer."""
-    if not text or truth is None:
-        return False
+    true_text = truth if kind == ANSWER_TYPE_TEXT else f"\\boxed{{{truth}}}"
     request = AggregateRequest(
         format=AnswerFormat(type=kind),
         candidates=[
-            Candidate(id="truth", text=f"\\boxed{{{truth}}}", weight=1),
+            Candidate(id="truth", text=true_text, weight=1),
             Candidate(id="text", text=text, weight=1),
         ],
     )
@@ -262,11 +271,12 @@ def _text(path: Path) -> IO[str]:
 
 @asynccontextmanager
 async def opened(
-    rows: Sequence[RecordedQuery], wanted: Wanted, profiles: Any
-) -> AsyncIterator[tuple[Stages, list[str], list[str]]]:
-    """The stages over recordings, what is asked of them, and the profiles' models that have no recordings.
+    rows: Sequence[RecordedQuery], wanted: Wanted, profiles: Collection[Loaded]
+) -> AsyncIterator[tuple[Stages, dict[str, str], list[str]]]:
+    """The stages over recordings, queries with their truths, and models of profiles that are not recorded.
 
-    Queries are those that all models were recorded on, and whose truth is known. Raises FailedPrecondition.
+    Queries are those that all models were recorded on, and whose truth is known. Raises FailedPrecondition,
+    and InvalidArgument for files that are no good.
     """
     measured = {arm.model for loaded in profiles for arm in loaded.profile.arms}
     by_model: dict[str, dict[str, list[RecordedQuery]]] = {}
@@ -286,8 +296,10 @@ async def opened(
             f"in a profile ({', '.join(sorted(measured))}): name a catalogue with the recorded models"
         )
     names = [_recorded_name(entry) for entry in entries]
-    truths = {row.sent for row in rows if row.gold is not None}
-    prompts = sorted(truths.intersection(*(by_model[name] for name in names)), key=_shuffled)
+    truths = {row.sent: row.gold for row in rows if row.gold is not None}
+    prompts = sorted(
+        truths.keys() & set[str].intersection(*(set(by_model[name]) for name in names)), key=_shuffled
+    )
     prompts = prompts[: wanted.queries or len(prompts)]
     if len(prompts) < LEAST_QUERIES:
         raise FailedPrecondition(
@@ -309,19 +321,26 @@ async def opened(
                 shape=shape,
                 price=entry.price,
             )
-            backends.append(RecordedBackend(recorded, folder, catalog.currency))
+            try:
+                backends.append(RecordedBackend(recorded, folder, catalog.currency))
+            except CatalogError:
+                raise InvalidArgument(
+                    "recordings", f"{name}: a sample is not as recordings have them"
+                ) from None
         registry = CollectorRegistry()
+        try:
+            estimator = open_difficulty(DifficultySettings(estimator=wanted.estimator), registry)
+        except (EstimatorError, EmbeddingError) as error:
+            raise InvalidArgument("estimator", str(error)) from None
         generation = Generation(GenerationSettings(), backends, registry)
         stack.push_async_callback(generation.close)
         aggregation = Aggregation(AggregationSettings(), registry)
         stack.push_async_callback(aggregation.close)
-        estimates = Estimates(
-            open_difficulty(DifficultySettings(estimator=wanted.estimator), registry),
-            frozenset(row.sent for row in rows if not row.prompt),
-        )
+        estimates = Estimates(estimator, frozenset(row.sent for row in rows if not row.prompt))
         verification = Verification(VerificationSettings(), [], registry)
         without = sorted(measured - {entry.name for entry in entries})
-        yield Stages(generation, verification, estimates, aggregation), prompts, without
+        stages = Stages(generation, verification, estimates, aggregation)
+        yield stages, {prompt: truths[prompt] for prompt in prompts}, without
 
 
 @dataclass(frozen=True)

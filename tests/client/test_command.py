@@ -248,7 +248,7 @@ async def test_frontier(router: ScriptedRouter, run: Run, tmp_path: Path) -> Non
     for _ in range(4):
         router.expect("GetFrontier", FRONTIER)
     lines = (await run("frontier")).out.splitlines()
-    assert words(lines[0]) == "difficulty best"
+    assert words(lines[0]) == "difficulty |1 GFLOPs best"
     assert words(lines[-3]) == "-1.00 abacus-s × majority × 4 93% 250 M 1e-06"
     assert lines[-1] == "profile  p1"
     assert json.loads((await run("frontier", "--json")).out) == to_dict(FRONTIER)

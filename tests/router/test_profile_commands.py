@@ -23,6 +23,12 @@ from router.replay import Compared, Played, Report, calibration_error, compariso
 Call = Callable[..., str]
 
 
+@pytest.fixture(autouse=True)
+def logs_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A logger that is configured once writes for ever to the standard error of that test."""
+    monkeypatch.setattr("router.profile_commands.log.configure", lambda level, form: None)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """v1 is live, v2 is there."""
@@ -368,6 +374,12 @@ def test_a_replay_says_what_it_lacks(folder: Path, tmp_path: Path) -> None:
     for content in ("{", "[]", '{"query_id": 7}'):
         with pytest.raises(InvalidArgument, match=r"bad\.jsonl: line 1 is no recorded query"):
             gate(folder, "v2", put(tmp_path / "bad.jsonl", content), catalog=catalog)
+    good = recording(tmp_path / "good.jsonl")
+    with pytest.raises(InvalidArgument, match="estimator: "):
+        gate(folder, "v2", good, catalog=catalog, estimator=tmp_path / "none.json")
+    odd = put(tmp_path / "odd.jsonl", good.read_text().replace('"tokens": 50', '"tokens": "many"'))
+    with pytest.raises(InvalidArgument, match="a sample is not as recordings have them"):
+        gate(folder, "v2", odd, catalog=catalog)
     with pytest.raises(InvalidArgument, match="No such file"):
         gate(folder, "v2", tmp_path / "none.jsonl", catalog=catalog)
     torn = recording(tmp_path / "torn.jsonl.gz")

@@ -45,7 +45,7 @@ def by_difficulty(response: GetFrontierResponse, most: int) -> list[Line]:
     ]
     if len(lines) <= most:
         return lines
-    end = max(point.action.expected_flops for point in response.points)
+    end = max(map(_price, response.points))
     reach = [_reach(points, end) for _, points in lines]
     low, high = min(reach), max(reach)
     wanted = [high + (low - high) * i / (most - 1) for i in range(most)]
@@ -55,7 +55,7 @@ def by_difficulty(response: GetFrontierResponse, most: int) -> list[Line]:
 
 def _reach(points: Sequence[FrontierPoint], end: float) -> float:
     """The mean of P(right) over the logarithm of FLOPs, from the first to `end`."""
-    edges = [*(math.log(point.action.expected_flops) for point in points), math.log(end)]
+    edges = [*map(_price, points), end]
     steps = [after - before for before, after in pairwise(edges)]
     right = [point.action.expected_accuracy for point in points]
     return sum(map(mul, right, steps)) / sum(steps) if sum(steps) else right[-1]
@@ -80,9 +80,9 @@ def terminal(response: GetFrontierResponse, style: Style, *, plain: bool = False
         return ["no model of the catalogue was measured: there is no frontier"]
     names = models_of(response)
     letters = dict(zip(names, "abcdefghijklmnopqrstuvwxyz" * (1 + len(names) // 26), strict=False))
-    flops = [point.action.expected_flops for point in response.points]
-    low, high = math.log10(min(flops)), math.log10(max(flops))
-    step = (high - low) / WIDTH or 1.0
+    prices = [_price(point) for point in response.points]
+    low, high = min(prices), max(prices)
+    step = (high - low or 1.0) / WIDTH
 
     def paint(name: str, text: str) -> str:
         return f"\x1b[{ANSI[names.index(name) % len(ANSI)]}m{text}\x1b[0m" if style.colour else text
@@ -93,7 +93,7 @@ def terminal(response: GetFrontierResponse, style: Style, *, plain: bool = False
         for column in range(WIDTH):
             # The last column holds the dearest plan of all.
             price = low + (column + 1) * step + 1e-9
-            best = [point for point in points if math.log10(point.action.expected_flops) <= price][-1:]
+            best = [point for point in points if _price(point) <= price][-1:]
             if not best:
                 heights, models = heights + " ", models + " "
                 continue
@@ -105,6 +105,11 @@ def terminal(response: GetFrontierResponse, style: Style, *, plain: bool = False
     legend = ", ".join(paint(name, f"{letters[name]} {line(name)}") for name in names)
     height = "digit: tenths of P(right)" if plain else "height: P(right)"
     return [*lines, "", f"{height} of the best plan at that many FLOPs or fewer; its model: {legend}"]
+
+
+def _price(point: FrontierPoint) -> float:
+    """The logarithm of its FLOPs, to the base of ten."""
+    return math.log10(max(point.action.expected_flops, 1.0))
 
 
 def _height(accuracy: float, plain: bool) -> str:
