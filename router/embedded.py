@@ -30,17 +30,20 @@ from services.verification.settings import VerificationSettings
 
 
 @asynccontextmanager
-async def open_router(settings: SuiteSettings, registry: CollectorRegistry) -> AsyncIterator[Router]:
-    """A router with everything that it needs; raises CannotServe where a file is missing or wrong."""
+async def open_stages(
+    settings: SuiteSettings, registry: CollectorRegistry, *, whole: bool = False
+) -> AsyncIterator[Stages]:
+    """The four services; raises CannotServe where a file is missing or wrong.
+
+    `whole`: samples of llama.cpp come when they are complete, which is faster where none is to be aborted.
+    """
     async with AsyncExitStack() as stack:
-        files = Files(settings.profile)
         try:
-            profiles = files.read()
             difficulty = open_difficulty(
                 DifficultySettings(estimator=settings.estimator, embedding=settings.embedding), registry
             )
-            backends = open_backends(settings.catalog)
-        except (CatalogError, EmbeddingError, EstimatorError, ProfileError) as error:
+            backends = open_backends(settings.catalog, whole=whole)
+        except (CatalogError, EmbeddingError, EstimatorError) as error:
             raise CannotServe(str(error)) from None
         generation = Generation(GenerationSettings(catalog=settings.catalog), backends, registry)
         stack.push_async_callback(generation.close)
@@ -52,17 +55,25 @@ async def open_router(settings: SuiteSettings, registry: CollectorRegistry) -> A
         stack.push_async_callback(verification.close)
         aggregation = Aggregation(AggregationSettings(), registry)
         stack.push_async_callback(aggregation.close)
-        stages = Stages(
-            generation,
-            verification,
-            difficulty,
-            aggregation,
-        )
+        yield Stages(generation, verification, difficulty, aggregation)
+
+
+@asynccontextmanager
+async def open_router(settings: SuiteSettings, registry: CollectorRegistry) -> AsyncIterator[Router]:
+    """A router with everything that it needs; raises CannotServe where a file is missing or wrong."""
+    files = Files(settings.profile)
+    try:
+        profiles = files.read()
+    except ProfileError as error:
+        raise CannotServe(str(error)) from None
+    async with open_stages(settings, registry) as stages:
         router = Router(settings, stages, profiles, registry)
-        stack.push_async_callback(router.close)
-        await router.check("profile" in settings.model_fields_set)
-        await stack.enter_async_context(following(files, settings.profile_poll_seconds, router.adopt))
-        yield router
+        try:
+            await router.check("profile" in settings.model_fields_set)
+            async with following(files, settings.profile_poll_seconds, router.adopt):
+                yield router
+        finally:
+            await router.close()
 
 
 @asynccontextmanager

@@ -17,8 +17,9 @@ from isoflop.v1.router_pb2 import EFFORT_HIGH, EFFORT_LOW, EFFORT_MEDIUM, SolveR
 
 from router.belief import NO_VOTES, Votes, update
 from router.catalog import Catalog
+from router.decision import UNLIMITED, State
 from router.lengths import Array
-from router.planner import UNLIMITED, Planner, State
+from router.planner import Planner
 from router.profile import MOST_VOTES, Arm, Profile
 from router.query import Bounds, admit
 from router.shadow import begins

@@ -16,8 +16,9 @@ from isoflop.errors import IsoflopError
 from isoflop.v1.difficulty_pb2 import Difficulty
 
 from router.belief import NO_VOTES, update
+from router.decision import Decision, State
 from router.metrics import Metrics
-from router.planner import Decision, Planner, State
+from router.planner import Planner
 from router.query import Query
 
 log = structlog.get_logger()
