@@ -9,6 +9,8 @@ from isoflop.v1.common_pb2 import Stage, Usage
 from isoflop.v1.router_pb2 import SolveResponse, Status
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from router.profiles import InForce
+
 LABELS = ("stage", "model", "strategy")
 
 OVERHEAD = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -69,8 +71,42 @@ class Metrics:
         )
         for right in ("true", "false"):
             self._feedback.labels(right)
-        self._profile = Gauge(
-            "isoflop_router_profile_info", "The profile in force.", ("version",), registry=registry
+
+        def gauge(name: str, help: str, labels: Iterable[str] = ()) -> Gauge:
+            return Gauge(f"isoflop_router_{name}", help, labels, registry=registry)
+
+        in_force = ("role", "version")
+        self._profile = gauge("profile_info", "The profiles in force: live, canary, shadow.", in_force)
+        self._modified = gauge(
+            "profile_modified_timestamp_seconds", "When the profile's file was written.", in_force
+        )
+        self._share = gauge("profile_canary_share", "Share of queries that are planned on the canary.")
+        self._faults = gauge(
+            "profile_faults",
+            "What is wrong with the profiles' files now; what was good before stays in force.",
+        )
+        self._errors = counter("profile_errors_total", "Faults found in the profiles' files, once a change.")
+        self._decided = counter(
+            "profile_queries_total",
+            "Queries by the profile that decided, and outcome.",
+            ("version", "outcome"),
+        )
+        self._decided_flops = counter(
+            "profile_flops_total", "FLOPs billed, by the profile that decided.", ("version",)
+        )
+        self._decided_confidence = counter(
+            "profile_confidence_total", "Sum of the confidences of answers, by the profile.", ("version",)
+        )
+        self._shadowed = counter(
+            "shadow_decisions_total",
+            "First decisions by the shadow, against the live profile's (same, otherwise, refused, failed; "
+            "skipped: too many waited).",
+            ("version", "outcome"),
+        )
+        self._shadow_flops = counter(
+            "shadow_expected_flops_total",
+            "FLOPs that first decisions of the same queries expected, by the live profile and the shadow.",
+            ("version", "role"),
         )
 
     def began(self) -> None:
@@ -106,10 +142,28 @@ class Metrics:
         """A query's record could not be kept."""
         self._unrecorded.inc()
 
-    def profile(self, version: str) -> None:
-        """This profile is in force."""
+    def decided(self, version: str, outcome: str, flops: float, confidence: float) -> None:
+        """A query has ended that was planned on this profile; its bill, and the confidence in its answer."""
+        self._decided.labels(version, outcome).inc()
+        self._decided_flops.labels(version).inc(flops)
+        self._decided_confidence.labels(version).inc(confidence)
+
+    def shadowed(self, version: str, outcome: str, flops: float = 0.0, live_flops: float = 0.0) -> None:
+        """A shadow has decided, expecting so many FLOPs, the live profile so many."""
+        self._shadowed.labels(version, outcome).inc()
+        self._shadow_flops.labels(version, "shadow").inc(flops)
+        self._shadow_flops.labels(version, "live").inc(live_flops)
+
+    def profiles(self, found: InForce, new_faults: int) -> None:
+        """These profiles are in force; of their faults so many have not been counted yet."""
         self._profile.clear()
-        self._profile.labels(version).set(1)
+        self._modified.clear()
+        for role, loaded in found.roles.items():
+            self._profile.labels(role, loaded.version).set(1)
+            self._modified.labels(role, loaded.version).set(loaded.modified)
+        self._share.set(found.share if found.canary else 0.0)
+        self._faults.set(len(found.faults))
+        self._errors.inc(new_faults)
 
 
 def outcome(response: SolveResponse) -> str:

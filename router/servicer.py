@@ -59,4 +59,9 @@ def _seconds(context: Context) -> float:
 
 def face(core: Router) -> Face:
     """The service, for `services.common.server`."""
-    return Face("isoflop.v1.RouterService", RouterServicer(core), rpc.add_RouterServiceServicer_to_server)
+    return Face(
+        "isoflop.v1.RouterService",
+        RouterServicer(core),
+        rpc.add_RouterServiceServicer_to_server,
+        core.well,
+    )

@@ -14,7 +14,15 @@ class RouterSettings(ServiceSettings):
     """Settings of the router, wherever its services are."""
 
     profile: Path = MODELS / "profile.json"
-    """The measured curves that plans are made on."""
+    """The measured curves that plans are made on: a profile, or a folder of them (`isoflop profile`)."""
+    profile_poll_seconds: float = Field(default=5.0, gt=0)
+    """How often it is looked at whether the profiles have changed."""
+    shadow_waiting: int = Field(default=256, ge=1)
+    """Most answered queries that wait for a shadow profile's decision; more are skipped."""
+    pin_model: str = ""
+    """Plan nothing: queries that name no model, strategy or samples all get this model. Empty: plan."""
+    pin_samples: int = Field(default=1, ge=1, le=4096)
+    """Samples of `pin_model` for each query; a vote where there is more than one."""
     round_samples: int = Field(default=4, ge=1, le=256)
     """Most samples that are bought before deciding anew."""
     give_up_below: float = Field(default=0.5, ge=0, le=1)

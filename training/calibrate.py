@@ -221,11 +221,7 @@ async def _record(arguments: argparse.Namespace, stages: Stages, models: Sequenc
         f"{len(queries) * len(models) - len(jobs)} are in {path} already",
         file=sys.stderr,
     )
-    if (
-        not arguments.yes
-        and sys.stdin.isatty()
-        and input("start? [y/N] ").strip().lower() not in ("y", "yes")
-    ):
+    if not arguments.yes and not await asyncio.to_thread(_agreed):
         raise _Wrong("not started")
     bar = Progress(
         TextColumn("{task.completed:.0f} of {task.total:.0f} rounds"),

@@ -282,12 +282,20 @@ async def test_models(router: ScriptedRouter, run: Run) -> None:
     assert listed["models"][0]["shape"]["active_parameters"] == 60_000
 
 
-async def test_frontier(router: ScriptedRouter, run: Run) -> None:
-    router.expect("GetFrontier", FRONTIER)
-    router.expect("GetFrontier", FRONTIER)
+async def test_frontier(router: ScriptedRouter, run: Run, tmp_path: Path) -> None:
+    for _ in range(4):
+        router.expect("GetFrontier", FRONTIER)
     lines = (await run("frontier")).out.splitlines()
-    assert words(lines[1]) == "-1.00 abacus-s × majority × 4 93% 250 M 1e-06"
+    assert words(lines[0]) == "difficulty |1 GFLOPs best"
+    assert words(lines[-3]) == "-1.00 abacus-s × majority × 4 93% 250 M 1e-06"
+    assert lines[-1] == "profile  p1"
     assert json.loads((await run("frontier", "--json")).out) == to_dict(FRONTIER)
+    png = tmp_path / "frontier.png"
+    lines = (await run("frontier", "--png", str(png))).out.splitlines()
+    assert words(lines[0]) == "difficulty plan right FLOPs money"
+    assert png.read_bytes().startswith(b"\x89PNG")
+    ended = await run("frontier", "--png", "frontier.svg")
+    assert (ended.code, ended.err) == (1, "isoflop: png: frontier.svg: the name must end in .png\n")
 
 
 async def test_query(router: ScriptedRouter, run: Run) -> None:

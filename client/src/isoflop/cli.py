@@ -14,11 +14,12 @@ import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
 
-from isoflop import text
+from isoflop import drawing, text
 from isoflop.budget import parse_budget
 from isoflop.errors import InvalidArgument, IsoflopError, Unreachable
 from isoflop.jsonform import to_dict
@@ -160,7 +161,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_query(command("plan", _plan, "say what solve would do first, and why; spends nothing"))
     command("models", _models, "list models, verifiers and strategies")
-    command("frontier", _frontier, "show which plans are worth their price, by difficulty")
+    frontier = command("frontier", _frontier, "show which plans are worth their price, by difficulty")
+    frontier.add_argument("--png", type=Path, metavar="FILE", help="draw them there; needs matplotlib")
     query = command("query", _query, "show a running or finished query")
     query.add_argument("query_id", metavar="QUERY_ID", help="as solve prints it")
     feedback = command(
@@ -344,7 +346,22 @@ def _models(arguments: argparse.Namespace) -> int:
 
 def _frontier(arguments: argparse.Namespace) -> int:
     with _client(arguments) as client:
-        return _show(client.frontier(timeout=arguments.timeout), text.frontier, arguments.json)
+        response = client.frontier(timeout=arguments.timeout)
+    if arguments.png:
+        drawing.picture(response, arguments.png)
+    elif not arguments.json:
+        plain = not _can_encode(drawing.HEIGHTS)
+        print("\n".join([*drawing.terminal(response, _style(), plain=plain), ""]))
+    return _show(response, text.frontier, arguments.json)
+
+
+def _can_encode(text: str) -> bool:
+    """Whether standard output takes these characters."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _query(arguments: argparse.Namespace) -> int:
