@@ -255,7 +255,8 @@ def scaling(one: Outcomes, difficulty: Floats, strategy: Strategy, bins: int = 3
     place = np.searchsorted(edges, difficulty, side="right")
     for which in range(bins):
         inside = place == which
-        if inside.any():
+        # Where many queries are as hard as each other, a bin may have next to none.
+        if inside.any(0).sum() >= FOLDS:
             ends = (float(difficulty[inside].min()), float(difficulty[inside].max()))
             found.append(_scaling(one, strategy, ends, part, values, inside))
     return found

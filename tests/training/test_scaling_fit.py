@@ -199,6 +199,14 @@ def test_bins_do_not_select_on_what_is_measured() -> None:
     assert bins[0].record.samples == (1, 8)
 
 
+def test_a_bin_of_next_to_no_queries_is_left_out() -> None:
+    """All queries but one are as hard as each other."""
+    difficulty = np.zeros((2, 120))
+    difficulty[:, 0] = -1.0
+    found = scaling(outcomes(np.full(120, 0.5), 8, seed=8), difficulty, "pass_at_n")
+    assert [told.record.queries for told in found] == [120, 119]
+
+
 def test_bins_order_queries_by_difficulty() -> None:
     p = np.random.default_rng(4).beta(1, 1, 300)
     models = [outcomes(p, 32, seed) for seed in (1, 2)]
