@@ -19,6 +19,7 @@ from isoflop.v1.common_pb2 import Model
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from router.lengths import Array, LengthCurve
+from router.scaling import ScalingRecord
 
 SCHEMA = 2
 """Number of the form of the file; a profile of another number is refused."""
@@ -121,6 +122,8 @@ class ProfileRecord(BaseModel):
     """Measured arms."""
     efforts: dict[str, float]
     """FLOPs that a right answer is worth at effort low, medium, high, and `most`: as good as no limit."""
+    scaling: list[ScalingRecord] = []
+    """Scaling laws of models and strategies, over all queries and by bin of difficulty."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ProfileRecord:
@@ -250,6 +253,8 @@ class Profile:
     """Shape (D,): share of calibration queries of each type, sums to 1."""
     arms: tuple[Arm, ...]
     efforts: dict[str, float]
+    scaling: tuple[ScalingRecord, ...] = ()
+    """Scaling laws, as calibration fitted them."""
 
     def belief(self, mean: float, sd: float) -> Array:
         """The belief over the types of queries that an estimate of difficulty leaves, shape (D,), sums to 1.
@@ -326,7 +331,14 @@ def parse(data: Any) -> Profile:
                 (other for other in record.arms if other.model == arm.model and not other.temperature), arm
             )
             arms[-1] = _after_greedy(arms[-1], np.array(greedy.p_right), np.array(arm.p_right_after_greedy))
-    return Profile(record.version, np.array(record.grid), prior / prior.sum(), tuple(arms), record.efforts)
+    return Profile(
+        record.version,
+        np.array(record.grid),
+        prior / prior.sum(),
+        tuple(arms),
+        record.efforts,
+        tuple(record.scaling),
+    )
 
 
 def _by_size(votes: dict[int, list[float]], once: list[float]) -> Array:
