@@ -286,16 +286,20 @@ def vote_accuracies(
     return {size: total / PERMUTATIONS for size, total in sums.items()}
 
 
-def scatter_of(answers: NDArray[np.int64]) -> float:
-    """How rarely wrong answers agree: Ewens's parameter by its likelihood; `answers` are `numbered`."""
+def scatter_of(answers: NDArray[np.int64], types: Types) -> Array:
+    """How rarely wrong answers agree by type, shape (K,): Ewens's parameter by its likelihood.
+
+    `answers` are `numbered`. Where a type has few wrong ones it is near that of all together.
+    """
     alpha = np.array(SCATTERS)
-    log = -0.5 * np.log(alpha) ** 2 / 4.0  # Where nothing is ever wrong, about one.
-    for row in answers:
+    log = np.zeros((len(answers), len(alpha)))
+    for told, row in zip(log, answers, strict=True):
         _, counts = np.unique(row[row > 0], return_counts=True)
-        if counts.sum() > 1:
-            total = counts.sum()
-            log += len(counts) * np.log(alpha) + gammaln(alpha) - gammaln(alpha + total)
-    return float(alpha[log.argmax()])
+        total = counts.sum()
+        if total > 1:
+            told += len(counts) * np.log(alpha) + gammaln(alpha) - gammaln(alpha + total)
+    mean = np.log(alpha[(log.sum(axis=0) - 0.125 * np.log(alpha) ** 2).argmax()])
+    return np.asarray(alpha[(types.of.T @ log - 0.5 * (np.log(alpha) - mean) ** 2).argmax(axis=1)])
 
 
 def fit_verified(samples: Sequence[Samples], verifier: str, right: Array) -> dict[str, Any] | None:
@@ -431,7 +435,7 @@ def _sampled_arm(
             "caps": sorted({int(cap) for cap in np.quantile(lengths, CAPS)}),
         },
         "concentration": float(types.concentration[number]),
-        "scatter": round(scatter_of(answers), 3),
+        "scatter": rounded(scatter_of(answers, types), 3),
         "votes": {str(size): rounded(curve) for size, curve in votes.items()},
     }
     expected = types.of @ right
