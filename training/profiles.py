@@ -312,7 +312,7 @@ def fit_verified(samples: Sequence[Samples], verifier: str, right: Array) -> dic
     scored = np.array([[answer is not None for answer in one.answers[: scores.shape[1]]] for one in samples])
     x = logit(np.clip(scores, 0.001, 0.999))
     offset = np.tile(logit(np.clip(right, 0.01, 0.99))[:, None], (1, scores.shape[1]))
-    slope = _slope(x[scored], truth[scored], offset[scored])
+    slope = _slope(x[scored], truth[scored], offset[scored], scores.shape[1])
     if slope is None:
         return None
     a, b = slope
@@ -330,15 +330,18 @@ def fit_verified(samples: Sequence[Samples], verifier: str, right: Array) -> dic
     }
 
 
-def _slope(x: Array, truth: Array, offset: Array) -> tuple[float, float] | None:
-    """Logistic regression with an offset (Newton): intercept and slope; None where scores say nothing."""
+def _slope(x: Array, truth: Array, offset: Array, alike: int) -> tuple[float, float] | None:
+    """Logistic regression with an offset (Newton): intercept and slope; None where scores say nothing.
+
+    With a standard normal prior on both that counts as much as one query, of `alike` samples.
+    """
     if truth.min(initial=1) == truth.max(initial=0):
         return None
     design, weights = np.column_stack([np.ones_like(x), x]), np.zeros(2)
     for _ in range(50):
         p = expit(offset + design @ weights)
         step = np.linalg.solve(
-            design.T * (p * (1 - p)) @ design + 1e-3 * np.eye(2), design.T @ (truth - p) - 1e-3 * weights
+            design.T * (p * (1 - p)) @ design + alike * np.eye(2), design.T @ (truth - p) - alike * weights
         )
         weights += np.clip(step, -1.0, 1.0)
         if abs(step).max() < 1e-8:
