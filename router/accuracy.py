@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from router.belief import Posterior
 from router.lengths import Array
-from router.profile import ROUND_SIZES, RUNS, Arm, Verified
+from router.profile import ROUND_SIZES, RUNS, Arm, Verified, together
 
 MOST_RIVALS = 4
 """Answers beside the leader that are looked ahead for."""
@@ -71,7 +71,7 @@ class Stack:
             concentration,
             np.array(
                 [
-                    [told.together(told.right * n, n) if told else 0.0 for n in range(MOST + 1)]
+                    [together(told.right * n, n, told.alike) if told else 0.0 for n in range(MOST + 1)]
                     for _, told in arms
                 ]
             ),

@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 from router.lengths import Array, Lengths
 from router.profile import Arm
 
+SCATTERED = ((0.125, 0.25), (1.0, 0.5), (8.0, 0.25))
+"""How many times as scattered as their type has it wrong answers of a query are, and the share of these."""
+
 
 @dataclass(frozen=True, eq=False)
 class Votes:
@@ -139,12 +142,17 @@ def _scatter(votes: Votes, types: int) -> Array:
 def _log_partitions(sizes: Array, scatter: Array) -> Array:
     """Logarithm of Ewens's sampling formula: probability that wrong samples fall into these clusters.
 
-    Shape (J + 1, D): where all but cluster j are wrong, and last where all are.
+    Shape (J + 1, D): where all but cluster j are wrong, and last where all are. The mean over SCATTERED, as
+    queries of one type differ in how their wrong answers agree.
     """
     pieces = np.array([math.lgamma(size) for size in sizes])
     wrong = np.append(sizes.sum() - sizes, sizes.sum()).astype(int)
-    rising = np.zeros((wrong[-1] + 1, len(scatter)))
-    np.cumsum(np.log(scatter + np.arange(wrong[-1])[:, None]), axis=0, out=rising[1:])
     clusters = np.append(np.full(len(sizes), len(sizes) - 1), len(sizes))
     within = np.append(pieces.sum() - pieces, pieces.sum())
-    return np.asarray(within[:, None] + clusters[:, None] * np.log(scatter) - rising[wrong])
+    log = np.full((len(wrong), len(scatter)), -np.inf)
+    for factor, share in SCATTERED:
+        alpha = factor * scatter
+        rising = np.zeros((wrong[-1] + 1, len(scatter)))
+        np.cumsum(np.log(alpha + np.arange(wrong[-1])[:, None]), axis=0, out=rising[1:])
+        log = np.logaddexp(log, math.log(share) + clusters[:, None] * np.log(alpha) - rising[wrong])
+    return np.asarray(within[:, None] + log)

@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+TAIL = 3.0
+"""Degrees of freedom of Student's distribution of a query's lengths about its type's: queries unlike all that
+were calibrated are not impossible, however many samples say so."""
+
 
 @dataclass(frozen=True)
 class Lengths:
@@ -63,7 +67,8 @@ class LengthCurve:
         told = np.zeros(len(self.mean))
         if seen.samples:
             variance = self.between**2 + self.within**2 / seen.samples
-            told -= 0.5 * (seen.log_tokens / seen.samples - self.mean) ** 2 / variance
+            apart = (seen.log_tokens / seen.samples - self.mean) ** 2 / variance
+            told -= 0.5 * (TAIL + 1) * np.log1p(apart / TAIL)
         if seen.caps:
             mean, sd = self.foreseen(seen)
             for cap in seen.caps:

@@ -63,8 +63,9 @@ class VerifiedRecord(BaseModel):
     intercept: float
     slope: float = Field(gt=0)
     """Of the log-odds that a chain is right on the logit of its score, beyond what the type says."""
-    alike: float = Field(ge=0, le=1)
-    """How alike scores of one answer are: n of them say as much as n / (1 + (n - 1) alike)."""
+    alike: float = Field(ge=0)
+    """How alike scores of one answer are: n of them say as much as n / (1 + (n - 1) alike). Above 1 many say
+    less than one: what fools the verifier comes again."""
     right: float
     wrong: float
     """What a right and a wrong sample's score says on average, in log-odds."""
@@ -92,7 +93,7 @@ class ArmRecord(BaseModel):
     length: LengthRecord | None = None
     """How long samples are; none: their length says nothing."""
     concentration: float = Field(gt=0)
-    """How alike queries of one difficulty are: p is Beta with mean p_right and so many pseudo-counts."""
+    """How alike queries of one type are: p is Beta with mean p_right and so many pseudo-counts."""
     scatter: float | list[float]
     """How rarely wrong answers agree: the parameter of Ewens's sampling formula."""
     votes: dict[int, list[float]]
@@ -159,6 +160,11 @@ class ProfileRecord(BaseModel):
         return self
 
 
+def together(evidence: float, samples: float, alike: float) -> float:
+    """What the scores of so many samples of one answer say, where the sum of what each says is `evidence`."""
+    return evidence / (1 + (samples - 1) * alike) if samples > 1 else evidence
+
+
 @dataclass(frozen=True, eq=False)
 class Verified:
     """What a verifier's scores say of an arm's samples."""
@@ -167,7 +173,7 @@ class Verified:
     intercept: float
     slope: float
     alike: float
-    """How alike scores of one answer are, from 0 to 1: a clustered sample's design effect (Kish 1965)."""
+    """How alike scores of one answer are: a clustered sample's design effect (Kish 1965)."""
     right: float
     wrong: float
     """What a right and a wrong sample's score says on average, in log-odds."""
@@ -178,10 +184,6 @@ class Verified:
         """Logarithm of how much likelier the score of a chain is where its answer is right."""
         score = min(max(score, 0.001), 0.999)
         return self.intercept + self.slope * math.log(score / (1 - score))
-
-    def together(self, evidence: float, samples: float) -> float:
-        """What so many samples of one answer say, where the sum of what each says is `evidence`."""
-        return evidence / (1 + (samples - 1) * self.alike) if samples > 1 else evidence
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,6 +198,7 @@ class Arm:
     """Shape (D,)."""
     concentration: float
     scatter: Array | float
+    """Shape (D,), or the same for all types."""
     votes: Array
     """Shape (len(ROUND_SIZES), D): accuracy of a majority vote."""
     prompt_tokens_per_byte: float

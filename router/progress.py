@@ -13,7 +13,7 @@ from isoflop.v1.router_pb2 import Round, Tally
 from router.belief import NO_VOTES, Posterior, Votes, update
 from router.decision import Action
 from router.lengths import UNSEEN, Array, Lengths
-from router.profile import Arm, Verified
+from router.profile import Arm, Verified, together
 from router.strategies.strategy import Candidate
 
 
@@ -137,13 +137,14 @@ class Progress:
         return Votes(arms, counts, blanks, lengths, self._evidence() if self._said else None)
 
     def _evidence(self) -> Array:
-        """What the scores of each cluster's samples say together, by arm, in log-odds; shape (J,)."""
+        """What the scores of each cluster's samples say together, in log-odds; shape (J,).
+
+        What fools a verifier in one model's solution fools it in another's: all count as alike.
+        """
         evidence = np.zeros(len(self.clusters))
         for column, cluster in enumerate(self.clusters):
-            said: dict[int, tuple[Verified, list[float]]] = {}
-            for member in cluster.members:
-                if member in self._said:
-                    verified, told = self._said[member]
-                    said.setdefault(id(verified), (verified, []))[1].append(told)
-            evidence[column] = sum(verified.together(sum(all), len(all)) for verified, all in said.values())
+            said = [self._said[member] for member in cluster.members if member in self._said]
+            if said:
+                alike = sum(verified.alike for verified, _ in said) / len(said)
+                evidence[column] = together(sum(told for _, told in said), len(said), alike)
         return evidence

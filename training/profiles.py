@@ -21,6 +21,7 @@ from scipy.special import betaln, expit, gammaln, log_expit, logit, logsumexp
 from sklearn.cluster import AgglomerativeClustering
 
 from router import cost
+from router.lengths import TAIL
 from router.profile import ROUND_SIZES, SCHEMA
 from training import irt
 
@@ -36,7 +37,7 @@ ROUNDS = 20
 """Of expectation and maximisation; they start from Ward's clusters."""
 CONCENTRATIONS = tuple(float(2**k) for k in range(10))
 SCATTERS = tuple(float(value) for value in np.geomspace(0.25, 32, 29))
-ALIKE = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
+ALIKE = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
 """Values that are tried for what is found by its likelihood: see `router.profile.ArmRecord`."""
 PERMUTATIONS = 50
 """Resamplings of stored samples for the accuracy of votes."""
@@ -184,9 +185,8 @@ def _rates(types: Types, counts: Counts, concentration: float) -> Array:
 def _lengths(types: Types, counts: Counts, between: float) -> Array:
     """Log-likelihood of the lengths, shape (Q, K, M)."""
     variance = (between**2 + types.within**2 / counts.total)[:, None]
-    return np.asarray(
-        -0.5 * ((counts.log_tokens[:, None] - types.log_tokens) ** 2 / variance + np.log(variance))
-    )
+    apart = (counts.log_tokens[:, None] - types.log_tokens) ** 2 / variance
+    return np.asarray(-0.5 * ((TAIL + 1) * np.log1p(apart / TAIL) + np.log(variance)))
 
 
 def _mixture(counts: Counts, many: int) -> Types:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from synthetic import MIDDLE, make_planner, make_votes
 
+from router import belief
 from router.accuracy import Races, Stack
 from router.belief import NO_VOTES, Posterior, Votes, update
-from router.profile import ROUND_SIZES, Arm, Verified
+from router.profile import ROUND_SIZES, Arm, Verified, together
 
 PLANNER = make_planner()
 PRIOR = PLANNER.profile.belief(MIDDLE, 0.6)
 S, M = (next(a for a in PLANNER.profile.arms if a.model == name and not a.greedy) for name in "sm")
 SIMULATIONS = 1500
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_scatter() -> Iterator[None]:
+    """Ewens's formula with one parameter: what it is without the mean over several (see test_scatter.py)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(belief, "SCATTERED", ((1.0, 1.0),))
+        yield
 
 
 def played(votes: Votes, arm: Arm, samples: int, rng: np.random.Generator) -> float:
@@ -92,8 +103,8 @@ def test_without_votes_it_is_what_was_measured_scored_or_not() -> None:
 
 
 def test_scores_that_are_alike_say_less_together() -> None:
-    one, same, apart = (Verified("v", 0.0, 1.0, alike, 1.0, -1.0, S.votes) for alike in (0.5, 1.0, 0.0))
+    one = Verified("v", 0.0, 1.0, 0.5, 1.0, -1.0, S.votes)
     assert one.evidence(0.5) == pytest.approx(0.0)
     assert one.evidence(0.9) > 0 > one.evidence(0.1)
-    assert same.together(4.0, 4) == pytest.approx(1.0)
-    assert same.together(4.0, 4) < one.together(4.0, 4) < apart.together(4.0, 4) == pytest.approx(4.0)
+    assert together(4.0, 4, 1.0) == pytest.approx(1.0)
+    assert together(4.0, 4, 1.0) < together(4.0, 4, 0.5) < together(4.0, 4, 0.0) == pytest.approx(4.0)

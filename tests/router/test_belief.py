@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from synthetic import GRID, make_arm, make_profile, make_votes, relaxed
 
+from router import belief
 from router.belief import NO_VOTES, Posterior, Votes, update
 from router.profile import Arm, Array
 
@@ -16,6 +19,14 @@ SIZE = 3
 
 chances = st.floats(0.001, 0.999)
 counts = st.integers(0, 12)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_scatter() -> Iterator[None]:
+    """Ewens's formula with one parameter: what it is without the mean over several (see test_scatter.py)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(belief, "SCATTERED", ((1.0, 1.0),))
+        yield
 
 
 @st.composite
