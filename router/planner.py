@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from isoflop.v1.router_pb2 import Rejected
 from router import cost
 from router.catalog import Catalog
 from router.cost import TEMPLATE_TOKENS, Cost
-from router.decision import UNLIMITED, Action, Decision, State
+from router.decision import UNLIMITED, Action, Decision, Later, State
 from router.lengths import Array
 from router.lookahead import best_probe
 from router.menu import Menu
@@ -75,7 +76,7 @@ class Planner:
         outlook, confidence, target = self.outlook(query, state), state.confidence, query.objective.target
         if query.samples:
             return self._fixed(outlook)
-        if state.bought and any(option.blind for option in outlook.menu.options):
+        if state.bought and outlook.menu.blind.any():
             return Decision(None, "scored samples are bought in one round: what more bring is not measured")
         if target is not None and confidence >= target:
             return Decision(None, f"P(right) {confidence:.3f} has reached the target {target:.3f}")
@@ -97,9 +98,9 @@ class Planner:
                     f"{probe.name}: what it tells leaves {_si(told)}FLOP of worth, "
                     f"{best.name if least else 'to stop'} {_si(least)}FLOP"
                 )
-                others = [best, *(other for other, _ in zip(actions, range(2), strict=False))]
+                others = Later(lambda: [best, *islice(actions, 2)])
                 return Decision(probe, reason, others, _rejected(others, probe, told, outlook, worth))
-        others = [other for other, _ in zip(actions, range(3), strict=False)]
+        others = Later(lambda: list(islice(actions, 3)))
         left = gain * worth - best.cost.flops
         rejected = _rejected(others, best, left, outlook, worth)
         if gain < LEAST_GAIN or (target is None and left <= 0):
@@ -135,7 +136,7 @@ class Planner:
             return objective.worth
         if any(option.arm.measured for option in outlook.menu.options) or not outlook.menu.options:
             return self.profile.efforts[objective.effort]
-        return SAMPLES_WORTH[objective.effort] * float((outlook.flops / outlook.horizons).max())
+        return SAMPLES_WORTH[objective.effort] * float((outlook.flops / outlook.menu.horizons).max())
 
     @staticmethod
     def _value(outlook: Outlook, worth: float) -> Array:
@@ -228,12 +229,14 @@ def _keep(kept: dict[object, T], key: object, value: T) -> None:
 
 def _rejected(
     others: Sequence[Action], best: Action, left: float, outlook: Outlook, worth: float
-) -> list[Rejected]:
+) -> Sequence[Rejected]:
     """The others with what speaks against each; `left` is what the best one leaves of its worth."""
-    return [
-        Rejected(action=other.outlook(), reason=_why_not(other, best, left, outlook, worth))
-        for other in others
-    ]
+    return Later(
+        lambda: [
+            Rejected(action=other.outlook(), reason=_why_not(other, best, left, outlook, worth))
+            for other in others
+        ]
+    )
 
 
 def _why_not(other: Action, best: Action, left: float, outlook: Outlook, worth: float) -> str:
