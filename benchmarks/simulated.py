@@ -135,7 +135,9 @@ def _vote_curves(talent: Talent, told: float, rng: np.random.Generator) -> Array
         earlier[rows[~right], wrong[~right]] = answer[~right]
         wrong, answers = wrong + ~right, answers + (~right & ~repeats)
         noise = rng.normal(0.0, math.sqrt(2 * told), len(rows)) if told else 0.0
-        votes[rows, np.where(right, 0, answer)] += 1.0 + (np.where(right, told, -told) + noise if told else 0.0)
+        votes[rows, np.where(right, 0, answer)] += 1.0 + (
+            np.where(right, told, -told) + noise if told else 0.0
+        )
         if place + 1 in ROUND_SIZES:
             best = votes.max(axis=1, keepdims=True)
             leads = votes >= best - 1e-9
@@ -258,7 +260,9 @@ class Play:
             if told:
                 evidence[column] += self.arms[row].verified[0].together(sum(told), len(told))
         blanks = np.zeros(len(self.arms))
-        return Votes(tuple(self.arms), counts, blanks, tuple(self.lengths), evidence if evidence.any() else None)
+        return Votes(
+            tuple(self.arms), counts, blanks, tuple(self.lengths), evidence if evidence.any() else None
+        )
 
 
 def ask(planner: Planner, request: SolveRequest | None = None) -> Query:
@@ -284,5 +288,3 @@ def many_talents(number: int, types: int, seed: int = 1) -> tuple[list[Talent], 
         talents.append(Talent(f"m{index}", parameters, p, log_tokens, scatter))
     prior = np.exp(-0.5 * grid**2)
     return talents, prior / prior.sum()
-
-

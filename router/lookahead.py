@@ -58,9 +58,7 @@ def best_probe(outlook: Outlook, worth: float) -> Probe | None:
         after = _best_after(outlook, group, probes, worth) - outlook.state.confidence * worth
         values += np.bincount(group.probe, after * group.chance, len(values))
     best = int(values.argmax())
-    return Probe(
-        int(probes.row[best]), int(probes.cap[best]), float(probes.share[best]), float(values[best])
-    )
+    return Probe(int(probes.row[best]), int(probes.cap[best]), float(probes.share[best]), float(values[best]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,9 +170,7 @@ def outcomes(state: State, probes: Probes) -> Iterator[Outcomes]:
     yield from _likely(probe, another[arm] * part[:, None], np.tile(more, (len(probe), 1)), scatter[arm])
 
 
-def _likely(
-    probe: NDArray[np.int64], joint: Array, sizes: Array, scatter: Array
-) -> Iterator[Outcomes]:
+def _likely(probe: NDArray[np.int64], joint: Array, sizes: Array, scatter: Array) -> Iterator[Outcomes]:
     """Those that are likely enough to be looked at."""
     chance = joint.sum(axis=(1, 2))
     kept = np.flatnonzero(chance > LEAST_CHANCE)

@@ -126,6 +126,11 @@ class Menu:
         return np.array([option.blind for option in self.options], dtype=bool)
 
     @cached_property
+    def blinds(self) -> bool:
+        """Whether there is such an option."""
+        return bool(self.blind.any())
+
+    @cached_property
     def probes(self) -> NDArray[np.int64]:
         """Options of which one sample may tell more than it brings: their lengths were measured."""
         lengths = [option.arm.length is not None and option.verifier is None for option in self.options]

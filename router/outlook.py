@@ -52,7 +52,7 @@ class Outlook:
         """Shape (N, H): expected P(the returned answer is right)."""
         if not self.menu.options:
             return np.zeros((0, len(self.menu.horizons)))
-        measured = race(self.state.posterior).accuracies(self.stack, self.had)[0]
+        measured = race(self.state.posterior).accuracies(self.stack, self.had[None])[0]
         if self.query.samples:
             # A vote of any size promises what one of the next smaller of these sizes does.
             row = max(row for row, size in enumerate(ROUND_SIZES) if size <= self.query.samples)

@@ -20,6 +20,7 @@ from isoflop.errors import DeadlineExceeded, FailedPrecondition
 from isoflop.v1.router_pb2 import Rejected
 
 from router import cost
+from router.belief import NO_VOTES, update
 from router.catalog import Catalog
 from router.cost import TEMPLATE_TOKENS, Cost
 from router.decision import UNLIMITED, Action, Decision, Later, State
@@ -76,7 +77,7 @@ class Planner:
         outlook, confidence, target = self.outlook(query, state), state.confidence, query.objective.target
         if query.samples:
             return self._fixed(outlook)
-        if state.bought and outlook.menu.blind.any():
+        if state.bought and outlook.menu.blinds:
             return Decision(None, "scored samples are bought in one round: what more bring is not measured")
         if target is not None and confidence >= target:
             return Decision(None, f"P(right) {confidence:.3f} has reached the target {target:.3f}")
@@ -90,7 +91,7 @@ class Planner:
             # Where two answers stay level each further round looks worth its price, and none ever is.
             return Decision(None, f"{_si(state.spent)}FLOP spent: no less than a right answer is worth")
         gain = best.accuracy - confidence
-        if target is None and state.votes.samples + state.votes.cut < PROBED:
+        if target is None and len(outlook.menu.probes) and state.votes.samples + state.votes.cut < PROBED:
             least = max(0.0, gain * worth - best.cost.flops)
             probe, told = self._probe(outlook, worth)
             if probe and told > least:
@@ -124,6 +125,23 @@ class Planner:
         """Actions that the filters, the backends, the budget and the deadline leave, the cheapest first."""
         outlook = self.outlook(query, state)
         return outlook.actions(-outlook.flops)
+
+    def fixed_flops(self, query: Query, state: State) -> float:
+        """Expected FLOPs of the best fixed plan on this query, by all that is known of it now.
+
+        The best is by the mean over the profile's queries, as one would set it up without a planner. 0 where
+        effort says nothing of what a right answer is worth.
+        """
+        if query.objective.effort == "most":
+            return 0.0
+        posterior = update(self.profile.prior, NO_VOTES)
+        nothing = State(posterior, 0.0, {}, frozenset(), UNLIMITED, math.inf)
+        outlook = self.outlook(query, nothing)
+        if not outlook.open.any():
+            return 0.0
+        value = np.where(outlook.open, self._value(outlook, self.worth(outlook)), -np.inf)
+        row, column = divmod(int(value.argmax()), value.shape[1])
+        return float(outlook.menu.flops[row] @ state.posterior.difficulty * outlook.menu.horizons[column])
 
     def worth(self, outlook: Outlook) -> float:
         """FLOPs that a right answer is worth to this query.

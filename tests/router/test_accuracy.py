@@ -49,7 +49,7 @@ def played(votes: Votes, arm: Arm, samples: int, rng: np.random.Generator) -> fl
 
 
 def foreseen(posterior: Posterior, arm: Arm, samples: int, had: float, told: Verified | None = None) -> float:
-    accuracies = race(posterior).accuracies(Stack.of(((arm, told),)), np.array([had]))
+    accuracies = race(posterior).accuracies(Stack.of(((arm, told),)), np.array([[had]]))
     return float(accuracies[0, 0, ROUND_SIZES.index(samples)])
 
 
