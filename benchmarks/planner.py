@@ -40,22 +40,22 @@ PAGE = """\
 
 Written by `make bench-planner`; the numbers behind it are in `benchmarks/results/planner.json`.
 
-A decision chooses among {actions} actions ({arms} models, of which 1, 2, 4, 8, 16 or 32 samples are looked ahead
-by) with {types} types of queries. States are of simulated queries of which nothing, one sample, 2 to 8 samples of a
-model, or 1 to 4 samples each of 2 to 4 models are known, as many of each kind, {states} in all; each has a deadline,
-so that no kept first decision answers. A decision with a probe is one in which a
-sample may be bought for what it tells: every arm's lengths are known, the samples so far are fewer than three;
-{pool} models, and all {arms}.
+A decision chooses among {actions} actions ({arms} models, of which 1, 2, 4, 8, 16 or 32 samples are looked
+ahead by) with {types} types of queries. States are of simulated queries of which nothing, one sample, 2 to 8
+samples of a model, or 1 to 4 samples each of 2 to 4 models are known, as many of each kind, {states} in all;
+each has a deadline, so that no kept first decision answers. A decision with probes is one in which a sample
+may be bought for what it tells: every arm's lengths are known, the samples so far are fewer than three.
 
-{repeats} repeats of everything take turns. Figures are percentiles over states, of each of which the median over
-repeats counts; `single` is over all single decisions on the processor's clock, what other work does to them (caches,
-interrupts) with them. The machine is shared and was busy (load {load:.1f} on {cores} cores), hence two clocks: the processor time of
-the thread, and what passed on the wall, where waiting for a core that others have counts as well. One thread,
-nice {nice}. {machine}.
+{repeats} repeats of everything take turns. Figures are percentiles over states, of each of which the median
+over repeats counts; `single` is over all single decisions on the processor's clock, with what other work does
+to them (caches, interrupts). The machine is shared and was busy (load {load:.1f} on {cores} cores), hence two
+clocks: the processor time of the thread, and what passed on the wall, where waiting for a core that others
+have counts as well. One thread, nice {nice}.
+{machine}.
 
 {table}
-Goal: {goal:.0f} µs at p99 for a decision among about 200 actions, 41 types. Processor time: {measured:.0f} µs,
-**{verdict}**; at p50 {median:.0f} µs.
+Goal: {goal:.0f} µs at p99 for a decision among about 200 actions, 41 types. Processor time:
+{measured:.0f} µs, **{verdict}**; at p50 {median:.0f} µs.
 """
 
 
@@ -119,7 +119,6 @@ def page(rows: Sequence[Row], told: dict[str, object]) -> str:
     return PAGE.format(
         **told,
         arms=ARMS,
-        pool=POOL,
         states=whole.states,
         table="\n".join(lines) + "\n",
         goal=GOAL_US,

@@ -67,8 +67,8 @@ def planner_of(
 ) -> Planner:
     """A planner whose profile has the talents' own numbers.
 
-    It knows of `lengths` where told so, and of a verifier whose scores tell right from wrong by twice `telling`
-    standard deviations where that is above 0.
+    It knows of `lengths` where told so, and of a verifier whose scores tell right from wrong by twice
+    `telling` standard deviations where that is above 0.
     """
     rng = np.random.default_rng(seed)
     arms = tuple(_arm(talent, lengths, telling, rng) for talent in talents)
@@ -196,7 +196,7 @@ class Play:
     votes: dict[tuple[int, int], list[float | None]] = field(default_factory=dict)
     """By arm and answer: what each score says; None: it has none."""
     bought: dict[str, int] = field(default_factory=dict)
-    spent: Cost = Cost()
+    spent: Cost = field(default_factory=Cost)
 
     def state(self) -> State:
         """All that is known."""

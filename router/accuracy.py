@@ -59,7 +59,7 @@ class Stack:
     votes: Array
     """Shape (D, H, N): accuracy of votes."""
     runs: NDArray[np.float32]
-    """Shape (D, V, N): chance that of n samples v are right. Single precision is enough, and twice as fast."""
+    """Shape (D, V, N): chance that of n samples v are right. Single precision is enough, and faster."""
     each: NDArray[np.float32]
     """Shape (N, D, V): the same, by arm."""
     weight: Array

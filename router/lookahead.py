@@ -102,7 +102,7 @@ class Probes:
         return cls(arms, arm, row, cap.astype(np.float64), mean, sd, np.minimum(cut / whole[arm], 1.0))
 
     def parts(self, types: Array) -> tuple[NDArray[np.int64], Array, Array]:
-        """Probe (G,) and chance by type (G, D) of each part that the length may fall in; that it is cut (P, D).
+        """Probe (G,) and chance by type (G, D) of each part that lengths fall in; that it is cut (P, D).
 
         Parts are THIRDS of what is foreseen by the belief about types (D,), as far as the cap lets them be.
         """

@@ -189,7 +189,7 @@ def test_the_best_probe_is_what_its_outcomes_are_worth_one_by_one(
         ]
         probe = best_probe(outlook, worth)
         assert probe
-        told = dict(((row, cap), value) for value, row, cap in plain)
+        told = {(row, cap): value for value, row, cap in plain}
         assert probe.worth == pytest.approx(told[probe.row, probe.cap], abs=1e-5 * worth)
         assert probe.worth == pytest.approx(max(plain)[0], abs=1e-5 * worth)
         compared += len(state.posterior.sizes) > 0
