@@ -141,12 +141,11 @@ def measure(cases: Sequence[Case], repeats: int) -> list[Row]:
                 case.run(query, state)
                 wall, cpu = time.perf_counter_ns() - wall, time.thread_time_ns() - cpu
                 taken[number][max(repeat, 0), place] = cpu / 1e3, wall / 1e3
-    found = [np.percentile(np.median(times, axis=0), [50, 99], axis=0).T.ravel().tolist() for times in taken]
-    single = [float(np.percentile(times[..., 0], 99)) for times in taken]
-    return [
-        Row(case.name, len(case.states), *figures, one)
-        for case, figures, one in zip(cases, found, single, strict=True)
-    ]
+    found = []
+    for times in taken:
+        figures = np.percentile(np.median(times, axis=0), [50, 99], axis=0).T.ravel()
+        found.append([*figures.tolist(), float(np.percentile(times[..., 0], 99))])
+    return [Row(case.name, len(case.states), *figures) for case, figures in zip(cases, found, strict=True)]
 
 
 def _cases(count: int) -> list[Case]:

@@ -83,8 +83,8 @@ class Stack:
             told.votes if told else np.tile(arm.p_right, (len(ROUND_SIZES), 1)) if arm.greedy else arm.votes
             for arm, told in arms
         ]
-        each = np.array([arm.runs.T for arm, _ in arms]) * WAYS
-        each = np.where(each > LEAST, each, 0.0).astype(np.float32, order="C")
+        runs = np.array([arm.runs.T for arm, _ in arms]) * WAYS
+        each = np.where(runs > LEAST, runs, 0.0).astype(np.float32, order="C")
         return Stack(
             p_right,
             np.ascontiguousarray(np.array(tables).transpose(2, 1, 0)),
@@ -190,7 +190,7 @@ class Races:
         chances = self.joint.astype(np.float32).reshape(-1, types) @ stack.runs.reshape(types, -1)
         chances = chances.reshape(beliefs, -1, runs, arms)  # (B, R + 1, V, N)
         rises, holds = chances[:, :-1], chances[:, -1]
-        for arm in had.any(axis=0).nonzero()[0].tolist():
+        for arm in np.flatnonzero(had.any(axis=0)).tolist():
             one = had[:, arm].nonzero()[0] if beliefs > 1 else slice(None)
             weight, p_right = stack.weight[arm], stack.p_right[arm]
             doubt = (weight + self.sizes[one, :, None]) / (weight + had[one, arm, None, None] * p_right)

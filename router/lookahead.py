@@ -154,20 +154,20 @@ def outcomes(state: State, probes: Probes) -> Iterator[Outcomes]:
     missed = joint * (1 - right) / (scatter[:, None] + wrong)  # (A, J + 1, D)
     another = np.insert(missed * scatter[:, None], answers, joint[-1] * right[:, -1], axis=1)
     probe, part, cut = probes.parts(posterior.difficulty)
-    arm = probes.arm[probe]
+    by = probes.arm[probe]
     one = np.arange(answers)
     repeats = missed[:, None] * sizes[:, None, None]  # (A, J, J + 1, D): the sample says answer j
     repeats[:, one, one] = joint[:-1] * right[:, :-1]
     grown = sizes + np.eye(answers)
     more = np.append(sizes, 1.0)
-    same = (repeats[arm] * part[:, None, None]).reshape(-1, answers + 1, part.shape[1])
+    same = (repeats[by] * part[:, None, None]).reshape(-1, answers + 1, part.shape[1])
     yield from _likely(
         np.concatenate([np.repeat(probe, answers), np.arange(len(cut))]),
         np.concatenate([same, joint * cut[:, None]]),
         np.concatenate([np.tile(grown, (len(probe), 1)), np.tile(sizes, (len(cut), 1))]),
-        np.concatenate([np.repeat(scatter[arm], answers, axis=0), np.tile(posterior.scatter, (len(cut), 1))]),
+        np.concatenate([np.repeat(scatter[by], answers, axis=0), np.tile(posterior.scatter, (len(cut), 1))]),
     )
-    yield from _likely(probe, another[arm] * part[:, None], np.tile(more, (len(probe), 1)), scatter[arm])
+    yield from _likely(probe, another[by] * part[:, None], np.tile(more, (len(probe), 1)), scatter[by])
 
 
 def _likely(probe: NDArray[np.int64], joint: Array, sizes: Array, scatter: Array) -> Iterator[Outcomes]:

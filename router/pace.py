@@ -11,7 +11,7 @@ HALF_LIFE = 60.0
 
 @dataclass
 class Pace:
-    """By model, an exponentially weighted mean, with one observation more that says that nothing has changed."""
+    """By model, an exponentially weighted mean, with one observation more: that nothing has changed."""
 
     _seen: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     """Sum of weights, weighted sum of log ratios, and when they were such."""
