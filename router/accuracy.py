@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,31 +23,51 @@ LEAST_RIVAL = 1e-5
 MOST = max(ROUND_SIZES)
 
 SIZES, VOTES = (np.array(column) for column in zip(*RUNS, strict=True))
-"""Shape (len(RUNS),): of so many samples so many fall to one answer."""
+"""Shape (V,), V is len(RUNS): of so many samples so many fall to one answer."""
 
 FIRST = np.array([RUNS.index((size, 0)) for size in ROUND_SIZES])
 """Shape (H,): where the runs of each of ROUND_SIZES begin."""
 
+OTHERS = SIZES - VOTES
+"""Shape (V,): so many of them do not."""
+
+BEGINS = FIRST[np.searchsorted(ROUND_SIZES, SIZES)]
+"""Shape (V,): where the runs of its size begin."""
+
 WAYS = np.array([math.comb(n, v) for n, v in RUNS], np.float64)
-"""Shape (len(RUNS),): orders in which they may come."""
+"""Shape (V,): orders in which they may come."""
+
+LEADS = ((np.array(ROUND_SIZES)[:, None] == SIZES) & (VOTES > 0)).astype(np.float32)
+"""Shape (H, V): what counts for each of ROUND_SIZES; without a vote no answer can lead."""
+
+STEPS = np.arange(MOST)
+"""Samples one after the other."""
+
+LEAST, GREATEST = 1e-37, 1e37
+"""Of single-precision numbers that are worth telling from nothing, and from each other."""
 
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """The tables of N arms side by side; H is len(ROUND_SIZES)."""
+    """The tables of N arms side by side, types first: a product with beliefs goes through them once.
+
+    H is len(ROUND_SIZES), V is len(RUNS).
+    """
 
     p_right: Array
     """Shape (N, D)."""
     votes: Array
-    """Shape (N, H, D): accuracy of votes."""
-    runs: Array
-    """Shape (N, len(RUNS), D): chance of one sequence of n samples of which these v are right."""
+    """Shape (D, H, N): accuracy of votes."""
+    runs: NDArray[np.float32]
+    """Shape (D, V, N): chance that of n samples v are right. Single precision is enough, and faster."""
+    each: NDArray[np.float32]
+    """Shape (N, D, V): the same, by arm."""
     weight: Array
     """Shape (N, D): pseudo-counts of right samples."""
     concentration: Array
     """Shape (N,)."""
     brings: Array
-    """Shape (N, MOST + 1): what scores of 0, 1, ... right samples say together, in log-odds; 0: none."""
+    """Shape (MOST + 1, N): what scores of 0, 1, ... right samples say together, in log-odds; 0: none."""
     costs: Array
     """Shape (N,): what the score of a wrong one says, in log-odds; below 0 where scores tell."""
     scored: bool
@@ -63,20 +83,35 @@ class Stack:
             told.votes if told else np.tile(arm.p_right, (len(ROUND_SIZES), 1)) if arm.greedy else arm.votes
             for arm, told in arms
         ]
+        runs = np.array([arm.runs.T for arm, _ in arms]) * WAYS
+        each = np.where(runs > LEAST, runs, 0.0).astype(np.float32, order="C")
         return Stack(
             p_right,
-            np.array(tables),
-            np.array([arm.runs for arm, _ in arms]),
+            np.ascontiguousarray(np.array(tables).transpose(2, 1, 0)),
+            np.ascontiguousarray(each.transpose(1, 2, 0)),
+            each,
             concentration[:, None] * p_right,
             concentration,
             np.array(
                 [
-                    [together(told.right * n, n, told.alike) if told else 0.0 for n in range(MOST + 1)]
-                    for _, told in arms
+                    [together(told.right * n, n, told.alike) if told else 0.0 for _, told in arms]
+                    for n in range(MOST + 1)
                 ]
             ),
             np.array([told.wrong if told else 0.0 for _, told in arms]),
             any(told for _, told in arms),
+        )
+
+    def among(self, types: NDArray[np.int64], sizes: int) -> Stack:
+        """Their tables for some types of queries, and the first of ROUND_SIZES."""
+        runs = int(FIRST[sizes]) if sizes < len(FIRST) else len(RUNS)
+        return replace(
+            self,
+            p_right=self.p_right[:, types],
+            votes=np.ascontiguousarray(self.votes[types, :sizes]),
+            runs=np.ascontiguousarray(self.runs[types, :runs]),
+            each=np.ascontiguousarray(self.each[:, types, :runs]),
+            weight=self.weight[:, types],
         )
 
 
@@ -89,119 +124,117 @@ class Races:
     confidence: Array
     """Shape (B,): P(the leader is right)."""
     led: Array
-    """Shape (B,): votes of the leader."""
+    """Shape (B, 1): votes of the leader."""
     total: Array
-    """Shape (B,): all votes."""
+    """Shape (B, 1): all votes."""
     scatter: Array
-    """Shape (B,): where the leader is right."""
+    """Shape (B, 1): where the leader is right."""
     scatters: Array
     """Shape (B, R): where each other is."""
     sizes: Array
     """Shape (B, R): votes of the others; the last has none: it was not seen yet. R is 0 without answers."""
     joint: Array
-    """Shape (B, R, D): P(it is right, and the type)."""
-    lead: Array
-    """Shape (B, D): the same of the leader."""
-    types: NDArray[np.int64] | slice
-    """Shape (D,): which of the profile's types of queries these are."""
+    """Shape (B, R + 1, D): P(it is right, and the type), and last that of the leader."""
 
     @classmethod
-    def of(cls, posteriors: Sequence[Posterior], types: NDArray[np.int64] | None = None) -> Races:
-        """Of beliefs with equally many answers; of all types, or of those that count."""
-        joint = np.array([one.joint for one in posteriors])
-        if types is not None:
-            joint = joint[:, :, types]
-        chosen = slice(None) if types is None else types
-        sizes = np.array([one.sizes for one in posteriors])
-        scatter = np.array([one.scatter for one in posteriors])[:, chosen]
-        difficulty, answers = joint.sum(axis=1), joint[:, :-1].sum(axis=2)
-        if not sizes.shape[1]:
-            none = np.zeros(len(joint))
-            return cls(difficulty, none, none, none, none, sizes, sizes, joint[:, :0], joint[:, 0], chosen)
-        leader = np.array([one.leader for one in posteriors])
-        at = np.arange(len(joint))
-        # The most likely others and, last, one that was not seen yet.
-        chances = answers.copy()
-        chances[at, leader] = -1.0
-        others = np.argsort(-chances, axis=1, kind="stable")[:, : min(MOST_RIVALS, sizes.shape[1] - 1)]
-        if len(joint) == 1:
-            others = others[:, chances[0, others[0]] > LEAST_RIVAL]
-        rows = np.column_stack([others, np.full(len(joint), sizes.shape[1])])
-        lead, others_right = joint[at, leader], joint[at[:, None], rows]
+    def of(cls, joint: Array, sizes: Array, scatter: Array, chosen: int = -1) -> Races:
+        """Of beliefs as `router.belief.Posterior` has them: shapes (B, J + 1, D), (B, J) and (B, D)."""
+        beliefs, answers = sizes.shape
+        difficulty = joint.sum(axis=1)
+        if not answers:
+            none = np.zeros((beliefs, 1))
+            return cls(difficulty, none[:, 0], none, none, none, sizes, sizes, joint[:, :0])
+        chances = joint.sum(axis=2)
+        chances[:, -1] = -1.0
+        order = np.argsort(-chances, axis=1, kind="stable")
+        if chosen >= 0:
+            order = np.array([[chosen, *(j for j in row if j != chosen)] for row in order.tolist()])
+        # The most likely others and, last, one that was not seen yet; then the leader.
+        others = min(MOST_RIVALS, answers - 1)
+        if beliefs == 1:
+            others = int((chances[0, order[0, 1 : others + 1]] > LEAST_RIVAL).sum())
+        rows = np.empty((beliefs, others + 2), np.int64)
+        rows[:, :others], rows[:, others], rows[:, -1] = order[:, 1 : others + 1], answers, order[:, 0]
+        at = np.arange(beliefs)
+        votes = np.zeros((beliefs, answers + 1))
+        votes[:, :-1] = sizes
+        votes = votes[at[:, None], rows]
+        joint = joint[at[:, None], rows]
+        means = np.matmul(joint, scatter[:, :, None])[..., 0] / np.maximum(joint.sum(axis=2), 1e-300)
         return cls(
             difficulty,
-            answers[at, leader],
-            sizes[at, leader],
-            sizes.sum(axis=1),
-            _mean(scatter, lead),
-            _mean(scatter[:, None], others_right),
-            np.column_stack([sizes, np.zeros(len(joint))])[at[:, None], rows],
-            others_right,
-            lead,
-            chosen,
+            chances[at, order[:, 0]],
+            votes[:, -1:],
+            sizes.sum(axis=1, keepdims=True),
+            means[:, -1:],
+            means[:, :-1],
+            votes[:, :-1],
+            joint,
         )
 
-    def accuracies(self, stack: Stack, had: Array, sizes: int = len(ROUND_SIZES)) -> Array:
-        """Expected P(the returned answer is right) after more samples, by arm and the first of ROUND_SIZES.
+    def accuracies(self, stack: Stack, had: Array) -> Array:
+        """Expected P(the returned answer is right) after more samples, by arm and the stack's ROUND_SIZES.
 
-        Shape (B, N, sizes). `had` are the samples so far of each arm's model, shape (N,) or (B, N). Without
-        answers it is what calibration measured for a vote of that size. Otherwise the leader stays where it
-        is right; where another answer is right (one that has been seen, or none yet), it must gather enough
-        votes to overtake by the rules of `router.belief`, while wrong votes still fall to the leader. Of the
-        samples so far at most that answer's votes were right: it is right so much less often than curves say.
+        Shape (B, N, H). `had` are the samples so far of each arm's model, shape (B, N). Without answers it is
+        what calibration measured for a vote of that size. Otherwise the leader stays where it is right; where
+        another answer is right (one that has been seen, or none yet), it must gather enough votes to overtake
+        by the rules of `router.belief`, while wrong votes still fall to the leader. Of the samples so far at
+        most that answer's votes were right: it is right so much less often than curves say.
         """
-        had = np.broadcast_to(had, (len(self.difficulty), len(stack.p_right)))
+        beliefs, (types, sizes, arms) = len(self.difficulty), stack.votes.shape
         if not self.sizes.shape[1]:
             doubt = stack.concentration / (stack.concentration + had)
-            votes = stack.votes[:, :sizes][..., self.types]
-            return np.asarray(np.einsum("bd,nhd->bnh", self.difficulty, votes) * doubt[..., None])
-        last = len(RUNS) if sizes == len(FIRST) else int(FIRST[sizes])
-        runs = stack.runs[:, :last][..., self.types]  # (N, V, D)
-        weight, p_right = stack.weight[:, self.types], stack.p_right[:, self.types]
-        doubt = weight[:, None] + self.sizes[:, None, :, None]
-        doubt = doubt / (weight + had[..., None] * p_right)[:, :, None]
-        right = np.minimum(doubt, 1.0) * self.joint[:, None]  # (B, N, R, D)
-        rises = np.matmul(runs, right.transpose(0, 1, 3, 2))  # (B, N, V, R): chance of one such sequence
-        holds = np.matmul(runs, self.lead.T).transpose(2, 0, 1)  # (B, N, V): likewise, votes for the leader
-        gains = self._gains(stack, rises, holds).sum(axis=3) * WAYS[:last]
+            once = (self.difficulty @ stack.votes.reshape(types, -1)).reshape(beliefs, sizes, arms)
+            return np.asarray((once * doubt[:, None]).transpose(0, 2, 1))
+        runs = stack.runs.shape[1]
+        chances = self.joint.astype(np.float32).reshape(-1, types) @ stack.runs.reshape(types, -1)
+        chances = chances.reshape(beliefs, -1, runs, arms)  # (B, R + 1, V, N)
+        rises, holds = chances[:, :-1], chances[:, -1]
+        for arm in np.flatnonzero(had.any(axis=0)).tolist():
+            one = had[:, arm].nonzero()[0] if beliefs > 1 else slice(None)
+            weight, p_right = stack.weight[arm], stack.p_right[arm]
+            doubt = (weight + self.sizes[one, :, None]) / (weight + had[one, arm, None, None] * p_right)
+            right = np.minimum(doubt, 1.0) * self.joint[one, :-1]  # (B, R, D)
+            rises[one, ..., arm] = right.astype(np.float32) @ stack.each[arm]
+        risen = np.matmul(LEADS[:sizes, :runs], self._gains(stack, rises, holds))  # (B, H, N)
         # Of many votes not all the ways to the lead are counted: they bring no less than fewer do.
-        risen = np.maximum.accumulate(np.add.reduceat(gains, FIRST[:sizes], axis=2), axis=2)
+        risen = np.maximum.accumulate(risen, axis=1).transpose(0, 2, 1)
         return np.asarray(np.minimum(self.confidence[:, None, None] + risen, 1.0))
 
-    def _gains(self, stack: Stack, rises: Array, holds: Array) -> Array:
-        """Rise in P(right) by an answer that gets v of n votes and so the lead, shape (B, N, V, R); else 0.
+    def _gains(self, stack: Stack, rises: NDArray[np.float32], holds: NDArray[np.float32]) -> NDArray[Any]:
+        """Rise in P(right) by answers that get v of n votes and so the lead, shape (B, V, N).
 
         Of the n - v others the leader gets its share of the wrong votes, u. Where the leader is right, the v
         fall to the other one by Ewens's formula, and where that is right the u fall so to the leader. Scores
         of right samples speak for their answer, those of wrong ones against theirs.
         """
-        last = rises.shape[2]
-        sizes, votes = SIZES[:last], VOTES[:last]
-        scatter, led, total = (value[:, None] for value in (self.scatter, self.led, self.total))
-        share = led / (scatter + total)  # (B, 1)
-        leaders = np.rint(share * (sizes - votes)).astype(np.int64)  # (B, V)
+        runs = rises.shape[2]
+        votes = VOTES[:runs]
+        leaders = np.rint(self.led / (self.scatter + self.total) * OTHERS[:runs]).astype(np.int64)  # (B, V)
         # Chance that 0, 1, 2, ... wrong votes fall to each; a new one begins with `scatter`.
-        joins = self.sizes[..., None] + np.arange(MOST)
-        joins = np.where(joins > 0, joins, scatter[..., None])
-        falls = np.cumprod(joins / (scatter + total - led + np.arange(MOST))[:, None], axis=2)  # (B, R, MOST)
-        falls = np.concatenate([np.ones((*falls.shape[:2], 1)), falls], axis=2)[..., votes]  # (B, R, V)
-        own = led / (self.scatters + total - self.sizes)  # (B, R)
-        shifts = own[:, None] ** leaders[..., None] / falls.transpose(0, 2, 1)  # (B, V, R)
-        at = FIRST[np.searchsorted(ROUND_SIZES, sizes)] + leaders  # (B, V): the run of u votes
-        holds = np.take_along_axis(holds, np.broadcast_to(at[:, None], holds.shape), axis=2)
+        joins = self.sizes[..., None] + STEPS
+        joins[:, -1, 0] = self.scatter[:, 0]
+        falls = np.ones((*self.sizes.shape, MOST + 1))
+        wrong = self.scatter + self.total - self.led
+        np.cumprod(joins / (wrong + STEPS)[:, None], axis=2, out=falls[..., 1:])
+        own = self.led / (self.scatters + self.total - self.sizes)  # (B, R)
+        at = BEGINS[:runs] + leaders  # (B, V): the run of u votes
+        shifts = falls[..., votes] * (WAYS[:runs] / WAYS[at])[:, None] / own[..., None] ** leaders[:, None]
+        holds = holds[np.arange(len(at))[:, None], at]  # (B, V, N)
         if stack.scored:
-            told = stack.brings[:, votes] + stack.costs[:, None] * -leaders[:, None]  # (B, N, V)
-            holds = holds * np.exp(-told)
-        # Without a vote it cannot lead.
-        return np.asarray(np.maximum(rises - holds[..., None] / shifts[:, None], 0.0) * (votes > 0)[:, None])
+            told = stack.brings[votes] - stack.costs * leaders[..., None]  # (B, V, N)
+            holds = (holds * np.exp(-told)).astype(np.float32)
+        gains = holds[:, None] * np.minimum(shifts, GREATEST).astype(np.float32)[..., None]
+        np.subtract(rises, gains, out=gains)
+        return np.asarray(np.maximum(gains, 0.0, out=gains).sum(axis=1))
 
 
-def _mean(values: Array, weights: Array) -> Array:
-    """Weighted mean over the last axis."""
-    return np.asarray((values * weights).sum(axis=-1) / np.maximum(weights.sum(axis=-1), 1e-300))
+def race(posterior: Posterior) -> Races:
+    """Of one belief."""
+    return Races.of(posterior.joint[None], posterior.sizes[None], posterior.scatter[None], posterior.chosen)
 
 
 def expected_accuracy(posterior: Posterior, arm: Arm, samples: int, had: int = 0) -> float:
     """Expected P(the returned answer is right) after so many more samples of one arm (one of ROUND_SIZES)."""
     stack = Stack.of(((arm, None),))
-    return float(Races.of([posterior]).accuracies(stack, np.array([had]))[0, 0, ROUND_SIZES.index(samples)])
+    return float(race(posterior).accuracies(stack, np.array([[had]]))[0, 0, ROUND_SIZES.index(samples)])

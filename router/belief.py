@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,17 +70,17 @@ class Posterior:
     chosen: int = -1
     """The cluster whose answer would be returned, where that is not for votes to say; -1: it is."""
 
-    @property
+    @cached_property
     def answers(self) -> Array:
         """Shape (J,): probability of each cluster to be right."""
         return np.asarray(self.joint[:-1].sum(axis=1))
 
-    @property
+    @cached_property
     def difficulty(self) -> Array:
         """Shape (D,): the belief about difficulty."""
         return np.asarray(self.joint.sum(axis=0))
 
-    @property
+    @cached_property
     def leader(self) -> int:
         """The cluster whose answer would be returned: the one most likely right; -1 without clusters."""
         if self.chosen >= 0 or not len(self.sizes):

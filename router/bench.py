@@ -56,6 +56,9 @@ class RoundBench:
         """Why samples have no scores, where verification has become unavailable."""
         self.late: asyncio.Task[None] | None = None
         """Scores that nobody waits for any more. It ends within `abort_seconds`, and bills what has come."""
+        self._began = time.perf_counter()
+        self._seconds = self._tokens = 0.0
+        """Of samples that ended by themselves, each for itself."""
         self._usage = RoundUsage()
         """Of the samples that have come; the round's own, once it is told."""
         self._told = False
@@ -106,10 +109,17 @@ class RoundBench:
         if round.done():
             round.result()
 
+    @property
+    def slowness(self) -> float:
+        """How many times as long as measured a token took; 0 where that is not known."""
+        measured = self._tokens * self._action.arm.seconds_per_token
+        return self._seconds / measured if measured > 0 else 0.0
+
     async def _round(
         self, ready: asyncio.Queue[Sample | TextDelta | None], enough: asyncio.Event, stream_text: bool
     ) -> None:
         """Play the round to its end, whatever becomes of the caller."""
+        self._began = time.perf_counter()
         try:
             requests = self._requests(enough, stream_text)
             async with aclosing(self._stages.generation.generate(requests)) as responses:
@@ -127,8 +137,11 @@ class RoundBench:
             raise Unavailable(f"{self._action.model.name} ended a round without its usage: ask again")
 
     def _note(self, sample: Sample) -> None:
-        """What is billed of a sample where the round never tells its usage."""
+        """What is billed of a sample where the round never tells its usage; and how long it took."""
         self._usage.samples += 1
+        if sample.finish_reason != FINISH_REASON_ABORTED:
+            self._seconds += time.perf_counter() - self._began
+            self._tokens += sample.tokens
         if sample.finish_reason == FINISH_REASON_ABORTED:
             self._usage.aborted_tokens += sample.tokens
         else:

@@ -20,6 +20,7 @@ from router import frontier
 from router.catalog import Catalog, describe
 from router.feedback import Feedback
 from router.metrics import Metrics
+from router.pace import Pace
 from router.planner import Planner
 from router.profile import Profile
 from router.profiles import InForce, Loaded
@@ -62,6 +63,7 @@ class Router:
         self._changed = asyncio.Event()
         self._in_force = profile if isinstance(profile, InForce) else InForce(Loaded(profile))
         self._take(self._in_force)
+        self._pace = Pace()
         self._shadow = Shadow(self._metrics, settings.shadow_waiting)
         self._queries = Queries(settings.kept_queries, settings.rejoin_seconds)
         self._bounds = Bounds(settings.max_prompt_bytes, settings.max_samples, settings.max_messages)
@@ -224,6 +226,7 @@ class Router:
             asked=request,
             feedback=self._feedback,
             pinned=pinned,
+            pace=self._pace,
             afterwards=afterwards,
         )
 

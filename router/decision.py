@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TypeVar, overload
 
 from isoflop.v1.common_pb2 import Model
 from isoflop.v1.router_pb2 import Action as ActionMessage
@@ -14,6 +16,8 @@ from isoflop.v1.verification_pb2 import CHAIN_SCORING_UNSPECIFIED, ChainScoring,
 from router.belief import NO_VOTES, Posterior, Votes
 from router.cost import Cost
 from router.profile import Arm, Verified
+
+T = TypeVar("T")
 
 UNLIMITED = Cost(math.inf, math.inf, math.inf)
 
@@ -71,6 +75,27 @@ class Action:
     def outlook(self) -> ActionMessage:
         """As the contract has it, for the whole horizon."""
         return replace(self, samples=self.horizon).message()
+
+
+class Later(Sequence[T]):
+    """A sequence that is worked out when somebody looks at it: most decisions are only carried out."""
+
+    def __init__(self, find: Callable[[], Sequence[T]]) -> None:
+        self._find = find
+
+    @cached_property
+    def _found(self) -> Sequence[T]:
+        return self._find()
+
+    @overload
+    def __getitem__(self, at: int) -> T: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[T]: ...
+    def __getitem__(self, at: int | slice) -> T | Sequence[T]:
+        return self._found[at]
+
+    def __len__(self) -> int:
+        return len(self._found)
 
 
 @dataclass(frozen=True)

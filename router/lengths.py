@@ -78,11 +78,14 @@ class LengthCurve:
     def expected(self, seen: Lengths, cap: float) -> Array:
         """Tokens of the next sample where it is cut at `cap`, by type, shape (D,)."""
         mean, sd = self.foreseen(seen)
-        whole = np.exp(mean + 0.5 * sd**2)
-        if math.isinf(cap):
-            return np.asarray(whole)
-        place = (math.log(cap) - mean) / sd
-        return np.asarray(whole * below(place - sd) + cap * below(-place))
+        return cut_at(mean, np.array(sd), np.array(cap))
+
+
+def cut_at(mean: Array, sd: Array, cap: Array) -> Array:
+    """Expected tokens of samples that are cut, of a mean and standard deviation of the logarithm each."""
+    place = (np.log(cap) - mean) / sd
+    missing = below(-place)
+    return np.exp(mean + 0.5 * sd**2) * below(place - sd) + np.where(missing > 0, cap, 0.0) * missing
 
 
 def below(place: Array) -> Array:

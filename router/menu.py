@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from isoflop.v1.common_pb2 import Model
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 from router import cost
 from router.accuracy import Stack
 from router.catalog import Catalog
+from router.cost import TEMPLATE_TOKENS
+from router.decision import UNLIMITED
 from router.lengths import Array
-from router.profile import MOST_VOTES, Arm, Profile, Verified
+from router.profile import MOST_VOTES, ROUND_SIZES, Arm, Profile, Verified
 from router.query import Query
 from router.strategies import STRATEGIES
 
@@ -61,12 +64,17 @@ class Menu:
     """Shape (N,): samples of the model that a query can get."""
     singles: NDArray[np.bool_]
     """Shape (N,): whether it is bought one by one."""
+    room: Array
+    """Shape (N,): most tokens that a sample may have, by the caller and the model's context."""
+    horizons: Array
+    """Shape (H,): ROUND_SIZES, or the number of samples that the caller wants."""
+    _stacks: dict[frozenset[str], Stack] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, query: Query, profile: Profile, catalog: Catalog, most: int) -> Menu:
         """What the query's filters and the backends leave; at most `most` samples of a model."""
         options = tuple(_options(query, profile, catalog, most))
-        limit = float(query.max_tokens or np.inf)
+        limit, prompt_most = float(query.max_tokens or np.inf), query.prompt_bytes + TEMPLATE_TOKENS
         completion = [np.minimum(option.arm.tokens, limit) for option in options]
         costs = [
             cost.sample(
@@ -86,21 +94,60 @@ class Menu:
             np.array(seconds).reshape(shape),
             np.array([option.most for option in options]),
             np.array([option.strategy == "single" for option in options], dtype=bool),
+            np.array(
+                [
+                    cost.longest(option.model, 1, prompt_most, query.max_tokens, UNLIMITED, option.verifier)
+                    for option in options
+                ]
+            ),
+            np.array([query.samples] if query.samples else ROUND_SIZES, np.float64),
         )
+
+    @cached_property
+    def of_model(self) -> dict[str, NDArray[np.int64]]:
+        """By model, its options."""
+        names = np.array([option.model.name for option in self.options])
+        return {name: np.flatnonzero(names == name) for name in dict.fromkeys(names.tolist())}
+
+    @cached_property
+    def same_model(self) -> NDArray[np.bool_]:
+        """Shape (N, N): whether two options are of one model."""
+        names = np.array([option.model.name for option in self.options])
+        return np.asarray(names[:, None] == names)
+
+    @cached_property
+    def plans(self) -> NDArray[np.bool_]:
+        """Shape (N, H): whether there is such a plan."""
+        return np.asarray(~self.singles[:, None] | (self.horizons == 1))
+
+    @cached_property
+    def blind(self) -> NDArray[np.bool_]:
+        """Shape (N,): see `Option.blind`."""
+        return np.array([option.blind for option in self.options], dtype=bool)
+
+    @cached_property
+    def blinds(self) -> bool:
+        """Whether there is such an option."""
+        return bool(self.blind.any())
+
+    @cached_property
+    def probes(self) -> NDArray[np.int64]:
+        """Options of which one sample may tell more than it brings: their lengths were measured."""
+        lengths = [option.arm.length is not None and option.verifier is None for option in self.options]
+        return np.flatnonzero(lengths)
 
     def stack(self, greedy: frozenset[str]) -> Stack:
         """Their tables, where the greedy samples of these models have been bought."""
-        return Stack.of(
-            tuple(
-                (
-                    option.arm.after_greedy[0]
-                    if option.arm.after_greedy and option.model.name in greedy
-                    else option.arm,
-                    option.verified,
-                )
+        if greedy not in self._stacks:
+            arms = (
+                option.arm.after_greedy[0]
+                if option.arm.after_greedy and option.model.name in greedy
+                else option.arm
                 for option in self.options
             )
-        )
+            told = (option.verified for option in self.options)
+            self._stacks[greedy] = Stack.of(tuple(zip(arms, told, strict=True)))
+        return self._stacks[greedy]
 
 
 def _options(query: Query, profile: Profile, catalog: Catalog, most: int) -> Iterator[Option]:

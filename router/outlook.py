@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router import cost
-from router.accuracy import Races, Stack
+from router.accuracy import Stack, race
 from router.cost import TEMPLATE_TOKENS, Cost
 from router.decision import UNLIMITED, Action, State
 from router.lengths import Array
-from router.menu import Menu, Option
+from router.menu import Menu
 from router.profile import ROUND_SIZES
 from router.query import Query
 
@@ -34,14 +34,13 @@ class Outlook:
     """Most samples that are bought at once."""
 
     @cached_property
-    def horizons(self) -> Array:
-        """Shape (H,): ROUND_SIZES, or the number of samples that the caller wants."""
-        return np.array([self.query.samples] if self.query.samples else ROUND_SIZES, np.float64)
-
-    @cached_property
     def had(self) -> Array:
         """Shape (N,): samples so far of each option's model."""
-        return np.array([self.state.bought.get(option.model.name, 0) for option in self.menu.options])
+        had = np.zeros(len(self.menu.options))
+        for model, samples in self.state.bought.items():
+            if model in self.menu.of_model:
+                had[self.menu.of_model[model]] = samples
+        return had
 
     @cached_property
     def stack(self) -> Stack:
@@ -52,8 +51,8 @@ class Outlook:
     def accuracy(self) -> Array:
         """Shape (N, H): expected P(the returned answer is right)."""
         if not self.menu.options:
-            return np.zeros((0, len(self.horizons)))
-        measured = Races.of([self.state.posterior]).accuracies(self.stack, self.had)[0]
+            return np.zeros((0, len(self.menu.horizons)))
+        measured = race(self.state.posterior).accuracies(self.stack, self.had[None])[0]
         if self.query.samples:
             # A vote of any size promises what one of the next smaller of these sizes does.
             row = max(row for row, size in enumerate(ROUND_SIZES) if size <= self.query.samples)
@@ -63,49 +62,52 @@ class Outlook:
     @cached_property
     def flops(self) -> Array:
         """Shape (N, H): expected."""
-        return np.asarray((self.menu.flops @ self.state.posterior.difficulty)[:, None] * self.horizons)
+        return np.asarray((self.menu.flops @ self.state.posterior.difficulty)[:, None] * self.menu.horizons)
 
     @cached_property
     def seconds(self) -> Array:
         """Shape (N,): expected until one sample is there."""
         expected = self.menu.seconds @ self.state.posterior.difficulty
-        if not self.state.pace:
-            return np.asarray(expected)
-        return expected * [self.state.pace.get(option.model.name, 1.0) for option in self.menu.options]
+        for model, pace in self.state.pace.items():
+            if model in self.menu.of_model:
+                expected[self.menu.of_model[model]] *= pace
+        return np.asarray(expected)
 
     @cached_property
     def open(self) -> NDArray[np.bool_]:
         """Shape (N, H): whether it can be bought, but for the budget."""
         state, query, menu = self.state, self.query, self.menu
-        fits = self.had[:, None] + self.horizons <= menu.most[:, None]
-        singles = menu.singles[:, None]
-        fits &= ~singles | (self.horizons == 1)
-        if menu.singles.any() and (state.greedy or state.bought):
-            once = query.strategies == ("single",) or query.temperature == 0
-            taken = [o.model.name in state.greedy for o in menu.options]
-            fits &= ~(singles & (np.array(taken) | (once & (self.had > 0)))[:, None])
+        fits = menu.plans & (self.had[:, None] + menu.horizons <= menu.most[:, None])
+        once = query.strategies == ("single",) or query.temperature == 0
+        for model in {*state.greedy, *(name for name, had in state.bought.items() if once and had)}:
+            if model in menu.of_model:
+                rows = menu.of_model[model]
+                fits[rows] &= ~menu.singles[rows, None]
         if math.isfinite(state.seconds):
-            fits &= self.seconds[:, None] <= state.seconds
+            fits &= (self.seconds <= state.seconds)[:, None]
         return np.asarray(fits)
 
     def actions(self, value: Array) -> Iterator[Action]:
         """The actions that fit the budget, by falling value, shape (N, H)."""
+        if not value.size:
+            return
         value = np.where(self.open, value, -np.inf).ravel()
+        first = int(value.argmax())  # Mostly nobody asks for more than the best.
+        if value[first] > -np.inf and (action := self.action(*divmod(first, len(self.menu.horizons)))):
+            yield action
         order = np.argsort(-value, kind="stable")[: int(self.open.sum())]
         for at in order.tolist():
-            action = self.action(*divmod(at, len(self.horizons)))
-            if action:
+            if at != first and (action := self.action(*divmod(at, len(self.menu.horizons)))):
                 yield action
 
     def action(self, row: int, column: int) -> Action | None:
         """The action, or None where it does not fit the budget."""
-        option, horizon = self.menu.options[row], int(self.horizons[column])
+        option, horizon = self.menu.options[row], int(self.menu.horizons[column])
         whole = self.query.samples or option.blind
         samples = horizon if whole else min(horizon, self.round_samples)
-        max_tokens, belief = self.room(option, samples, self.state.left), self.state.posterior.difficulty
+        max_tokens, belief = self.room(row, samples), self.state.posterior.difficulty
         # Where the model's context is what binds, a sample may have all of it.
-        tokens, most = float(self.menu.completion[row] @ belief), self.room(option, samples, UNLIMITED)
-        wanted = min(tokens * HEADROOM, most)
+        wanted = min(float(self.menu.completion[row] @ belief) * HEADROOM, float(self.menu.room[row]))
         if max_tokens < max(1.0, wanted):
             return None
         return Action(
@@ -128,7 +130,10 @@ class Outlook:
             verified=option.verified,
         )
 
-    def room(self, option: Option, samples: int, left: Cost) -> int:
+    def room(self, row: int, samples: int) -> int:
         """Most tokens that each of so many samples may have so that all surely fit in what is left."""
+        option, left = self.menu.options[row], self.state.left
+        if left == UNLIMITED:
+            return int(self.menu.room[row])
         prompt = self.query.prompt_bytes + TEMPLATE_TOKENS
         return cost.longest(option.model, samples, prompt, self.query.max_tokens, left, option.verifier)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -19,9 +20,10 @@ from isoflop.errors import DeadlineExceeded, FailedPrecondition
 from isoflop.v1.router_pb2 import Rejected
 
 from router import cost
+from router.belief import NO_VOTES, update
 from router.catalog import Catalog
 from router.cost import TEMPLATE_TOKENS, Cost
-from router.decision import UNLIMITED, Action, Decision, State
+from router.decision import UNLIMITED, Action, Decision, Later, State
 from router.lengths import Array
 from router.lookahead import best_probe
 from router.menu import Menu
@@ -75,7 +77,7 @@ class Planner:
         outlook, confidence, target = self.outlook(query, state), state.confidence, query.objective.target
         if query.samples:
             return self._fixed(outlook)
-        if state.bought and any(option.blind for option in outlook.menu.options):
+        if state.bought and outlook.menu.blinds:
             return Decision(None, "scored samples are bought in one round: what more bring is not measured")
         if target is not None and confidence >= target:
             return Decision(None, f"P(right) {confidence:.3f} has reached the target {target:.3f}")
@@ -89,7 +91,7 @@ class Planner:
             # Where two answers stay level each further round looks worth its price, and none ever is.
             return Decision(None, f"{_si(state.spent)}FLOP spent: no less than a right answer is worth")
         gain = best.accuracy - confidence
-        if target is None and state.votes.samples + state.votes.cut < PROBED:
+        if target is None and len(outlook.menu.probes) and state.votes.samples + state.votes.cut < PROBED:
             least = max(0.0, gain * worth - best.cost.flops)
             probe, told = self._probe(outlook, worth)
             if probe and told > least:
@@ -97,9 +99,9 @@ class Planner:
                     f"{probe.name}: what it tells leaves {_si(told)}FLOP of worth, "
                     f"{best.name if least else 'to stop'} {_si(least)}FLOP"
                 )
-                others = [best, *(other for other, _ in zip(actions, range(2), strict=False))]
+                others = Later(lambda: [best, *islice(actions, 2)])
                 return Decision(probe, reason, others, _rejected(others, probe, told, outlook, worth))
-        others = [other for other, _ in zip(actions, range(3), strict=False)]
+        others = Later(lambda: list(islice(actions, 3)))
         left = gain * worth - best.cost.flops
         rejected = _rejected(others, best, left, outlook, worth)
         if gain < LEAST_GAIN or (target is None and left <= 0):
@@ -124,6 +126,23 @@ class Planner:
         outlook = self.outlook(query, state)
         return outlook.actions(-outlook.flops)
 
+    def fixed_flops(self, query: Query, state: State) -> float:
+        """Expected FLOPs of the best fixed plan on this query, by all that is known of it now.
+
+        The best is by the mean over the profile's queries, as one would set it up without a planner. 0 where
+        effort says nothing of what a right answer is worth.
+        """
+        if query.objective.effort == "most":
+            return 0.0
+        posterior = update(self.profile.prior, NO_VOTES)
+        nothing = State(posterior, 0.0, {}, frozenset(), UNLIMITED, math.inf)
+        outlook = self.outlook(query, nothing)
+        if not outlook.open.any():
+            return 0.0
+        value = np.where(outlook.open, self._value(outlook, self.worth(outlook)), -np.inf)
+        row, column = divmod(int(value.argmax()), value.shape[1])
+        return float(outlook.menu.flops[row] @ state.posterior.difficulty * outlook.menu.horizons[column])
+
     def worth(self, outlook: Outlook) -> float:
         """FLOPs that a right answer is worth to this query.
 
@@ -135,7 +154,7 @@ class Planner:
             return objective.worth
         if any(option.arm.measured for option in outlook.menu.options) or not outlook.menu.options:
             return self.profile.efforts[objective.effort]
-        return SAMPLES_WORTH[objective.effort] * float((outlook.flops / outlook.horizons).max())
+        return SAMPLES_WORTH[objective.effort] * float((outlook.flops / outlook.menu.horizons).max())
 
     @staticmethod
     def _value(outlook: Outlook, worth: float) -> Array:
@@ -228,12 +247,14 @@ def _keep(kept: dict[object, T], key: object, value: T) -> None:
 
 def _rejected(
     others: Sequence[Action], best: Action, left: float, outlook: Outlook, worth: float
-) -> list[Rejected]:
+) -> Sequence[Rejected]:
     """The others with what speaks against each; `left` is what the best one leaves of its worth."""
-    return [
-        Rejected(action=other.outlook(), reason=_why_not(other, best, left, outlook, worth))
-        for other in others
-    ]
+    return Later(
+        lambda: [
+            Rejected(action=other.outlook(), reason=_why_not(other, best, left, outlook, worth))
+            for other in others
+        ]
+    )
 
 
 def _why_not(other: Action, best: Action, left: float, outlook: Outlook, worth: float) -> str:

@@ -6,6 +6,7 @@ import math
 import random
 import uuid
 from dataclasses import dataclass
+from functools import cached_property
 
 from isoflop.errors import InvalidArgument, NotFound
 from isoflop.v1.common_pb2 import AnswerFormat, Message
@@ -60,7 +61,7 @@ class Query:
     """From the scores of steps to the score of a chain; 0: as the verifier says."""
     return_candidates: bool
 
-    @property
+    @cached_property
     def prompt_bytes(self) -> int:
         """Bytes of all messages: no tokenizer makes more tokens of them."""
         return sum(len(message.content.encode()) for message in self.messages)

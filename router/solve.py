@@ -37,6 +37,7 @@ from router.decision import Action, Decision, State
 from router.explore import Draw
 from router.feedback import Feedback
 from router.metrics import Metrics, outcome
+from router.pace import Pace
 from router.planner import Planner
 from router.portions import MOST_BYTES, portions
 from router.progress import Progress
@@ -75,6 +76,8 @@ class Life:
     afterwards: Callable[[First], None] | None = None
     """Takes the first decision when the answer has gone out."""
     first: First | None = None
+    pace: Pace = field(default_factory=Pace)
+    """How long samples take now; that of all queries of a router."""
     difficulty: Difficulty = field(default_factory=Difficulty)
     saved: Savings = field(default_factory=Savings)
     waited: float = 0.0
@@ -167,6 +170,7 @@ class Life:
             seconds,
             self.allowance.spent.flops,
             progress.votes,
+            self.pace.at(time.monotonic()) if math.isfinite(seconds) else {},
         )
 
     async def act(self, action: Action, reason: str) -> AsyncGenerator[Event, None]:
@@ -214,6 +218,7 @@ class Life:
         finally:
             self.allowance.settle(worst, bench.spent)
             self.waited += bench.waited
+            self.pace.observe(action.model.name, bench.slowness, time.monotonic())
             if bench.late:
                 self.late.append(bench.late)
             round.aborted = action.samples - round.completed
@@ -282,10 +287,14 @@ class Life:
         given_up = not query.samples and progress.confidence < self.give_up_below
         late = query.deadline <= asyncio.get_running_loop().time()
         status = STATUS_DEGRADED if self.missing else STATUS_ANSWERED
+        if leader is None or given_up:
+            status = STATUS_ABANDONED
+            fixed = self.planner.fixed_flops(query, self.state(self.allowance.left, math.inf))
+            self.saved.abandoned_flops = max(0.0, fixed - self.allowance.spent.flops)
         reason = "the deadline is near: the best answer so far" if late else decision.reason
         return SolveResponse(
             query_id=query.query_id,
-            status=STATUS_ABANDONED if leader is None or given_up else status,
+            status=status,
             reason=f"{reason}; samples without scores: {self.missing}" if self.missing else reason,
             answer=leader.answer if leader else "",
             text=progress.samples[leader.best_member].text if leader else "",

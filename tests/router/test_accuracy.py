@@ -9,7 +9,7 @@ import pytest
 from synthetic import MIDDLE, make_planner, make_votes
 
 from router import belief
-from router.accuracy import Races, Stack
+from router.accuracy import Stack, race
 from router.belief import NO_VOTES, Posterior, Votes, update
 from router.profile import ROUND_SIZES, Arm, Verified, together
 
@@ -60,7 +60,7 @@ def played(votes: Votes, arm: Arm, samples: int, rng: np.random.Generator) -> fl
 
 
 def foreseen(posterior: Posterior, arm: Arm, samples: int, had: float, told: Verified | None = None) -> float:
-    accuracies = Races.of([posterior]).accuracies(Stack.of(((arm, told),)), np.array([had]))
+    accuracies = race(posterior).accuracies(Stack.of(((arm, told),)), np.array([[had]]))
     return float(accuracies[0, 0, ROUND_SIZES.index(samples)])
 
 

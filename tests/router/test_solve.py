@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import time
 from collections import Counter
 from typing import Any
 
@@ -332,6 +333,21 @@ class TestStoppingEarly:
         assert suite.generation.aborts == 1
         assert sum(line.aborted_tokens for line in result.bill.lines) > 0
         check_bill(suite, result)
+
+    async def test_an_abandoned_query_tells_what_the_best_fixed_plan_would_have_spent_beyond_it(
+        self, make_suite: MakeSuite
+    ) -> None:
+        suite = make_suite(same(number(421)), IMPOSSIBLE)
+        result = await suite.router.solve(ask(effort=Effort.EFFORT_HIGH))
+        assert result.status == STATUS_ABANDONED
+        assert result.savings.abandoned_flops > 10 * result.bill.flops
+        answered = await make_suite(same(number(421)), EASY).router.solve(ask())
+        assert answered.savings.abandoned_flops == 0
+
+    async def test_a_round_tells_the_pace_of_its_model(self, make_suite: MakeSuite) -> None:
+        suite = make_suite(same(number(421)), EASY)
+        await suite.router.solve(ask(filters=Filters(models=["m"], samples=4)))
+        assert set(suite.router._pace.at(time.monotonic())) == {"m"}
 
     async def test_the_savings_are_what_was_spared_of_the_round(self, make_suite: MakeSuite) -> None:
         suite = self.make(make_suite, listed(number(421), number(421), HOLD))

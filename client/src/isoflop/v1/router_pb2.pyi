@@ -403,19 +403,26 @@ class Savings(_message.Message):
 
     SAMPLES_FIELD_NUMBER: _builtins.int
     FLOPS_FIELD_NUMBER: _builtins.int
+    ABANDONED_FLOPS_FIELD_NUMBER: _builtins.int
     samples: _builtins.int
     """Samples that were planned and not run to their end."""
     flops: _builtins.float
     """Their expected FLOPs that were not spent."""
+    abandoned_flops: _builtins.float
+    """Of an abandoned query: FLOPs that were not spent on it, against the fixed plan (a model, a number of samples)
+    that is best over all of the profile's queries for what a right answer is worth at this effort, with the samples
+    as long as this query's are expected to be. 0 for other queries, and where a target or a budget was the objective.
+    """
     def __init__(
         self,
         *,
         samples: _builtins.int = ...,
         flops: _builtins.float = ...,
+        abandoned_flops: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flops", b"flops", "samples", b"samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandoned_flops", b"abandoned_flops", "flops", b"flops", "samples", b"samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
