@@ -293,7 +293,7 @@ async def _recorded(arguments: argparse.Namespace, stages: Stages, models: Seque
         try:
             found = _read([path], [model.name for model in models], {query.query_id for query in queries})
         except RecordingError as error:
-            raise _Wrong("; ".join([str(error), *faults])) from None
+            raise _Wrong("; ".join(faults) or str(error)) from None
         timed = await _time(arguments, found, queries, models, plan, file, most)
     return _Gathered(replace(found, seconds_per_token=timed), models, faults)
 

@@ -325,7 +325,7 @@ async def record(
             try:
                 row = await measure(stages, query, model, plan, meter)
             except InvalidArgument as error:
-                ended.refused[query.query_id] = f"{model.name}: {error}"
+                ended.refused.setdefault(query.query_id, f"{model.name}: {error}")
                 row = None
             except Exception as error:
                 errors.append(error)

