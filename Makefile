@@ -30,7 +30,8 @@ train: .venv/train.stamp  ## the embedded models, their verifier and profile, fr
 	$(BIN)/python -m training.train
 	@$(MAKE) --no-print-directory step-labels
 	$(BIN)/isoflop train-prm --labels $(PRM)/judged.jsonl --output models/abacus-prm $(LIKE_ABACUS)
-	$(BIN)/python -m training.calibrate
+	$(BIN)/isoflop calibrate --queries training/problems/calibration.jsonl --first 480 --yes \
+		--recording build/calibration.recording.jsonl --output models/profile.json --estimator models/difficulty.json
 
 PRM = build/prm
 LIKE_ABACUS = --tokenizer training/tokenizer.json --init build/training/abacus-m.pt \

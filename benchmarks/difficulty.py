@@ -4,9 +4,10 @@
         [--embedding FOLDER]
 
 (a) An estimator is trained on the calibration answers of the embedded models and judged on held-out ones.
-Both files are of the form of `training/difficulty_answers.py`: `python -m training.calibrate` leaves the
-first, and the second is made of stored samples by
+Both files are of the form of `training/difficulty_answers.py`: the first is made of the recording that
+`isoflop calibrate` leaves, and the second of stored samples, by
 
+    python -m training.difficulty_answers build/difficulty/calibration.jsonl build/calibration.recording.jsonl
     python -m training.difficulty_answers build/difficulty/heldout.jsonl build/samples/*-t0.7.jsonl.gz \\
         --problems training/problems/heldout.jsonl
 

@@ -12,8 +12,10 @@ import datetime
 import json
 import math
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ from isoflop.v1.common_pb2 import Model
 from isoflop.v1.generation_pb2 import DescribeModelsRequest
 from isoflop.v1.verification_pb2 import DescribeVerifiersRequest, Verifier
 from prometheus_client import CollectorRegistry
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -31,6 +34,7 @@ from router import profile
 from router.cost import Cost
 from router.embedded import open_stages
 from router.profile import ProfileError
+from router.profiles import write
 from router.remote import connect
 from router.settings import SuiteSettings
 from router.stages import Stages
@@ -39,12 +43,19 @@ from services.common.server import CannotServe
 from services.common.settings import MODELS
 
 if TYPE_CHECKING:
+    from training.calibration import Ended, Job, Labelled, Plan
     from training.recordings import Recordings
 
 UNKNOWN_TOKENS = 512.0
 """Expected of a sample of a model of which nothing was measured."""
+TEMPERATURE = 0.7
+"""Of samples, where nothing else is said."""
 TIMED = 10
 """Queries whose greedy answers, one at a time, say how fast a model is."""
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+TOLD = 5
+"""Queries at most that are named where some are left out."""
 THIRDS = ("easiest", "middle", "hardest")
 
 INPUT = """\
@@ -52,7 +63,8 @@ labelled queries, one a line:
   {"prompt": "What is 6*7?", "answer": "42", "type": "number", "group": "products", "query_id": "q1"}
 type is number, expression, choice or text; group and query_id may be left out. Without addresses the
 services are the embedded ones. What comes of the queries is kept in --recording, and a run that was stopped
-goes on from there; --recordings makes a profile from such files alone.
+goes on from there; --recordings makes a profile from such files alone. A round of samples begins only where
+its worst case has room under --most-flops and --most-money.
 """
 
 
@@ -64,17 +76,19 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--queries", type=Path, metavar="FILE", help="labelled queries, JSONL")
     source.add_argument("--recordings", type=Path, nargs="+", metavar="FILE", help="of runs before")
+    add("--first", type=_count, metavar="N", help="so many of the queries: the groups take turns")
     add("--recording", type=Path, metavar="FILE", help="where what comes is kept (default: beside --output)")
     add("--output", type=Path, default=Path("profile.json"), metavar="FILE", help="default: %(default)s")
     add("--estimator", type=Path, metavar="FILE", help="write an estimator of difficulty, too")
     add("--version-name", metavar="NAME", help="of the profile (default: its date)")
     add("--models", type=_names, default=(), metavar="A,B", help="default: all that are served")
     add("--verifiers", type=_names, metavar="A,B", help="that score the samples (default: all; '': none)")
-    add("--samples", type=_count, default=16, help="of each query and model (default: %(default)s)")
-    add("--temperature", type=float, default=0.7, help="of the samples (default: %(default)s)")
+    add("--samples", type=_several, default=16, help="of each query and model (default: %(default)s)")
+    add("--temperature", type=_positive, help=f"of the samples (default: as recorded, else {TEMPERATURE:g})")
+    add("--max-tokens", type=_count, default=0, help="of a sample (default: what the context leaves)")
     add("--at-a-time", type=_count, default=8, help="queries in flight (default: %(default)s)")
-    add("--most-flops", type=float, default=math.inf, help="end when the next query might exceed this")
-    add("--most-money", type=float, default=math.inf, help="likewise, in the catalogue's currency")
+    add("--most-flops", type=_positive, default=math.inf, help="of the whole recording; end before it")
+    add("--most-money", type=_positive, default=math.inf, help="likewise, in the catalogue's currency")
     add("--yes", action="store_true", help="do not ask before it starts")
     add("--json", action="store_true", help="tell what was found as JSON")
     add("--catalog", type=Path, default=MODELS / "catalog.yaml", metavar="FILE", help="of embedded models")
@@ -85,18 +99,40 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.split(",") if name)
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def _count(text: str) -> int:
-    count = int(text)
-    if not 1 <= count <= 1024:
-        raise argparse.ArgumentTypeError("from 1 to 1024")
-    return count
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError("a number from 1")
+    return int(text)
+
+
+def _several(text: str) -> int:
+    if not text.isdecimal() or not 2 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError("a number from 2 to 1024")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError("a number above 0")
+    return value
 
 
 class _Wrong(Exception):
     """What ends the command; `str(error)` is one sentence."""
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """What a profile is made from."""
+
+    found: Recordings
+    models: Sequence[Model]
+    faults: Sequence[str] = ()
+    """Of the run, a sentence each; the profile is made from what there is."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -107,21 +143,24 @@ def run(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         return _fail(f"{error.name} is missing: pip install 'isoflop-suite[calibration]'")
     from training.calibration import QueriesError
+    from training.profiles import FitError
     from training.recordings import RecordingError
 
     try:
-        return asyncio.run(_calibrate(arguments))
+        _check_outputs(arguments)
+        gathered = asyncio.run(_gather(arguments))
+        return _write(arguments, gathered)
+    except KeyboardInterrupt:
+        _fail("interrupted; whole rounds are kept, and the same command goes on")
+        return INTERRUPTED
     except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}")
-    except (_Wrong, QueriesError, RecordingError, CannotServe, IsoflopError) as error:
+        return _fail(
+            f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+        )
+    except (_Wrong, QueriesError, RecordingError, FitError, CannotServe) as error:
         return _fail(str(error))
-    except ExceptionGroup as group:
-        first: BaseException = group
-        while isinstance(first, ExceptionGroup):
-            first = first.exceptions[0]
-        if isinstance(first, IsoflopError | QueriesError | OSError):
-            return _fail(f"{first}; what came before is kept, and the same command goes on")
-        raise
+    except IsoflopError as error:
+        return _fail(f"{error}; what came before is kept, and the same command goes on")
 
 
 def _fail(sentence: str) -> int:
@@ -129,33 +168,52 @@ def _fail(sentence: str) -> int:
     return 1
 
 
-async def _calibrate(arguments: argparse.Namespace) -> int:
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Before anything is spent: what comes can be written. Raises _Wrong and OSError."""
+    for path in (arguments.output, arguments.estimator):
+        if path and path.is_dir():
+            raise _Wrong(f"{path} is a folder: name a file")
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    if arguments.recording is None:
+        arguments.recording = arguments.output.with_name(f"{arguments.output.stem}.recording.jsonl")
+
+
+async def _gather(arguments: argparse.Namespace) -> _Gathered:
     async with _services(arguments, whole=True) as stages:
         models = await _models(stages, arguments.models)
         if arguments.queries:
-            paths = [arguments.recording or arguments.output.with_suffix(".recording.jsonl")]
-            ended = await _record(arguments, stages, models, paths[0])
-        else:
-            paths, ended = arguments.recordings, True
-    found = _read(paths, arguments.models)
+            return await _recorded(arguments, stages, models)
+    found = _read(arguments.recordings, arguments.models)
     by_name = {model.name: model for model in models}
     unknown = [name for name in found.models if name not in by_name]
     if unknown:
-        raise _Wrong(f"no such model is served: {', '.join(unknown)}; see --catalog")
-    served = [model for model in models if model.name in found.models]
-    speeds = await _speeds(arguments, served, found) if arguments.queries else {}
-    data = _fit(arguments, found, served, speeds)
-    files = {arguments.output: json.dumps(data, indent=1) + "\n"}
+        raise _Wrong(
+            f"no such model is served: {', '.join(unknown)}; see --catalog, or leave out by --models"
+        )
+    if arguments.temperature and found.temperature not in (None, arguments.temperature):
+        raise _Wrong(f"the samples were recorded at temperature {found.temperature:g}")
+    return _Gathered(found, [by_name[name] for name in found.models])
+
+
+def _write(arguments: argparse.Namespace, gathered: _Gathered) -> int:
+    """The files and what is said; the exit status."""
+    found = gathered.found
+    data = _fit(arguments, found, gathered.models)
+    files = [arguments.output]
+    # One after the other, so that a profile is there where an estimator cannot be made.
+    write(arguments.output, (json.dumps(data, indent=1) + "\n").encode())
     if arguments.estimator:
-        files[arguments.estimator] = _estimator(arguments, found)
-    for path, text in files.items():
-        path.write_text(text, encoding="utf-8")
+        write(arguments.estimator, _estimator(arguments, found).encode())
+        files.append(arguments.estimator)
     if arguments.json:
-        print(json.dumps(_summary(data, found)))
+        print(json.dumps(_summary(data, found) | {"faults": gathered.faults, "files": list(map(str, files))}))
     else:
         Console().print(_table(data, found))
         print(f"wrote {' and '.join(map(str, files))}, from {len(found.queries)} queries")
-    return 0 if ended else _fail("the cap was reached: allow more, and the same command goes on")
+    for fault in gathered.faults:
+        _fail(fault)
+    return 1 if gathered.faults else 0
 
 
 @asynccontextmanager
@@ -196,33 +254,88 @@ async def _verifiers(stages: Stages, names: Sequence[str] | None) -> list[Verifi
     return [verifier for name, verifier in found.items() if names is None or name in names]
 
 
-async def _record(arguments: argparse.Namespace, stages: Stages, models: Sequence[Model], path: Path) -> bool:
-    """Run what the recording lacks; False where the cap ended it."""
-    from training.calibration import Plan, foreseen, missing, read_queries, record
+async def _recorded(arguments: argparse.Namespace, stages: Stages, models: Sequence[Model]) -> _Gathered:
+    """Run what the recording lacks, and read it."""
+    from training import calibration
+    from training.recordings import RecordingError
 
-    queries = read_queries(arguments.queries)
-    plan = Plan(
+    path = arguments.recording
+    queries = calibration.read_queries(arguments.queries)
+    if arguments.first:
+        queries = calibration.in_turn(queries, arguments.first)
+    plan = calibration.Plan(
         arguments.samples,
-        arguments.temperature,
+        arguments.temperature or TEMPERATURE,
         await _verifiers(stages, arguments.verifiers),
         arguments.at_a_time,
+        arguments.max_tokens,
     )
-    if plan.samples < 2:
-        raise _Wrong("a profile needs at least 2 samples of each query: --samples")
-    jobs, spent = missing(path, queries, models)
-    most = Cost(arguments.most_flops, arguments.most_money)
-    if not jobs:
-        return True
+    most = Cost(arguments.most_flops, arguments.most_money, math.inf)
+    if min(most.flops, most.money) < math.inf and not plan.max_tokens:
+        endless = [model.name for model in models if not model.context]
+        if endless:
+            raise _Wrong(f"of {', '.join(endless)} no context is known: a cap needs --max-tokens")
+    faults = []
+    unreadable = await calibration.unreadable(stages, queries, plan.at_a_time)
+    if unreadable:
+        faults.append(_left_out({one.query_id: "its answer is none of its type" for one in unreadable}))
+        queries = [query for query in queries if query not in unreadable]
+    with calibration.opened(path) as file:
+        jobs, spent = calibration.missing(path, queries, models, plan)
+        if jobs:
+            await _agree(arguments, jobs, plan, len(queries) * len(models) - len(jobs))
+            ended = await _run(stages, jobs, plan, file, most, spent, models)
+            if ended.refused:
+                faults.append(_left_out(ended.refused))
+            if ended.capped:
+                told = f"the cap has no room for the next round, at worst {_told(ended.capped, models)}"
+                faults.append(f"{told}: allow more, and the same command goes on")
+        try:
+            found = _read([path], [model.name for model in models], {query.query_id for query in queries})
+        except RecordingError as error:
+            raise _Wrong("; ".join(faults) or str(error)) from None
+        timed = await _time(arguments, found, queries, models, plan, file, most)
+    return _Gathered(replace(found, seconds_per_token=timed), models, faults)
+
+
+def _left_out(reasons: Mapping[str, str]) -> str:
+    """Queries with what is wrong with them, the first few by name."""
+    some = "; ".join(f"{query_id} ({reason})" for query_id, reason in list(reasons.items())[:TOLD])
+    more = f"; and {len(reasons) - TOLD} more" if len(reasons) > TOLD else ""
+    return f"left out {'a query' if len(reasons) == 1 else f'{len(reasons)} queries'}: {some}{more}"
+
+
+def _told(price: Cost, models: Sequence[Model]) -> str:
+    spent = f"{si(price.flops)}FLOP"
+    return f"{spent} and {money(price.money, models[0].price.currency)}" if price.money else spent
+
+
+async def _agree(arguments: argparse.Namespace, jobs: Sequence[Job], plan: Plan, there: int) -> None:
+    """Tell what is to be run and what it costs, and ask; raises _Wrong where the answer is no."""
+    from training.calibration import foreseen
+
     expected = foreseen(jobs, plan, _expected_tokens())
-    currency = models[0].price.currency
-    told = f"{si(expected.flops)}FLOP" + (f" and {money(expected.money, currency)}" if expected.money else "")
     print(
-        f"{counted(len(jobs), 'round')} of {plan.samples} samples and a greedy one, about {told}; "
-        f"{len(queries) * len(models) - len(jobs)} are in {path} already",
+        f"{counted(len(jobs), 'round')} of {plan.samples} samples and a greedy one, about "
+        f"{_told(expected, [model for _, model in jobs])}; {there} are in {arguments.recording} already",
         file=sys.stderr,
     )
-    if not arguments.yes and not await asyncio.to_thread(_agreed):
+    if not arguments.yes and not await _agreed():
         raise _Wrong("not started")
+
+
+async def _run(
+    stages: Stages,
+    jobs: Sequence[Job],
+    plan: Plan,
+    file: FileIO,
+    most: Cost,
+    spent: Cost,
+    models: Sequence[Model],
+) -> Ended:
+    """Run the jobs behind a progress bar."""
+    from training.calibration import record
+
     bar = Progress(
         TextColumn("{task.completed:.0f} of {task.total:.0f} rounds"),
         BarColumn(),
@@ -237,14 +350,24 @@ async def _record(arguments: argparse.Namespace, stages: Stages, models: Sequenc
         def done(price: Cost) -> None:
             nonlocal total
             total += price
-            bar.update(task, advance=1, spent=f"{si(total.flops)}FLOP")
+            bar.update(task, advance=1, spent=_told(total, models))
 
-        return await record(stages, jobs, plan, path, left=most - spent, done=done)
+        return await record(stages, jobs, plan, file, left=most - spent, done=done)
 
 
-def _agreed() -> bool:
+async def _agreed() -> bool:
     """Asked where somebody is there to answer."""
-    return not sys.stdin.isatty() or input("start? [y/N] ").strip().lower() in ("y", "yes")
+    if not sys.stdin.isatty():
+        return True
+    print("start? [y/N] ", end="", file=sys.stderr, flush=True)
+    loop, answered = asyncio.get_running_loop(), asyncio.Event()
+    # No thread that waits: Ctrl-C would have to wait for it.
+    loop.add_reader(sys.stdin, answered.set)
+    try:
+        await answered.wait()
+    finally:
+        loop.remove_reader(sys.stdin)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _expected_tokens() -> Callable[[str], float]:
@@ -257,42 +380,60 @@ def _expected_tokens() -> Callable[[str], float]:
     return lambda model: tokens.get(model, UNKNOWN_TOKENS)
 
 
-def _read(paths: Sequence[Path], models: Sequence[str]) -> Recordings:
+def _read(paths: Sequence[Path], models: Sequence[str], only: Container[str] | None = None) -> Recordings:
     from training.recordings import read
 
-    found = read(paths, models)
+    found = read(paths, models, only)
     if found.left_out:
-        print(f"left out, as not all models have samples of them: {found.left_out} queries", file=sys.stderr)
+        print(f"queries without samples of all models, left out: {found.left_out}", file=sys.stderr)
     return found
 
 
-async def _speeds(
-    arguments: argparse.Namespace, models: Sequence[Model], found: Recordings
+async def _time(
+    arguments: argparse.Namespace,
+    found: Recordings,
+    queries: Sequence[Labelled],
+    models: Sequence[Model],
+    plan: Plan,
+    file: FileIO,
+    most: Cost,
 ) -> dict[str, float]:
-    """Seconds that a token of a lone sample takes, by model, as samples are served."""
-    from training.sampling import sample_round
+    """Seconds that a token of a lone sample takes, by model, as samples are served; once a recording."""
+    from training.calibration import append, missing, timed
 
-    told = {}
+    told = dict(found.seconds_per_token)
+    lacking = [model for model in models if model.name not in told]
+    if not lacking:
+        return told
+    measured = {query.query_id for query in found.queries}
+    some = [query for query in queries if query.query_id in measured][:TIMED]
+    _, spent = missing(arguments.recording, queries, models, plan)
     async with _services(arguments, whole=False) as stages:
-        for model in models:
-            rounds = [
-                await sample_round(stages.generation, model.name, query.prompt)
-                for query in found.queries[:TIMED]
-            ]
-            tokens = sum(sample.tokens for one in rounds for sample in one.samples)
-            told[model.name] = sum(one.seconds for one in rounds) / max(tokens, 1)
+        for model in lacking:
+            row = await timed(stages, model, some, plan, most - spent)
+            if row:
+                append(file, row)
+                spent += Cost(row["flops"], row["money"])
+                told[model.name] = row["seconds_per_token"]
     return told
 
 
-def _fit(
-    arguments: argparse.Namespace, found: Recordings, models: Sequence[Model], speeds: dict[str, float]
-) -> dict[str, Any]:
+def _fit(arguments: argparse.Namespace, found: Recordings, models: Sequence[Model]) -> dict[str, Any]:
     """The profile's data, checked."""
     from training.profiles import fit
 
     version = arguments.version_name or f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M}"
-    data = fit(found.queries, models, version, temperature=arguments.temperature, seconds_per_token=speeds)
-    profile.parse(data)
+    temperature = found.temperature
+    if temperature is None:
+        temperature = arguments.temperature or TEMPERATURE
+    data = fit(
+        found.queries, models, version, temperature=temperature, seconds_per_token=found.seconds_per_token
+    )
+    try:
+        profile.parse(data)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise _Wrong(f"the samples make no profile: {fault['loc']}: {fault['msg']}") from None
     return data
 
 
@@ -326,6 +467,7 @@ def _summary(data: dict[str, Any], found: Recordings) -> dict[str, Any]:
     return {
         "version": data["version"],
         "queries": len(found.queries),
+        "left_out": found.left_out,
         "types": len(data["grid"]),
         "efforts": data["efforts"],
         "arms": [

@@ -3,29 +3,55 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import math
+import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from io import FileIO
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
+from isoflop.errors import InvalidArgument, Unavailable
 from isoflop.v1.aggregation_pb2 import AggregateRequest, Candidate
-from isoflop.v1.common_pb2 import AnswerFormat, AnswerType, Message, Model, Sample
+from isoflop.v1.common_pb2 import (
+    ANSWER_TYPE_CHOICE,
+    ANSWER_TYPE_EXPRESSION,
+    ANSWER_TYPE_NUMBER,
+    ANSWER_TYPE_TEXT,
+    FINISH_REASON_ABORTED,
+    AnswerFormat,
+    AnswerType,
+    Message,
+    Model,
+    Sample,
+)
 from isoflop.v1.verification_pb2 import Chain, ScoreRequest, Verifier
 
 from router import cost
-from router.cost import TEMPLATE_TOKENS, Cost, Meter
+from router.cost import TEMPLATE_TOKENS, Allowance, Cost, Meter
 from router.portions import MOST_BYTES, portions
 from router.stages import Stages
 from router.strategies.scoring import chain_score
-from training.recordings import lines
+from training.recordings import RecordingError, lines
 from training.sampling import Round, sample_round
 
 GOLD = "gold"
 """Id of the true answer among the candidates that it is compared with."""
+TYPES = {
+    "number": ANSWER_TYPE_NUMBER,
+    "expression": ANSWER_TYPE_EXPRESSION,
+    "choice": ANSWER_TYPE_CHOICE,
+    "text": ANSWER_TYPE_TEXT,
+}
 
 Row = dict[str, Any]
+Job = tuple["Labelled", Model]
 
 
 class QueriesError(Exception):
@@ -52,7 +78,13 @@ class Plan:
     verifiers: Sequence[Verifier]
     at_a_time: int
     """Queries in flight."""
+    max_tokens: int = 0
+    """Most of a sample; 0: what the model's context leaves."""
     seed: int = 0
+
+    def scored_by(self, model: Model) -> list[Verifier]:
+        """The verifiers that can score samples of a model."""
+        return [one for one in self.verifiers if model.capabilities.logprobs or not one.needs_logprobs]
 
 
 def read_queries(path: Path) -> list[Labelled]:
@@ -61,120 +93,297 @@ def read_queries(path: Path) -> list[Labelled]:
     Raises QueriesError, which names the line, and OSError.
     """
     queries: dict[str, Labelled] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            kind = AnswerType.Value(f"ANSWER_TYPE_{str(row.get('type', 'text')).upper()}")
-            query = Labelled(
-                str(row.get("query_id") or f"line-{number}"),
-                row["prompt"],
-                str(row["answer"]),
-                kind,
-                str(row.get("group", "")),
-            )
-            empty = not query.prompt.strip() or not query.answer.strip()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise QueriesError(f"{path}, line {number}: not a labelled query ({error!r})") from None
-        if empty:
-            raise QueriesError(f"{path}, line {number}: an empty prompt or answer")
-        if query.query_id in queries:
-            raise QueriesError(f"{path}, line {number}: query_id {query.query_id!r} is there twice")
-        queries[query.query_id] = query
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                query = _labelled(json.loads(line), number)
+            except (ValueError, TypeError, RecursionError) as error:
+                raise QueriesError(f"{path}, line {number}: not a labelled query: {error}") from None
+            if query.query_id in queries:
+                raise QueriesError(f"{path}, line {number}: query_id {query.query_id!r} is there twice")
+            queries[query.query_id] = query
     if not queries:
         raise QueriesError(f"{path}: no queries")
     return list(queries.values())
 
 
+def _labelled(row: Any, number: int) -> Labelled:
+    """The query of a line; raises ValueError and TypeError."""
+    if not isinstance(row, dict):
+        raise TypeError("a line is an object")
+    prompt, answer = row.get("prompt"), row.get("answer")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError("prompt is no text, or empty")
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
+        raise ValueError("answer is no text or number, or empty")
+    query_id, group = row.get("query_id"), row.get("group")
+    for name, value in (("query_id", query_id), ("group", group)):
+        if not isinstance(value, str | int | None):
+            raise TypeError(f"{name} is no text")
+    kind = row.get("type") or "text"
+    if not isinstance(kind, str) or kind.lower() not in TYPES:
+        raise ValueError(f"type {kind!r} is none of {', '.join(TYPES)}")
+    return Labelled(
+        f"line-{number}" if query_id in (None, "") else str(query_id),
+        prompt,
+        str(answer),
+        TYPES[kind.lower()],
+        "" if group is None else str(group),
+    )
+
+
+def in_turn(queries: Iterable[Labelled], most: int | None = None) -> list[Labelled]:
+    """The first of each group, then the second of each, and so on; `most` of them."""
+    groups: dict[str, list[Labelled]] = defaultdict(list)
+    for query in queries:
+        groups[query.group].append(query)
+    turns = chain.from_iterable(zip_longest(*groups.values()))
+    return list(islice((query for query in turns if query), most))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[FileIO]:
+    """A recording to add lines to, for this run alone; a line that was cut off by a kill is dropped.
+
+    Raises RecordingError where another run is at work on it, and OSError.
+    """
+    if path.suffix == ".gz":
+        raise RecordingError(f"{path}: lines are added to a recording that is not packed: name another")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+", buffering=0) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RecordingError(f"{path}: another run is at work on it: wait for its end") from None
+        _mend(file)
+        yield file
+
+
+def _mend(file: FileIO) -> None:
+    """Drop what follows the last line's end; but a line that lacks only its end gets it."""
+    file.seek(0)
+    whole, last = 0, b""
+    with open(file.fileno(), "rb", closefd=False) as reader:
+        for last in reader:
+            whole += len(last) if last.endswith(b"\n") else 0
+    if last.endswith(b"\n") or not last:
+        return
+    try:
+        json.loads(last)
+    except ValueError:
+        os.ftruncate(file.fileno(), whole)
+    else:
+        file.write(b"\n")
+
+
+def append(file: FileIO, row: Row) -> None:
+    """Add a line, or nothing: where it does not fit on the disk, what was written of it is taken back."""
+    size = os.fstat(file.fileno()).st_size
+    rest = memoryview(json.dumps(row, allow_nan=False).encode() + b"\n")
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError:
+        os.ftruncate(file.fileno(), size)
+        raise
+
+
 def missing(
-    path: Path, queries: Sequence[Labelled], models: Sequence[Model]
-) -> tuple[list[tuple[Labelled, Model]], Cost]:
+    path: Path, queries: Sequence[Labelled], models: Sequence[Model], plan: Plan
+) -> tuple[list[Job], Cost]:
     """What a recording lacks, query by query, and what the lines that are there have cost.
 
-    A line that was cut off, by a run that was killed, is dropped. Raises RecordingError and OSError.
+    Raises RecordingError, also where what is there of these queries was made otherwise, and OSError.
     """
+    asked = {query.query_id: query for query in queries}
+    by_name = {model.name: model for model in models}
     there: set[tuple[str, str]] = set()
     spent = Cost()
-    if path.exists():
-        whole, _, cut = path.read_text(encoding="utf-8").rpartition("\n")
-        if cut:
-            path.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
-        for row in lines(path):
-            there.add((row["query_id"], row["model"]))
-            spent += Cost(row.get("flops", 0.0), row.get("money", 0.0))
+    for row in lines(path):
+        spent += Cost(row.get("flops") or 0.0, row.get("money") or 0.0)
+        query, model = asked.get(row["query_id"]), by_name.get(row["model"])
+        if query and model and row["samples"]:
+            there.add((query.query_id, model.name))
+            other = _other(row, query, model, plan)
+            if other:
+                raise RecordingError(
+                    f"{path}: query {query.query_id} of {model.name} was recorded with {other}; "
+                    "ask for the same, or name another --recording"
+                )
     jobs = [
         (query, model) for query in queries for model in models if (query.query_id, model.name) not in there
     ]
     return jobs, spent
 
 
-def foreseen(jobs: Iterable[tuple[Labelled, Model]], plan: Plan, tokens: Callable[[str], float]) -> Cost:
+def _other(row: Row, query: Labelled, model: Model, plan: Plan) -> str:
+    """What of a line is not as the plan has it; empty: nothing."""
+    if row.get("prompt") not in (None, query.prompt):
+        return "another prompt"
+    if row.get("gold") is not None and str(row["gold"]) != query.answer:
+        return "another true answer"
+    if row.get("temperature") not in (None, plan.temperature):
+        return f"temperature {row['temperature']:g}"
+    if len(row["samples"]) < plan.samples:
+        return f"{len(row['samples'])} samples"
+    scores = set.intersection(*(set(sample.get("scores") or ()) for sample in row["samples"]))
+    lacking = [verifier.name for verifier in plan.scored_by(model) if verifier.name not in scores]
+    return f"no scores of {', '.join(lacking)}" if lacking else ""
+
+
+async def unreadable(stages: Stages, queries: Sequence[Labelled], at_a_time: int) -> list[Labelled]:
+    """The queries whose true answer is no answer of its type: nothing could be compared with it."""
+    gate = asyncio.Semaphore(at_a_time)
+
+    async def wrong(query: Labelled) -> bool:
+        async with gate:
+            return not (await stages.aggregation.aggregate(_compared(query, []))).clusters
+
+    told = await asyncio.gather(*(wrong(query) for query in queries))
+    return [query for query, no in zip(queries, told, strict=True) if no]
+
+
+def foreseen(jobs: Iterable[Job], plan: Plan, tokens: Callable[[str], float]) -> Cost:
     """What the jobs will cost; `tokens` is what a sample of a model is expected to have."""
     total = Cost()
     for query, model in jobs:
-        prompt, count = len(query.prompt.encode()) / 4 + TEMPLATE_TOKENS / 4, plan.samples + 1
-        total += cost.samples(model, count, prompt, tokens(model.name))
-        for verifier in plan.verifiers:
-            scored = cost.samples(model, count, prompt, tokens(model.name), verifier)
-            total += scored - cost.samples(model, count, prompt, tokens(model.name))
+        prompt = len(query.prompt.encode()) / 4 + TEMPLATE_TOKENS / 4
+        total += _with_scores(model, plan.samples + 1, prompt, tokens(model.name), plan.scored_by(model))
     return total
+
+
+def at_worst(query: Labelled, model: Model, plan: Plan, count: int) -> Cost:
+    """The most that so many samples can cost, with their scores.
+
+    Infinite where nothing says how long a sample may be.
+    """
+    prompt = len(query.prompt.encode()) + TEMPLATE_TOKENS
+    tokens = min(plan.max_tokens or math.inf, model.context or math.inf)
+    if tokens == math.inf:
+        return Cost(math.inf, math.inf, math.inf)
+    return _with_scores(model, count, prompt, tokens, plan.scored_by(model))
+
+
+def _with_scores(
+    model: Model, count: int, prompt: float, tokens: float, verifiers: Iterable[Verifier]
+) -> Cost:
+    bare = cost.samples(model, count, prompt, tokens)
+    return sum((cost.samples(model, count, prompt, tokens, one) - bare for one in verifiers), bare)
+
+
+@dataclass
+class Ended:
+    """How a run ended."""
+
+    refused: dict[str, str] = field(default_factory=dict)
+    """Queries that a service would not take, by id: what it said."""
+    capped: Cost | None = None
+    """What the next round might have cost, where the cap had no room for it."""
 
 
 async def record(
     stages: Stages,
-    jobs: Sequence[tuple[Labelled, Model]],
+    jobs: Sequence[Job],
     plan: Plan,
-    path: Path,
+    file: FileIO,
     *,
     left: Cost,
     done: Callable[[Cost], None],
-) -> bool:
+) -> Ended:
     """Run the jobs and append their lines to the recording; `done` hears what each has cost.
 
-    False where it ended since no more was `left`: what is there stays, and a later run goes on.
+    A round begins only where its worst case has room in what is `left` beside those in flight. Where a
+    service or the disk fails, what is in flight comes to its end and is kept, and then the first error is
+    raised.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    waiting: Iterator[tuple[Labelled, Model]] = iter(jobs)
-    spent, most = Cost(), 0.0
+    waiting = iter(jobs)
+    allowance, ended, errors = Allowance(Cost(left.flops, left.money, math.inf)), Ended(), list[Exception]()
+    settled, running = asyncio.Condition(), 0
 
-    async def work(out: Any) -> None:
-        nonlocal spent, most
-        for query, model in waiting:
-            if spent.flops + most * plan.at_a_time > left.flops or spent.money > left.money:
+    def room(worst: Cost) -> bool:
+        return not running or worst.within(allowance.left)
+
+    async def work() -> None:
+        nonlocal running
+        while not (errors or ended.capped) and (job := next(waiting, None)):
+            query, model = job
+            worst = at_worst(query, model, plan, plan.samples + 1) if _is_capped(left) else Cost()
+            async with settled:
+                await settled.wait_for(partial(room, worst))
+            if errors or ended.capped:
                 return
-            row, price = await measure(stages, query, model, plan)
-            spent, most = spent + price, max(most, price.flops)
-            out.write(json.dumps(row) + "\n")
-            out.flush()
+            if not worst.within(allowance.left):
+                ended.capped = worst
+                return
+            if query.query_id in ended.refused:
+                continue
+            allowance.reserve(worst)
+            running += 1
+            meter = Meter(model.price.currency)
+            try:
+                row = await measure(stages, query, model, plan, meter)
+            except InvalidArgument as error:
+                ended.refused.setdefault(query.query_id, f"{model.name}: {error}")
+                row = None
+            except Exception as error:
+                errors.append(error)
+                row = None
+            finally:
+                running -= 1
+                spent = meter.bill()
+                price = Cost(spent.flops, spent.money)
+                allowance.settle(worst, price)
+                async with settled:
+                    settled.notify_all()
+            if row is None and not price.flops:
+                continue
+            # What a round that failed has cost is kept, too, so that the cap holds in the next run.
+            row = row or {"query_id": query.query_id, "model": model.name, "samples": []}
+            try:
+                append(file, {**row, "flops": price.flops, "money": price.money})
+            except OSError as error:
+                errors.append(error)
+                return
             done(price)
 
-    with path.open("a", encoding="utf-8") as out:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(plan.at_a_time):
-                group.create_task(work(out))
-    return next(waiting, None) is None
+    async with asyncio.TaskGroup() as group:
+        for _ in range(plan.at_a_time):
+            group.create_task(work())
+    if errors:
+        raise errors[0]
+    return ended
 
 
-async def measure(stages: Stages, query: Labelled, model: Model, plan: Plan) -> tuple[Row, Cost]:
-    """One query under one model: its line of the recording, and what it cost."""
-    several = await sample_round(
-        stages.generation,
-        model.name,
-        query.prompt,
-        samples=plan.samples,
-        temperature=plan.temperature,
-        seed=plan.seed,
-        query_id=query.query_id,
-    )
-    lone = await sample_round(stages.generation, model.name, query.prompt, query_id=query.query_id)
-    meter = Meter(model.price.currency)
-    price = meter.generation(model, "", several.usage) + meter.generation(model, "", lone.usage)
+def _is_capped(left: Cost) -> bool:
+    return min(left.flops, left.money) < math.inf
+
+
+async def measure(stages: Stages, query: Labelled, model: Model, plan: Plan, meter: Meter) -> Row:
+    """One query under one model: its line of the recording; the meter hears what it costs."""
+    rounds = []
+    for count, temperature in ((plan.samples, plan.temperature), (1, 0.0)):
+        one = await sample_round(
+            stages.generation,
+            model.name,
+            query.prompt,
+            samples=count,
+            temperature=temperature,
+            seed=plan.seed,
+            query_id=query.query_id,
+            max_tokens=plan.max_tokens,
+        )
+        meter.generation(model, "", one.usage)
+        broken = any(sample.finish_reason == FINISH_REASON_ABORTED for sample in one.samples)
+        if broken or len(one.samples) != count:
+            raise Unavailable(f"{model.name}: samples of query {query.query_id} broke off")
+        rounds.append(one)
+    several, lone = rounds
     samples = [*several.samples, *lone.samples]
     rows = await graded(stages, query, samples)
-    for verifier in plan.verifiers:
-        if not verifier.needs_logprobs or model.capabilities.logprobs:
-            price += await score(stages, query, verifier, samples, rows, meter)
+    for verifier in plan.scored_by(model):
+        await score(stages, query, verifier, samples, rows, meter)
     return {
         "query_id": query.query_id,
         "model": model.name,
@@ -184,36 +393,57 @@ async def measure(stages: Stages, query: Labelled, model: Model, plan: Plan) -> 
         "group": query.group,
         "temperature": plan.temperature,
         "prompt_tokens": _prompt_tokens(lone),
-        "flops": price.flops,
-        "money": price.money,
         "samples": rows[: len(several.samples)],
         "greedy": rows[-1],
-    }, price
+    }
+
+
+async def timed(
+    stages: Stages, model: Model, queries: Sequence[Labelled], plan: Plan, left: Cost
+) -> Row | None:
+    """A line that says how long a token of a lone sample takes; None where there is no room for it."""
+    meter, tokens, seconds = Meter(model.price.currency), 0, 0.0
+    for query in queries:
+        worst, spent = at_worst(query, model, plan, 1), meter.bill()
+        if _is_capped(left) and not (worst + Cost(spent.flops, spent.money)).within(left):
+            break
+        one = await sample_round(stages.generation, model.name, query.prompt, max_tokens=plan.max_tokens)
+        meter.generation(model, "", one.usage)
+        tokens += sum(sample.tokens for sample in one.samples)
+        seconds += one.seconds
+    if not tokens:
+        return None
+    bill = meter.bill()
+    return {
+        "query_id": queries[0].query_id,
+        "model": model.name,
+        "samples": [],
+        "seconds_per_token": seconds / tokens,
+        "flops": bill.flops,
+        "money": bill.money,
+    }
 
 
 def _prompt_tokens(round: Round) -> int:
     return (round.usage.prompt_tokens + round.usage.cached_tokens) // max(1, len(round.samples))
 
 
+def _compared(query: Labelled, samples: Sequence[Sample]) -> AggregateRequest:
+    """The true answer and samples, to be grouped."""
+    gold = Candidate(id=GOLD, text=f"\\boxed{{{query.answer}}}", weight=1.0)
+    numbered = [Candidate(id=str(n), text=sample.text, weight=1.0) for n, sample in enumerate(samples)]
+    return AggregateRequest(format=AnswerFormat(type=query.type), candidates=[gold, *numbered])
+
+
 async def graded(stages: Stages, query: Labelled, samples: Sequence[Sample]) -> list[Row]:
     """Of each sample its answer, as aggregation reads it, its tokens, and whether it is the true one."""
-    numbered = [
-        Candidate(id=str(number), text=sample.text, weight=1.0) for number, sample in enumerate(samples)
-    ]
-    gold = Candidate(id=GOLD, text=f"\\boxed{{{query.answer}}}", weight=1.0)
-    response = await stages.aggregation.aggregate(
-        AggregateRequest(format=AnswerFormat(type=query.type), candidates=[gold, *numbered])
-    )
+    response = await stages.aggregation.aggregate(_compared(query, samples))
     rows: list[Row] = [{"answer": None, "correct": False, "tokens": sample.tokens} for sample in samples]
-    true = False
     for cluster in response.clusters:
         correct = GOLD in cluster.members
-        true = true or correct
         for member in cluster.members:
             if member != GOLD:
                 rows[int(member)] |= {"answer": cluster.answer, "correct": correct}
-    if not true:
-        raise QueriesError(f"query {query.query_id}: {query.answer!r} is no answer of its type")
     return rows
 
 
@@ -224,22 +454,20 @@ async def score(
     samples: Sequence[Sample],
     rows: Sequence[Row],
     meter: Meter,
-) -> Cost:
-    """Put a verifier's score of each chain into its row; what that cost. One without a score has 0.5."""
+) -> None:
+    """Put a verifier's score of each chain into its row, None where it can give none."""
     request = ScoreRequest(verifier=verifier.name, messages=[Message(role="user", content=query.prompt)])
     chains = [Chain(id=str(n), text=one.text, steps=one.steps) for n, one in enumerate(samples)]
     parts, _ = portions(chains, MOST_BYTES - request.ByteSize())
-    price = Cost()
     for row in rows:
-        row.setdefault("scores", {})[verifier.name] = 0.5
+        row.setdefault("scores", {})[verifier.name] = None
     for part in parts:
         response = await stages.verification.score(
             ScoreRequest(verifier=request.verifier, messages=request.messages, chains=part)
         )
-        price += meter.verification(verifier, "", response)
+        meter.verification(verifier, "", response)
         for scored in response.scores:
             if scored.steps and math.isfinite(sum(scored.steps)):
                 rows[int(scored.id)]["scores"][verifier.name] = round(
                     chain_score(scored.steps, verifier.scoring), 5
                 )
-    return price

@@ -29,6 +29,8 @@ Array = NDArray[np.float64]
 
 TYPES = (8, 16, 32, 64)
 """Numbers of types that are tried."""
+FEWEST_QUERIES = 10
+"""That a profile is made from."""
 QUERIES_A_TYPE = 5
 """Fewest queries that there are for each type, on average."""
 FOLDS = 5
@@ -39,10 +41,14 @@ CONCENTRATIONS = tuple(float(2**k) for k in range(10))
 SCATTERS = tuple(float(value) for value in np.geomspace(0.25, 32, 29))
 ALIKE = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
 """Values that are tried for what is found by its likelihood: see `router.profile.ArmRecord`."""
+CLUSTERED = 4000
+"""Queries at most that Ward's clusters are found in, as their memory grows with the square."""
 PERMUTATIONS = 50
 """Resamplings of stored samples for the accuracy of votes."""
 CAPS = (0.5, 0.8, 0.95)
 """Quantiles of a model's tokens at which a sample may be cut."""
+LEAST_SLOPE = 1e-3
+"""Scores that say less say nothing."""
 SPREADS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 """Of the logarithm of tokens between queries of one type; likewise tried."""
 PSEUDO_QUERIES = 2.0
@@ -50,6 +56,10 @@ PSEUDO_QUERIES = 2.0
 WORTH = {"low": 3.0, "medium": 8.0, "high": 20.0, "most": 1000.0}
 """What a right answer is worth at each effort, in samples of the dearest model: at low, one is bought for a
 rise of a third, at medium of an eighth, at high of five points."""
+
+
+class FitError(Exception):
+    """No profile can be made of this; `str(error)` says why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +74,7 @@ class Samples:
     """Shape (n,)."""
     prompt_tokens: int = 0
     scores: Mapping[str, Array] = field(default_factory=dict)
-    """Shape (n,): score of each chain, by the verifier's name."""
+    """Shape (n,): score of each chain, by the verifier's name; NaN where it could give none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,12 +205,11 @@ def _mixture(counts: Counts, many: int) -> Types:
     queries, rate = len(right), right.sum(0) / total.sum(0)
     within = np.maximum(np.sqrt(counts.spread.mean(0)), 1e-3)
     arcs = 2.0 * np.arcsin(np.sqrt((right + 0.375) / (total + 0.75)))
-    chosen = AgglomerativeClustering(min(many, queries)).fit_predict(np.hstack([arcs, log_tokens]))
-    of = np.eye(chosen.max() + 1)[chosen]
+    of = _clusters(np.hstack([arcs, log_tokens]), min(many, queries))
     for turn in range(ROUNDS + 1):
         each = of.sum(0)[:, None]
         samples = of.T @ total
-        p = (of.T @ right + 0.5 * rate / total.mean(0)) / (samples + 0.5)
+        p = np.minimum((of.T @ right + 0.5 * rate) / (samples + 0.5), 1.0)  # It may round to more.
         mean = (of.T @ log_tokens + 1e-3 * log_tokens.mean(0)) / (each + 1e-3)
         apart = (log_tokens[:, None] - mean) ** 2
         between = np.einsum("qk,qkm->m", of, apart) / max(queries - len(each), 1)
@@ -215,11 +224,24 @@ def _mixture(counts: Counts, many: int) -> Types:
         log_of = np.log(each[:, 0] / queries) + log.sum(2)
         of = np.exp(log_of - logsumexp(log_of, axis=1, keepdims=True))
         of = of[:, of.sum(0) > 0.5]
+        if of.shape[1] == 1:  # All queries are alike; a profile has two types at least.
+            of = np.repeat(of, 2, axis=1)
         of /= of.sum(1, keepdims=True)
     # Queries of one type differ, so that the error of its mean has a part of theirs and one of the samples.
     alike = (samples / each + concentration) / (concentration + 1)
     error = np.sqrt(kept * (1 - kept) * alike / np.maximum(samples, 1))
     return Types(of, p, error, mean, concentration, within, between)
+
+
+def _clusters(points: Array, many: int) -> Array:
+    """So many of Ward's clusters, shape (Q, many): 1 where a query is of it. `points` have shape (Q, F)."""
+    if len(points) <= CLUSTERED:
+        return np.asarray(np.eye(many)[AgglomerativeClustering(many).fit_predict(points)])
+    some = np.random.default_rng(0).permutation(len(points))[:CLUSTERED]
+    chosen = AgglomerativeClustering(many).fit_predict(points[some])
+    centers = [points[some][chosen == cluster].mean(axis=0) for cluster in range(many)]
+    nearest = np.argmin([((points - center) ** 2).sum(axis=1) for center in centers], axis=0)
+    return np.asarray(np.eye(many)[nearest])
 
 
 def _beta_binomial(p: Array, concentration: Array | float, right: Array, total: Array) -> Array:
@@ -283,7 +305,7 @@ def vote_accuracies(
                 most = votes[:, :-1].max(axis=1, keepdims=True)
                 leads = (votes[:, :-1] >= most - 1e-9) & (most > 0)
                 sums[place + 1] += leads[:, 0] / np.maximum(leads.sum(axis=1), 1)
-    return {size: total / PERMUTATIONS for size, total in sums.items()}
+    return {size: np.minimum(total / PERMUTATIONS, 1.0) for size, total in sums.items()}
 
 
 def scatter_of(answers: NDArray[np.int64], types: Types) -> Array:
@@ -307,16 +329,17 @@ def fit_verified(samples: Sequence[Samples], verifier: str, right: Array) -> dic
 
     `right` is each query's chance of a right sample before it was scored, shape (Q,).
     """
-    scores = np.array([one.scores[verifier] for one in samples])
-    truth = np.array([one.right[: scores.shape[1]] for one in samples], float)
-    scored = np.array([[answer is not None for answer in one.answers[: scores.shape[1]]] for one in samples])
-    x = logit(np.clip(scores, 0.001, 0.999))
-    offset = np.tile(logit(np.clip(right, 0.01, 0.99))[:, None], (1, scores.shape[1]))
-    slope = _slope(x[scored], truth[scored], offset[scored], scores.shape[1])
+    answers = numbered(samples)
+    least = answers.shape[1]
+    scores = np.array([one.scores[verifier][:least] for one in samples])
+    truth = (answers == 0).astype(float)
+    scored = (answers >= 0) & np.isfinite(scores)
+    x = logit(np.clip(np.where(scored, scores, 0.5), 0.001, 0.999))
+    offset = np.tile(logit(np.clip(right, 0.01, 0.99))[:, None], (1, least))
+    slope = _slope(x[scored], truth[scored], offset[scored], least)
     if slope is None:
         return None
     a, b = slope
-    answers = numbered(samples)
     evidence = np.where(scored, a + b * x, 0.0)
     alike = max(ALIKE, key=lambda value: _told(answers, evidence, right, value))
     say = [float(evidence[scored & (truth == value)].mean()) for value in (1.0, 0.0)]
@@ -335,7 +358,7 @@ def _slope(x: Array, truth: Array, offset: Array, alike: int) -> tuple[float, fl
 
     With a standard normal prior on both that counts as much as one query, of `alike` samples.
     """
-    if truth.min(initial=1) == truth.max(initial=0):
+    if not len(x) or np.ptp(truth) == 0 or np.ptp(x) < LEAST_SLOPE:
         return None
     design, weights = np.column_stack([np.ones_like(x), x]), np.zeros(2)
     for _ in range(50):
@@ -346,7 +369,7 @@ def _slope(x: Array, truth: Array, offset: Array, alike: int) -> tuple[float, fl
         weights += np.clip(step, -1.0, 1.0)
         if abs(step).max() < 1e-8:
             break
-    return (float(weights[0]), float(weights[1])) if weights[1] > 0 else None
+    return (float(weights[0]), float(weights[1])) if weights[1] > LEAST_SLOPE else None
 
 
 def _told(answers: NDArray[np.int64], evidence: Array, right: Array, alike: float) -> float:
@@ -372,8 +395,10 @@ def fit(
     """The profile of some models as the file has it, from queries of which all of them have samples.
 
     `difficulty` is each query's, shape (Q,), where it is known: mean 0, sd 1. Else an item-response model
-    tells it from how often each model was right.
+    tells it from how often each model was right. Raises FitError.
     """
+    if len(queries) < FEWEST_QUERIES:
+        raise FitError(f"a profile needs {FEWEST_QUERIES} queries at least, and there are {len(queries)}")
     named = [model.name for model in models]
     several = {name: [query.samples[name] for query in queries] for name in named}
     right = np.array([[one.right.sum() for one in several[name]] for name in named], float).T
@@ -395,14 +420,14 @@ def fit(
         arm["seconds_per_token"] = round((seconds_per_token or {}).get(model.name, 0.0), 7)
         prompt = sum(one.prompt_tokens for one in several[model.name])
         bytes = sum(len(query.prompt.encode()) for query in queries)
-        arm["prompt_tokens_per_byte"] = round(prompt / bytes, 4) if prompt and bytes else 1e-9
+        arm["prompt_tokens_per_byte"] = max(round(prompt / bytes, 4), 1e-9) if bytes else 1e-9
         if all(model.name in query.greedy for query in queries):
             arms.append(_greedy_arm(types, arm, [query.greedy[model.name] for query in queries]))
             arm["p_right_after_greedy"] = _after_greedy(types, arm, queries, model.name)
         arms.append(arm)
     dearest = max(models, key=lambda model: model.shape.active_parameters)
     tokens = np.mean([one.tokens.mean() for one in several[dearest.name]])
-    once = cost.samples(dearest, 1, 0, float(tokens)).flops
+    once = cost.samples(dearest, 1, 0, max(float(tokens), 1.0)).flops
     return {
         "schema": SCHEMA,
         "version": version,
@@ -430,12 +455,12 @@ def _sampled_arm(
         "p_right": rounded(right),
         "p_right_error": rounded(types.error[:, number]),
         "p_right_after_greedy": None,
-        "tokens": rounded(types.mean(np.array([one.tokens.mean() for one in samples])), 1),
+        "tokens": rounded(np.maximum(types.mean(np.array([one.tokens.mean() for one in samples])), 1.0), 1),
         "length": {
             "mean": rounded(types.log_tokens[:, number]),
             "within": round(float(types.within[number]), 4),
             "between": round(float(types.between[number]), 4),
-            "caps": sorted({int(cap) for cap in np.quantile(lengths, CAPS)}),
+            "caps": sorted({max(int(cap), 1) for cap in np.quantile(lengths, CAPS)}),
         },
         "concentration": float(types.concentration[number]),
         "scatter": rounded(scatter_of(answers, types), 3),
@@ -447,7 +472,7 @@ def _sampled_arm(
         told = fit_verified(samples, verifier, expected)
         if told:
             least = answers.shape[1]
-            weights = np.array([one.scores[verifier][:least] for one in samples])
+            weights = np.nan_to_num(np.array([one.scores[verifier][:least] for one in samples]))
             measured = vote_accuracies(answers, sizes, weights)
             told = {
                 name: value if isinstance(value, str) else round(value, 4) for name, value in told.items()
@@ -461,8 +486,8 @@ def _greedy_arm(types: Types, arm: dict[str, Any], samples: Sequence[Samples]) -
     """The record of the model's greedy samples, beside that of its others."""
     counts, sampled = types.of.sum(0), np.array(arm["p_right"])
     right = np.array([one.right[0] for one in samples], float)
-    p = (types.of.T @ right + PSEUDO_QUERIES * sampled) / (counts + PSEUDO_QUERIES)
-    tokens = np.array([one.tokens[0] for one in samples])
+    p = np.minimum((types.of.T @ right + PSEUDO_QUERIES * sampled) / (counts + PSEUDO_QUERIES), 1.0)
+    tokens = np.maximum([one.tokens[0] for one in samples], 1.0)
     return {
         **{name: arm[name] for name in ("model", "concentration", "scatter", "seconds_per_token")},
         "prompt_tokens_per_byte": arm["prompt_tokens_per_byte"],

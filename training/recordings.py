@@ -2,20 +2,22 @@
 
 JSON lines, one query under one model each (`.jsonl`, or `.jsonl.gz`):
 
-    {"query_id", "model", "prompt"?, "gold"?, "type"?, "group"?, "prompt_tokens"?,
-     "samples": [{"answer" | null, "correct", "tokens", "scores"?: {verifier: score}}],
-     "greedy"?: {as one of the samples}}
+    {"query_id", "model", "prompt"?, "gold"?, "type"?, "group"?, "temperature"?, "prompt_tokens"?,
+     "samples": [{"answer" | null, "correct", "tokens" | "chars", "scores"?: {verifier: score | null}}],
+     "greedy"?: {as one of the samples}, "seconds_per_token"?}
 
-The `recorded` backend of generation plays them back. Lines of the same query and model are added up.
+The `recorded` backend of generation plays them back. Lines of the same query and model are added up; one
+may have no samples, and only say how fast its model is. A score of null: the verifier could give none.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,22 +39,42 @@ class Recordings:
     models: Sequence[str]
     left_out: int
     """Queries that some model has no two samples of."""
+    temperature: float | None = None
+    """Of the samples; None: it is not told."""
+    seconds_per_token: Mapping[str, float] = field(default_factory=dict)
+    """Of a lone sample, by model, where it was measured."""
 
 
-def read(paths: Iterable[Path], models: Sequence[str] = ()) -> Recordings:
+def read(paths: Iterable[Path], models: Sequence[str] = (), only: Container[str] | None = None) -> Recordings:
     """The queries of which all models have samples: the named ones, or all that are there.
 
-    Raises RecordingError where a line is none, or no query is left, and OSError.
+    `only` are the ids of the queries that count; None: all. Raises RecordingError where a line is none,
+    samples are of several temperatures, or no query is left, and OSError.
     """
     rows: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
-    for path in paths:
+    speeds: dict[str, float] = {}
+    temperatures: set[float] = set()
+    for path in dict.fromkeys(path.resolve() for path in paths):
         for row in lines(path):
+            if row.get("seconds_per_token") is not None:
+                speeds[row["model"]] = float(row["seconds_per_token"])
+            if not row["samples"] or (only is not None and row["query_id"] not in only):
+                continue
+            if models and row["model"] not in models:
+                rows.setdefault(row["query_id"], {})
+                continue
+            if row.get("temperature") is not None:
+                temperatures.add(float(row["temperature"]))
             rows.setdefault(row["query_id"], {}).setdefault(row["model"], []).append(row)
+    if len(temperatures) > 1:
+        told = ", ".join(f"{value:g}" for value in sorted(temperatures))
+        raise RecordingError(f"samples are of several temperatures ({told}): give the recordings of one")
     found = list(dict.fromkeys(model for by_model in rows.values() for model in by_model))
     for name in models:
         if name not in found:
-            raise RecordingError(f"there is no model {name!r} in it; there are: {', '.join(found)}")
-    named = list(models) or found
+            there = f"; there are: {', '.join(found)}" if found else ""
+            raise RecordingError(f"no samples of model {name!r} are recorded{there}")
+    named = list(dict.fromkeys(models)) or found
     queries = []
     for query_id, by_model in rows.items():
         samples = {name: samples_of(by_model[name]) for name in named if name in by_model}
@@ -69,7 +91,8 @@ def read(paths: Iterable[Path], models: Sequence[str] = ()) -> Recordings:
         queries.append(Measured(query_id, prompt, str(group), samples, greedy))
     if not queries:
         raise RecordingError("there is no query of which all models have two samples")
-    return Recordings(queries, named, len(rows) - len(queries))
+    temperature = min(temperatures, default=None)
+    return Recordings(queries, named, len(rows) - len(queries), temperature, speeds)
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -82,39 +105,69 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
                 if line.strip():
                     yield _checked(json.loads(line))
                 number += 1
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zlib.error) as error:
-        raise RecordingError(f"{path}, line {number}: not a recorded query ({error!r})") from None
+    except KeyError as error:
+        raise RecordingError(f"{path}, line {number}: it has no {error}") from None
+    except gzip.BadGzipFile as error:
+        raise RecordingError(f"{path}: {error}") from None
+    except (
+        ValueError, TypeError, AttributeError, OverflowError, RecursionError, EOFError, zlib.error
+    ) as error:  # fmt: skip
+        raise RecordingError(f"{path}, line {number}: not a recorded query ({error})") from None
 
 
 def _checked(row: Any) -> dict[str, Any]:
     """The row; raises what a wrong one does."""
+    if not isinstance(row, dict):
+        raise TypeError("a line is an object")
+    for name in ("query_id", "model"):
+        if not isinstance(row[name], str) or not row[name].strip():
+            raise ValueError(f"{name} is no text, or empty")
+    for name in ("prompt", "group"):
+        if not isinstance(row.get(name), str | int | None):
+            raise TypeError(f"{name} is no text")
+    for name in ("temperature", "seconds_per_token", "flops", "money"):
+        value = row.get(name)
+        if value is not None and not 0 <= float(value) < math.inf:
+            raise ValueError(f"{name} is no amount")
     samples_of([row])
-    if not (row["query_id"].strip() and row["model"].strip()):
-        raise ValueError("query_id or model is empty")
-    return dict(row)
+    if row.get("greedy"):
+        samples_of([{**row, "samples": [row["greedy"]]}])
+    return row
 
 
 def samples_of(rows: Sequence[Mapping[str, Any]]) -> Samples:
-    """The samples of one query from one model; raises KeyError, TypeError and ValueError."""
+    """The samples of one query from one model; raises KeyError, TypeError, ValueError and OverflowError."""
     samples = [sample for row in rows for sample in row["samples"]]
-    tokens = np.array([float(_tokens(sample)) for sample in samples])
+    tokens = np.array([_tokens(sample) for sample in samples], float)
     if not np.isfinite(tokens).all() or (tokens < 0).any():
         raise ValueError("tokens are no counts")
     verifiers = (
         set.intersection(*(set(sample.get("scores") or ()) for sample in samples)) if samples else set()
     )
+    scores = {name: np.array([_score(sample["scores"][name]) for sample in samples]) for name in verifiers}
     return Samples(
         [None if sample["answer"] in (None, "") else str(sample["answer"]) for sample in samples],
         np.array([sample["correct"] is True for sample in samples], dtype=bool),
         tokens,
-        int(rows[0].get("prompt_tokens") or 0),
-        {name: np.array([float(sample["scores"][name]) for sample in samples]) for name in verifiers},
+        max(int(row.get("prompt_tokens") or 0) for row in rows),
+        scores,
     )
+
+
+def _score(value: Any) -> float:
+    """It; NaN where there is none."""
+    if value is None:
+        return math.nan
+    if not 0 <= float(value) <= 1:
+        raise ValueError("a score is not from 0 to 1")
+    return float(value)
 
 
 def _tokens(sample: Mapping[str, Any]) -> float:
     """Its tokens; about four characters each where they were not counted."""
     tokens = sample.get("tokens")
+    if tokens is None and sample.get("chars") is None:
+        raise ValueError("a sample has neither tokens nor chars")
     return float(sample["chars"]) / 4 if tokens is None else float(tokens)
 
 

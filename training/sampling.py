@@ -67,8 +67,12 @@ async def sample_round(
     seed: int = 0,
     first_sample: int = 0,
     query_id: str = "training",
+    max_tokens: int = 0,
 ) -> Round:
-    """`samples` samples of a prompt, or of a conversation, at a temperature; sample i has seed `seed` + i."""
+    """`samples` samples of a prompt, or of a conversation, at a temperature; sample i has seed `seed` + i.
+
+    Each has at most `max_tokens`; 0: what the model's context leaves.
+    """
     messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
 
     async def requests() -> AsyncIterator[GenerateRequest]:
@@ -79,7 +83,7 @@ async def sample_round(
                 messages=messages,
                 branches=[Branch(samples=samples)],
                 first_sample=first_sample,
-                sampling=Sampling(temperature=temperature, seed=seed),
+                sampling=Sampling(temperature=temperature, seed=seed, max_tokens=max_tokens),
             )
         )
 
