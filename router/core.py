@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 from isoflop.v1 import router_pb2 as pb
 from prometheus_client import CollectorRegistry
@@ -14,7 +15,9 @@ from router import frontier
 from router.catalog import describe
 from router.metrics import Metrics
 from router.planner import Planner
+from router.price import Window
 from router.profile import Profile
+from router.purse import Purse
 from router.queries import Queries
 from router.query import Bounds, admit
 from router.settings import RouterSettings
@@ -34,6 +37,11 @@ class Router:
         self._profile = profile
         self._metrics = Metrics(registry)
         self._metrics.profile(profile.version)
+        self._purse: Purse | None = None
+        if settings.budget_flops:
+            window = Window(settings.budget_flops, settings.budget_window_seconds)
+            self._purse = Purse(window, profile.efforts["medium"])
+            self._metrics.budget(self._purse)
         self._queries = Queries(settings.kept_queries, settings.rejoin_seconds)
         self._bounds = Bounds(settings.max_prompt_bytes, settings.max_samples, settings.max_messages)
         self._known: Planner | None = None
@@ -92,6 +100,10 @@ class Router:
         margin = self._settings.deadline_margin_seconds
         deadline = asyncio.get_running_loop().time() + seconds - margin
         query = admit(request, planner.catalog, self._bounds, deadline)
+        if self._purse:
+            self._purse.check()
+            if not request.effort and not request.objective.WhichOneof("kind"):
+                query = replace(query, objective=replace(query.objective, worth=self._purse.worth))
         settings = self._settings
         return Life(
             query,
@@ -101,6 +113,7 @@ class Router:
             streamed=streamed,
             abort_seconds=settings.abort_seconds,
             give_up_below=settings.give_up_below,
+            purse=self._purse,
         )
 
     async def _planner(self, verifier: str = "") -> Planner:

@@ -8,6 +8,8 @@ from isoflop.v1.common_pb2 import Stage, Usage
 from isoflop.v1.router_pb2 import SolveResponse, Status
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from router.purse import Purse
+
 LABELS = ("stage", "model", "strategy")
 
 OVERHEAD = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -18,6 +20,8 @@ class Metrics:
     """The router's metrics in one registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
         def counter(name: str, help: str, labels: Iterable[str] = ()) -> Counter:
             return Counter(f"isoflop_router_{name}", help, labels, registry=registry)
 
@@ -74,6 +78,25 @@ class Metrics:
         """This profile is in force."""
         self._profile.clear()
         self._profile.labels(version).set(1)
+
+    def budget(self, purse: Purse) -> None:
+        """Queries are paid from this budget."""
+        registry = self._registry
+        Gauge(
+            "isoflop_router_shadow_price",
+            "Right answers that one more PFLOP would buy; moves when a query ends.",
+            registry=registry,
+        ).set_function(lambda: 1e15 * purse.price)
+        Gauge(
+            "isoflop_router_budget_left_flops",
+            "Floating-point operations that the window's budget still has; moves when a query ends.",
+            registry=registry,
+        ).set_function(lambda: purse.left)
+        Gauge(
+            "isoflop_router_budget_window_end_timestamp_seconds",
+            "When the budget's window ends, in seconds since the epoch; moves with the window.",
+            registry=registry,
+        ).set_function(lambda: purse.end)
 
 
 def outcome(response: SolveResponse) -> str:

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import KW_ONLY, dataclass, field, replace
 
 from google.rpc.code_pb2 import Code
-from isoflop.errors import IsoflopError
+from isoflop.errors import FailedPrecondition, IsoflopError
 from isoflop.v1.aggregation_pb2 import SELECTION_SUM, AggregateRequest, AggregateResponse
 from isoflop.v1.aggregation_pb2 import Candidate as CandidateMessage
 from isoflop.v1.common_pb2 import ANSWER_TYPE_PATTERN, FINISH_REASON_ABORTED, TextDelta
@@ -36,6 +36,7 @@ from router.metrics import Metrics, outcome
 from router.planner import Action, Decision, Planner, State
 from router.portions import MOST_BYTES, portions
 from router.progress import Progress
+from router.purse import Purse
 from router.query import Query
 from router.stages import Stages
 from router.strategies import STRATEGIES
@@ -58,6 +59,8 @@ class Life:
     """How long an aborted round may take to tell its bill."""
     give_up_below: float
     """A query that stops with less confidence than this was abandoned."""
+    purse: Purse | None = None
+    """What all queries are paid from; none: each has its own limit alone."""
     difficulty: Difficulty = field(default_factory=Difficulty)
     saved: Savings = field(default_factory=Savings)
     waited: float = 0.0
@@ -69,12 +72,15 @@ class Life:
 
     def __post_init__(self) -> None:
         self.meter = Meter(self.planner.catalog.currency)
-        self.allowance = Allowance(self.query.limit)
+        limit = self.query.limit
+        if self.purse:
+            limit = replace(limit, flops=min(limit.flops, self.purse.left))
+        self.allowance = Allowance(limit)
         self.progress = Progress(self.planner.profile.prior)
 
     async def solve(self) -> AsyncGenerator[Event, None]:
         """What happens, as it happens; the last event is `final`. Closing it ends all that runs."""
-        begin, ended = time.perf_counter(), "cancelled"
+        begin, ended, final = time.perf_counter(), "cancelled", None
         self.metrics.began()
         try:
             await self.estimate()
@@ -99,6 +105,8 @@ class Life:
             finally:
                 overhead = time.perf_counter() - begin - self.waited
                 self.metrics.ended(ended, self.meter.lines, overhead, self.saved.samples)
+                if self.purse:
+                    self.purse.settle(self.meter.bill().flops, finished=final is not None)
 
     async def estimate(self) -> None:
         """A belief about the query's latent difficulty."""
@@ -116,7 +124,14 @@ class Life:
     def plan(self) -> Decision:
         """The most worthwhile next round, or stop, given all that is known so far."""
         seconds = self.query.deadline - asyncio.get_running_loop().time()
-        return self.planner.decide(self.query, self.state(self.allowance.left, seconds))
+        try:
+            return self.planner.decide(self.query, self.state(self.allowance.left, seconds))
+        except FailedPrecondition:
+            if self.purse is None:
+                raise
+        # This raises, too, where it is not the window that is short of FLOPs.
+        self.planner.decide(self.query, self.state(self.query.limit - self.allowance.spent, seconds))
+        raise self.purse.exhausted("no plan fits in what is left of this window's budget")
 
     def state(self, left: Cost, seconds: float) -> State:
         """All that is known, with so much money and time left."""
