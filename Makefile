@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .PHONY: demo test test-all lint proto up train lock clean
-.PHONY: step-labels bench-embedded bench-headlines bench-prm bench-answers bench-difficulty bench-overhead
+.PHONY: step-labels bench-embedded bench-headlines bench-prm bench-answers bench-difficulty bench-price bench-overhead
 
 demo: .venv/run.stamp  ## 30 held-out problems, live
 	@$(BIN)/isoflop demo --json build/demo.json
@@ -64,6 +64,9 @@ bench-answers: .venv/dev.stamp  ## reading and comparing answers, on recorded te
 
 bench-difficulty: .venv/dev.stamp  ## difficulty from text, on held-out queries and recordings in ../shared
 	$(BIN)/python -m benchmarks.difficulty
+
+bench-price: .venv/dev.stamp  ## a budget that lasts while difficulty shifts
+	$(BIN)/python -m benchmarks.price
 
 bench-overhead: .venv/dev.stamp  ## what the suite adds to direct calls
 	$(BIN)/python -m benchmarks.overhead

@@ -57,6 +57,8 @@ class Played:
     flops: float
     worth: float = math.nan
     """FLOPs that a right answer was worth, where there was a price."""
+    refused: bool = False
+    """No plan fitted in what it was given."""
 
 
 def play(planner: Planner, asked: Asked, objective: Objective, flops: float = math.inf) -> Played:
@@ -142,25 +144,30 @@ def priced(planner: Planner, stream: Sequence[Asked], flops: float) -> list[Play
     return out
 
 
-def constant(planner: Planner, stream: Sequence[Asked], flops: float, worth: float) -> list[Played]:
-    """Each query at the same worth, as long as the budget lasts."""
-    out, left = [], flops
-    for asked in stream:
-        played = attempt(planner, asked, Objective(worth, None, "medium"), left) or NOTHING
-        left -= played.flops
-        out.append(replace(played, worth=worth))
-    return out
+def constant(planner: Planner, stream: Sequence[Asked], worth: float) -> list[Played]:
+    """Each query at the same worth, whatever that comes to."""
+    return [play(planner, asked, Objective(worth, None, "medium")) for asked in stream]
 
 
-def even(planner: Planner, stream: Sequence[Asked], flops: float, *, rolled: bool = False) -> list[Played]:
-    """Each query has the same share, and what raises accuracy in it; `rolled`: what it leaves goes on."""
-    out, left = [], flops
+def limited(planner: Planner, stream: Sequence[Asked], flops: float) -> list[Played]:
+    """Each query has the same limit, and whatever raises accuracy within it."""
+    return [attempt(planner, asked, MOST_ACCURATE, flops) or NOTHING for asked in stream]
+
+
+def rolled(planner: Planner, stream: Sequence[Asked], flops: float) -> list[Played]:
+    """Each query has its share of what is left, so that what one leaves goes on to the next ones."""
+    out: list[Played] = []
     for number, asked in enumerate(stream):
-        share = left / (len(stream) - number) if rolled else flops / len(stream)
-        played = attempt(planner, asked, Objective(None, None, "most"), share) or NOTHING
-        left -= played.flops
-        out.append(played)
+        share = flops / (len(stream) - number)
+        out.append(attempt(planner, asked, MOST_ACCURATE, share) or NOTHING)
+        flops -= out[-1].flops
     return out
+
+
+def within(played: Sequence[Played], flops: float) -> list[Played]:
+    """The same until the budget is spent; who comes then is refused."""
+    spent = np.cumsum([one.flops for one in played])
+    return [one if total <= flops else NOTHING for one, total in zip(played, spent, strict=True)]
 
 
 def attempt(planner: Planner, asked: Asked, objective: Objective, flops: float) -> Played | None:
@@ -171,4 +178,5 @@ def attempt(planner: Planner, asked: Asked, objective: Objective, flops: float) 
         return None
 
 
-NOTHING: Final = Played(False, 0.0)
+MOST_ACCURATE: Final = Objective(None, None, "most")
+NOTHING: Final = Played(False, 0.0, refused=True)
