@@ -270,7 +270,7 @@ def report(rows: list[Row], left_out: list[str], about: str) -> str:
             "",
             f"In turn: {', '.join(names)}. Accuracy by phase is in that order.",
             "",
-            "| policy | right, % | by phase, % | spent, % | refused, % | shadow price over it, points (95 %) |",
+            "| policy | right, % | by phase, % | spent, % | refused, % | price over it, points (95 %) |",
             "|---|---:|---|---:|---:|---|",
         ]
         for row in rows:
@@ -285,15 +285,15 @@ def report(rows: list[Row], left_out: list[str], about: str) -> str:
                 )
     lines += [
         "",
-        "*Shadow price*: `router/price.py`; begins at the profile's medium effort, knows the window but not how",
-        "many queries come. *Even split*: each query may spend the budget by the number of queries, known",
-        "beforehand, on whatever raises accuracy; a round must fit in it at its worst case, so that part of",
-        "the share is never spent. So it is followed by two that waste less: what a query leaves *goes on* to",
-        "the next ones, and the *best equal limit in hindsight*, the same for all queries, of",
-        f"{len(LIMITS)} that were tried. *Best constant price in hindsight*: of {len(WORTHS)}; no policy without",
-        "hindsight can hope for more than to come close. Both end where the budget does. *Refused*: no plan",
-        "fitted in what the query was given; counted as wrong. Differences are paired by query; intervals",
-        "take queries as independent, which those of one stream are not quite.",
+        "*Shadow price*: `router/price.py`; begins at the profile's medium effort, and knows the window but",
+        "not how many queries come. *Even split*: each query may spend the budget by the number of queries,",
+        "known beforehand, on whatever raises accuracy; a round must fit in it at its worst case, so that part of",
+        "the share is never spent. So it is followed by two that waste less: what a query leaves *goes on*",
+        "to the next ones; and the *best equal limit in hindsight*, the same for all queries, of",
+        f"{len(LIMITS)} that were tried. *Best constant price in hindsight*: of {len(WORTHS)}; what could be",
+        "had by who knew all queries. Both end where the budget does. *Refused*: no plan fitted in what the",
+        "query was given; counted as wrong. Differences are paired by query; intervals take queries as",
+        "independent, which those of one stream are not quite.",
     ]
     return "\n".join(lines) + "\n"
 
