@@ -89,7 +89,7 @@ class Metrics:
         ).set_function(lambda: 1e15 * purse.price)
         Gauge(
             "isoflop_router_budget_left_flops",
-            "Floating-point operations that the window's budget still has; moves when a query ends.",
+            "FLOPs that the window's budget still has; moves when a query ends, and with the window.",
             registry=registry,
         ).set_function(lambda: purse.left)
         Gauge(

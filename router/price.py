@@ -7,10 +7,10 @@ are multiplicative, so that the price stays positive, and of that paper's order:
 queries of a window.
 
 The target is what is left of the budget by the queries that are still to come. How many those are nobody
-knows: they are reckoned from past traffic, as where the budgets of advertisements are paced (Agarwal et al.
-2014, doi 10.1145/2623330.2623366), here by its mean rate with an exponential memory of one window. A wrong
-rate corrects itself, since what is left, and for how long, is known. Only queries move the price, time does
-not: an idle night does not wind it down. Pure functions of small states that can be written down as they are.
+knows: they are reckoned from past traffic, as where the budgets of advertisements are paced (Agarwal et al.,
+KDD 2014, pp. 1613-1619), here by its mean rate with an exponential memory of one window. A wrong rate
+corrects itself, since what is left, and for how long, is known. Only queries move the price, time does not:
+an idle night does not wind it down. Pure functions of small states that can be written down as they are.
 """
 
 from __future__ import annotations
