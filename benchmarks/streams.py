@@ -131,13 +131,16 @@ def draw(profile: Profile, at: int, seed: int, sd: float = 0.5) -> Asked:
 
 
 def priced(planner: Planner, stream: Sequence[Asked], flops: float) -> list[Played]:
-    """Dual ascent: each query at the worth that the price says, within what is left of the window."""
+    """Dual ascent: each query at the worth that the price says, within its share of the window."""
     window = Window(flops, 1.0)
     pace = price.begin(window, planner.profile.efforts["medium"], stream[0].at)
     out = []
     for asked in stream:
         worth = pace.worth
-        played = attempt(planner, asked, Objective(worth, None, "medium"), price.left(window, pace, asked.at))
+        share, left = price.share(window, pace, asked.at), price.left(window, pace, asked.at)
+        objective = Objective(worth, None, "medium")
+        # As in `router.solve`: where its share pays for no plan, all that is left may.
+        played = attempt(planner, asked, objective, share) or attempt(planner, asked, objective, left)
         if played:
             pace = price.settle(window, pace, played.flops, asked.at)
         out.append(replace(played or NOTHING, worth=worth))

@@ -100,9 +100,12 @@ class Router:
         margin = self._settings.deadline_margin_seconds
         deadline = asyncio.get_running_loop().time() + seconds - margin
         query = admit(request, planner.catalog, self._bounds, deadline)
+        most = math.inf
         if self._purse:
             self._purse.check()
+            most = self._purse.left
             if not request.effort and not request.objective.WhichOneof("kind"):
+                most = self._purse.share
                 query = replace(query, objective=replace(query.objective, worth=self._purse.worth))
         settings = self._settings
         return Life(
@@ -114,6 +117,7 @@ class Router:
             abort_seconds=settings.abort_seconds,
             give_up_below=settings.give_up_below,
             purse=self._purse,
+            most=most,
         )
 
     async def _planner(self, verifier: str = "") -> Planner:

@@ -10,19 +10,24 @@ The target is what is left of the budget by the queries that are still to come. 
 knows: they are reckoned from past traffic, as where the budgets of advertisements are paced (Agarwal et al.,
 KDD 2014, pp. 1613-1619), here by its mean rate with an exponential memory of one window. A wrong rate
 corrects itself, since what is left, and for how long, is known. Only queries move the price, time does not:
-an idle night does not wind it down. Pure functions of small states that can be written down as they are.
+an idle night does not wind it down. What queries take has a long tail, and the price learns of it when all
+is spent: so none may have more than some times the target. Pure functions of small states that can be
+written down as they are.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MOST_STEP = 0.25
 """Of the price's logarithm, for a query that took twice the target or nothing."""
 
 MOST_RISE = math.log(2)
 """Of the price's logarithm by one query, however much it took."""
+
+SHARES = 8.0
+"""Times the target that a query may have which follows the price."""
 
 LEAST_WATCHED = 0.01
 """Share of a window that the first queries are taken to have come in: two at once do not foretell a flood."""
@@ -81,6 +86,12 @@ def left(window: Window, pace: Pace, now: float) -> float:
     return max(0.0, window.flops - (pace.spent if same else 0.0))
 
 
+def share(window: Window, pace: Pace, now: float) -> float:
+    """FLOPs that a query which begins at that time and follows the price may have: no more than is left."""
+    rest = left(window, pace, now)
+    return min(rest, SHARES * rest / _to_come(window, _with_one(charge(window, pace, 0.0, now))))
+
+
 def charge(window: Window, pace: Pace, flops: float, now: float) -> Pace:
     """Spend, and learn nothing of it: of a query that failed or was cancelled, say. `flops` is not negative.
 
@@ -100,15 +111,26 @@ def charge(window: Window, pace: Pace, flops: float, now: float) -> Pace:
 
 def settle(window: Window, pace: Pace, flops: float, now: float) -> Pace:
     """A query has come to its end and took so many FLOPs: charge them, and take a step of the price."""
-    charged = charge(window, pace, flops, now)
-    now, queries = charged.at, charged.queries + 1.0
-    rate = queries / max(charged.watched, LEAST_WATCHED * window.seconds)
-    target = left(window, pace, now) / max(1.0, rate * (window.end(now) - now))
-    step = min(MOST_STEP, 1.0 / math.sqrt(rate * window.seconds))
+    ended = _with_one(charge(window, pace, flops, now))
+    target = left(window, pace, ended.at) / _to_come(window, ended)
+    step = min(MOST_STEP, 1.0 / math.sqrt(_rate(window, ended) * window.seconds))
     over = flops / target if target > 0 else math.inf if flops > 0 else 1.0
     rise = min(step * (over - 1.0), MOST_RISE)
-    price = _bounded(window, pace.price * math.exp(rise))
-    return Pace(price, now, charged.spent, queries, charged.watched)
+    return replace(ended, price=_bounded(window, pace.price * math.exp(rise)))
+
+
+def _with_one(pace: Pace) -> Pace:
+    return replace(pace, queries=pace.queries + 1.0)
+
+
+def _rate(window: Window, pace: Pace) -> float:
+    """Queries a second."""
+    return pace.queries / max(pace.watched, LEAST_WATCHED * window.seconds)
+
+
+def _to_come(window: Window, pace: Pace) -> float:
+    """Queries that are expected in the rest of the window; the one that is there is one at least."""
+    return max(1.0, _rate(window, pace) * (window.end(pace.at) - pace.at))
 
 
 def _bounded(window: Window, price: float) -> float:

@@ -40,6 +40,11 @@ class Purse:
         return price.left(self._window, self._pace, self._clock())
 
     @property
+    def share(self) -> float:
+        """FLOPs that a query may have which follows the price."""
+        return price.share(self._window, self._pace, self._clock())
+
+    @property
     def end(self) -> float:
         """When this window ends, in seconds since the epoch."""
         return self._window.end(self._clock())

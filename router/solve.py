@@ -61,6 +61,8 @@ class Life:
     """A query that stops with less confidence than this was abandoned."""
     purse: Purse | None = None
     """What all queries are paid from; none: each has its own limit alone."""
+    most: float = math.inf
+    """FLOPs of it that this one may have, as long as they pay for anything."""
     difficulty: Difficulty = field(default_factory=Difficulty)
     saved: Savings = field(default_factory=Savings)
     waited: float = 0.0
@@ -73,9 +75,7 @@ class Life:
     def __post_init__(self) -> None:
         self.meter = Meter(self.planner.catalog.currency)
         limit = self.query.limit
-        if self.purse:
-            limit = replace(limit, flops=min(limit.flops, self.purse.left))
-        self.allowance = Allowance(limit)
+        self.allowance = Allowance(replace(limit, flops=min(limit.flops, self.most)))
         self.progress = Progress(self.planner.profile.prior)
 
     async def solve(self) -> AsyncGenerator[Event, None]:
@@ -129,9 +129,15 @@ class Life:
         except FailedPrecondition:
             if self.purse is None:
                 raise
-        # This raises, too, where it is not the window that is short of FLOPs.
-        self.planner.decide(self.query, self.state(self.query.limit - self.allowance.spent, seconds))
-        raise self.purse.exhausted("no plan fits in what is left of this window's budget")
+        # Its share pays for no plan: all that is left may, if the price says that it is worth it.
+        own = self.query.limit
+        self.allowance.limit = replace(own, flops=min(own.flops, self.purse.left))
+        try:
+            return self.planner.decide(self.query, self.state(self.allowance.left, seconds))
+        except FailedPrecondition:
+            # This raises, too, where it is not the window that is short of FLOPs.
+            self.planner.decide(self.query, self.state(own - self.allowance.spent, seconds))
+            raise self.purse.exhausted("no plan fits in what is left of this window's budget") from None
 
     def state(self, left: Cost, seconds: float) -> State:
         """All that is known, with so much money and time left."""

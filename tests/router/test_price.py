@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import relaxed
 
-from router.price import MOST_RISE, MOST_STEP, RANGE, Pace, Window, begin, charge, left, settle
+from router.price import MOST_RISE, MOST_STEP, RANGE, SHARES, Pace, Window, begin, charge, left, settle, share
 
 flops = st.floats(0.0, 1e30)
 gaps = st.floats(0.0, 1e7)
@@ -36,7 +36,7 @@ def test_whatever_happens_the_state_is_finite_and_the_price_positive(
     pace = play(window, worth, spendings)
     assert all(math.isfinite(value) and value >= 0 for value in asdict(pace).values())
     assert 1 / window.flops <= pace.price <= RANGE / window.flops
-    assert 0 <= left(window, pace, pace.at) <= window.flops
+    assert 0 <= share(window, pace, pace.at) <= left(window, pace, pace.at) <= window.flops
     assert Pace(**asdict(pace)) == pace
 
 
@@ -112,6 +112,15 @@ def test_the_price_finds_the_worth_at_which_the_budget_lasts(guess: float, elast
         pace = settle(DAY, pace, took, now)
     assert pace.worth == pytest.approx(fair, rel=0.1)
     assert spent == pytest.approx(1000.0, rel=0.02)
+
+
+def test_a_query_may_have_several_times_the_target_and_the_last_one_all_that_is_left() -> None:
+    pace = begin(DAY, 10.0, 0.0)
+    for hour in range(24 * 20):
+        pace = settle(DAY, pace, 40.0, 3600.0 * hour)
+    morning, night = 86400.0 * 20, 86400.0 * 21 - 60.0
+    assert share(DAY, pace, morning) == pytest.approx(SHARES * 1000.0 / 24, rel=0.1)
+    assert share(DAY, pace, night) == left(DAY, pace, night) == 1000.0
 
 
 def test_an_idle_night_does_not_wind_the_price_down() -> None:

@@ -8,9 +8,9 @@ import pytest
 from isoflop.errors import FailedPrecondition, ResourceExhausted, Unavailable, to_status
 from isoflop.v1.common_pb2 import Capabilities
 from isoflop.v1.router_pb2 import Budget, Effort, Filters, Objective, SolveRequest
-from scripted_stages import ESTIMATE_FLOPS, HOLD, listed, number, same
+from scripted_stages import ESTIMATE_FLOPS, HOLD, Said, listed, number, same
 from scripted_suite import MakeSuite, Suite
-from synthetic import EASY, EFFORTS, MIDDLE, make_model
+from synthetic import EASY, EFFORTS, HARD, MIDDLE, make_model, make_profile
 
 from router.price import Window
 from router.purse import Purse
@@ -57,23 +57,42 @@ async def test_without_a_budget_there_is_no_price(make_suite: MakeSuite) -> None
 
 async def test_only_queries_without_an_objective_follow_the_price(make_suite: MakeSuite) -> None:
     rich = make_suite(same(number(421)), MIDDLE)
-    # A right answer is worth no more than the whole budget, which is less than at medium effort.
-    poor = make_suite(same(number(421)), MIDDLE, budget_flops=1e8, **LONG)
+    # No right answer is worth more than the whole budget, which is less than this profile's medium effort.
+    profile = make_profile(efforts=EFFORTS | {"medium": 1e14})
+    poor = make_suite(same(number(421)), MIDDLE, profile=profile, budget_flops=2e10, **LONG)
 
     async def bought(suite: Suite, request: SolveRequest) -> str:
         plan = await suite.router.plan(request)
         return f"{plan.action.model} {plan.action.samples} {plan.reason}"
 
-    limit = Budget(flops=1e8)
-    same_worth = ask(objective=Objective(flops_per_right_answer=1e8), budget=limit)
-    assert await bought(poor, ask()) == await bought(rich, same_worth)
-    assert await bought(poor, ask()) != await bought(rich, ask(budget=limit))
+    at_its_price = await bought(rich, ask(objective=Objective(flops_per_right_answer=2e10)))
+    assert at_its_price != await bought(rich, ask())
+    assert await bought(poor, ask()) == at_its_price
     for own in (
-        ask(effort=Effort.EFFORT_MEDIUM, budget=limit),
-        ask(objective=Objective(target_accuracy=0.6), budget=limit),
-        ask(objective=Objective(flops_per_right_answer=1e9), budget=limit),
+        ask(effort=Effort.EFFORT_LOW),
+        ask(objective=Objective(target_accuracy=0.6)),
+        ask(objective=Objective(flops_per_right_answer=1e9)),
     ):
-        assert await bought(poor, own) == await bought(rich, own)
+        assert await bought(poor, own) == await bought(rich, own) != at_its_price
+
+
+async def test_one_query_has_a_share_and_all_that_is_left_where_that_pays_for_nothing(
+    make_suite: MakeSuite,
+) -> None:
+    def level(model: str, index: int) -> Said:
+        """No answer gets ahead: it would go on until all is spent that a right answer is worth."""
+        return number(index % 4)
+
+    profile = make_profile(efforts=EFFORTS | {"medium": 1e10})
+    votes = Filters(models=["m"], strategies=["majority"])
+    wide = make_suite(level, HARD, profile=profile, budget_flops=1e10, **LONG)
+    free = make_suite(level, HARD, profile=profile)
+    shared, alone = [await suite.router.solve(ask(filters=votes)) for suite in (wide, free)]
+    assert 0 < shared.bill.flops < 0.5e10 < alone.bill.flops
+
+    # A share of this would pay for no sample.
+    narrow = make_suite(level, EASY, budget_flops=3e7, **LONG)
+    assert (await narrow.router.solve(ask())).bill.flops > ESTIMATE_FLOPS
 
 
 async def test_a_query_can_spend_no_more_than_is_left(make_suite: MakeSuite) -> None:
