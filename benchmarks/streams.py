@@ -149,7 +149,8 @@ def priced(planner: Planner, stream: Sequence[Asked], flops: float) -> list[Play
 
 def constant(planner: Planner, stream: Sequence[Asked], worth: float) -> list[Played]:
     """Each query at the same worth, whatever that comes to."""
-    return [play(planner, asked, Objective(worth, None, "medium")) for asked in stream]
+    objective = Objective(worth, None, "medium")
+    return [replace(play(planner, asked, objective), worth=worth) for asked in stream]
 
 
 def limited(planner: Planner, stream: Sequence[Asked], flops: float) -> list[Played]:
