@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -25,13 +26,13 @@ import numpy as np
 from isoflop.v1.generation_pb2 import DescribeModelsRequest
 
 from benchmarks import price_recordings
-from benchmarks.curves import Floats, interval, resamples
-from benchmarks.price_recordings import Recorded
 from benchmarks.streams import Asked, Played, constant, draw, limited, priced, rolled, within
 from router import profile
 from router.catalog import Catalog
 from router.planner import Planner
 from services.common.settings import MODELS
+from training.profiles import Measured
+from training.resampling import Floats, interval, resamples
 from training.sampling import open_generation
 
 mpl.use("Agg")
@@ -101,14 +102,16 @@ def drawn(planner: Planner, queries: int, seed: int) -> list[Asked]:
     return found
 
 
-def recorded(planner: Planner, problems: list[Recorded], queries: int, seed: int) -> list[Asked]:
+def recorded(
+    planner: Planner, problems: dict[str, Sequence[Measured]], queries: int, seed: int
+) -> list[Asked]:
     """Problems that the profile was not fitted on, a quarter of each dataset, with replacement."""
     rng = np.random.default_rng(seed)
     found = []
     for number in range(queries):
         phase = number * len(DATASETS) // queries
-        own = [problem for problem in problems if problem.dataset == DATASETS[phase]]
-        problem = own[rng.integers(len(own))]
+        own = problems[DATASETS[phase]]
+        problem = own[int(rng.integers(len(own)))]
         asked = price_recordings.asked(problem, planner.profile, seed * queries + number)
         found.append(replace(asked, phase=phase))
     return found
@@ -328,11 +331,12 @@ def main() -> int:
     rows, picture = compare("drawn", streams, ("in turn", "backwards", "busy late"), told)
     pictures, left_out = [picture], []
     try:
-        problems = price_recordings.load(arguments.recordings)
-        halves = [problems[::2], problems[1::2]]
+        problems = price_recordings.load(arguments.recordings, DATASETS)
+        halves = [{name: found[half::2] for name, found in problems.items()} for half in (0, 1)]
         catalog = Catalog.of(price_recordings.models(), [])
         planners = [
-            Planner(price_recordings.fit(half), catalog, 4, price_recordings.SAMPLES) for half in halves
+            Planner(price_recordings.fitted([*chain(*half.values())]), catalog, 4, price_recordings.SAMPLES)
+            for half in halves
         ]
         streams = [
             (planners[seed % 2], recorded(planners[seed % 2], halves[1 - seed % 2], count, seed))
@@ -342,7 +346,7 @@ def main() -> int:
         rows += found
         pictures.append(picture)
     except OSError as error:
-        left_out.append(f"recorded samples: {error}.")
+        left_out.append(f"recorded samples: {error.strerror}.")
     for path in (arguments.json, arguments.page):
         path.parent.mkdir(parents=True, exist_ok=True)
     figures = {

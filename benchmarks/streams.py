@@ -17,14 +17,15 @@ from isoflop.v1.aggregation_pb2 import AggregateResponse, Cluster
 from isoflop.v1.common_pb2 import FINISH_REASON_LENGTH, FINISH_REASON_STOP, Sample
 from isoflop.v1.router_pb2 import SolveRequest
 
-from benchmarks.curves import NO_ANSWER, Floats, Ints
 from router import cost, price
-from router.planner import UNLIMITED, Planner, State
+from router.decision import UNLIMITED, State
+from router.planner import Planner
 from router.price import Window
 from router.profile import Profile
 from router.progress import Progress
 from router.query import Bounds, Objective, admit
 from router.strategies.strategy import Candidate
+from training.resampling import NO_ANSWER, Floats, Ints
 
 RIGHT: Final = 0
 """The number of a right answer; wrong ones have others."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import KW_ONLY, dataclass, field, replace
 
@@ -24,6 +24,7 @@ from isoflop.v1.router_pb2 import (
     QueryStarted,
     Round,
     Savings,
+    SolveRequest,
     SolveResponse,
     Stopped,
 )
@@ -32,15 +33,20 @@ from isoflop.v1.router_pb2 import StreamSolveResponse as Event
 from router import cost
 from router.bench import RoundBench
 from router.cost import TEMPLATE_TOKENS, Allowance, Cost, Meter
+from router.decision import Action, Decision, State
+from router.explore import Draw
+from router.feedback import Feedback
 from router.metrics import Metrics, outcome
-from router.planner import Action, Decision, Planner, State
+from router.planner import Planner
 from router.portions import MOST_BYTES, portions
 from router.progress import Progress
 from router.purse import Purse
 from router.query import Query
+from router.shadow import First
 from router.stages import Stages
 from router.strategies import STRATEGIES
 from router.strategies.strategy import Candidate
+from router.truths import Answered, without_text
 
 
 @dataclass
@@ -63,6 +69,17 @@ class Life:
     """What all queries are paid from; none: each has its own limit alone."""
     most: float = math.inf
     """FLOPs of it that this one may have, as long as they pay for anything."""
+    asked: SolveRequest = field(default_factory=SolveRequest)
+    """What `query` was admitted from."""
+    feedback: Feedback | None = None
+    """Draws the first round, and records what came; None: neither is done."""
+    drawn: Draw | None = None
+    """The first decision as it was drawn, where it is recorded."""
+    pinned: bool = False
+    """The plan is the router's own, by its settings."""
+    afterwards: Callable[[First], None] | None = None
+    """Takes the first decision when the answer has gone out."""
+    first: First | None = None
     difficulty: Difficulty = field(default_factory=Difficulty)
     saved: Savings = field(default_factory=Savings)
     waited: float = 0.0
@@ -85,14 +102,17 @@ class Life:
         try:
             await self.estimate()
             yield Event(started=QueryStarted(query_id=self.query.query_id, difficulty=self.difficulty))
-            while (decision := self.plan()).action:
+            while (decision := self.explore(self.plan())).action:
                 async with aclosing(self.act(decision.action, decision.reason)) as events:
                     async for event in events:
                         yield event
             final = self.finish(decision)
+            await self.record(final)
             ended = outcome(final)
             yield Event(stopped=Stopped(reason=final.reason, abandoned=final.status == STATUS_ABANDONED))
             yield Event(final=final)
+            if self.afterwards and self.first:
+                self.afterwards(self.first)
         except IsoflopError as error:
             ended = f"failed_{Code.Name(error.code).lower()}"
             raise
@@ -105,8 +125,10 @@ class Life:
             finally:
                 overhead = time.perf_counter() - begin - self.waited
                 self.metrics.ended(ended, self.meter.lines, overhead, self.saved.samples)
+                version, flops = self.planner.profile.version, self.meter.bill().flops
+                self.metrics.decided(version, ended, flops, self.progress.confidence)
                 if self.purse:
-                    self.purse.settle(self.meter.bill().flops, finished=final is not None)
+                    self.purse.settle(flops, finished=final is not None)
 
     async def estimate(self) -> None:
         """A belief about the query's latent difficulty."""
@@ -124,20 +146,41 @@ class Life:
     def plan(self) -> Decision:
         """The most worthwhile next round, or stop, given all that is known so far."""
         seconds = self.query.deadline - asyncio.get_running_loop().time()
+        state = self.state(self.allowance.left, seconds)
         try:
-            return self.planner.decide(self.query, self.state(self.allowance.left, seconds))
+            decision = self.planner.decide(self.query, state)
         except FailedPrecondition:
             if self.purse is None:
                 raise
-        # Its share pays for no plan: all that is left may, if the price says that it is worth it.
+            state, decision = self.plan_with_all_of(self.purse, seconds)
+        if self.pinned and decision.action:
+            decision = replace(decision, reason=f"{decision.action.name}: pinned by the router's settings")
+        if self.first is None:
+            # What was bought is counted on in the same dictionary.
+            state = replace(state, bought=dict(state.bought))
+            self.first = First(self.query, self.difficulty, state, decision)
+        return decision
+
+    def plan_with_all_of(self, purse: Purse, seconds: float) -> tuple[State, Decision]:
+        """Its share pays for no plan: all that is left may, if the price says that it is worth it.
+
+        Raises ResourceExhausted where that is too little, but the caller's own limit is not.
+        """
         own = self.query.limit
-        self.allowance.limit = replace(own, flops=min(own.flops, self.purse.left))
+        self.allowance.limit = replace(own, flops=min(own.flops, purse.left))
+        state = self.state(self.allowance.left, seconds)
         try:
-            return self.planner.decide(self.query, self.state(self.allowance.left, seconds))
+            return state, self.planner.decide(self.query, state)
         except FailedPrecondition:
-            # This raises, too, where it is not the window that is short of FLOPs.
             self.planner.decide(self.query, self.state(own - self.allowance.spent, seconds))
-            raise self.purse.exhausted("no plan fits in what is left of this window's budget") from None
+            raise purse.exhausted("no plan fits in what is left of this window's budget") from None
+
+    def explore(self, decision: Decision) -> Decision:
+        """The first decision as it is drawn; later ones, and all where nothing is recorded, as they are."""
+        if self.feedback is None or self.drawn:
+            return decision
+        self.drawn = self.feedback.draw(self.query.query_id, decision)
+        return self.drawn.decision
 
     def state(self, left: Cost, seconds: float) -> State:
         """All that is known, with so much money and time left."""
@@ -161,6 +204,7 @@ class Life:
             action=action.message(),
             reason=reason,
             confidence_before=progress.confidence,
+            explored=self.drawn is not None and self.drawn.explored and not progress.rounds,
         )
         yield Event(round=round)
         prompt_most = query.prompt_bytes + TEMPLATE_TOKENS
@@ -207,9 +251,12 @@ class Life:
     async def update(self, action: Action, candidates: list[Candidate]) -> None:
         """Tally the answers, update the belief."""
         progress, strategy = self.progress, STRATEGIES[action.strategy]
-        by_scores = strategy.verifies and not self.missing
+        by_scores = strategy.verifies and action.verified is None and not self.missing
         if self.missing:
             progress.unweigh()
+            if not self.query.strategies:
+                # What the planner chooses is scored no more.
+                self.query = replace(self.query, strategies=("single", "majority"))
         votes = [
             CandidateMessage(
                 id=candidate.sample.id,
@@ -278,6 +325,34 @@ class Life:
             savings=self.saved,
             seed=query.seed,
             profile=self.planner.profile.version,
+        )
+
+    async def record(self, final: SolveResponse) -> None:
+        """Keep what was decided and what came, before the answer goes out: feedback may come at once."""
+        if self.feedback is None or self.drawn is None or self.first is None:
+            return
+        await self.feedback.record(
+            Answered(
+                query_id=final.query_id,
+                ended=time.time(),
+                profile=final.profile,
+                tenant="",
+                asked=without_text(self.asked),
+                prompt_bytes=self.query.prompt_bytes,
+                seconds=self.first.state.seconds,
+                difficulty=self.difficulty.mean,
+                difficulty_sd=self.difficulty.sd,
+                round_samples=self.planner.round_samples,
+                max_samples=self.planner.max_samples,
+                offers=self.drawn.offers,
+                taken=self.drawn.taken,
+                rounds=len(final.rounds),
+                flops=final.bill.flops,
+                answer=final.answer,
+                confidence=final.confidence,
+                catalog=self.planner.catalog,
+            ),
+            self.query.deadline,
         )
 
     async def bills(self) -> None:

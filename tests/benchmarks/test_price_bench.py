@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.curves import NO_ANSWER
 from benchmarks.price import timed
-from benchmarks.price_recordings import BILLIONS, FILES, SAMPLES, TYPES, Recorded, asked, fit, load, models
+from benchmarks.price_recordings import BILLIONS, SAMPLES, asked, fitted, load, models
 from benchmarks.streams import NOTHING, RIGHT, Asked, Played, constant, within
 from router.catalog import Catalog
 from router.planner import Planner
@@ -34,45 +33,52 @@ def test_queries_come_evenly_backwards_or_late() -> None:
         assert (at < 0.5).sum() == first_half
 
 
-def problem(right: float, tokens: int, seed: int) -> Recorded:
-    rng = np.random.default_rng(seed)
-    return Recorded(
-        "math500",
-        {model: np.where(rng.random(SAMPLES) < right, RIGHT, NO_ANSWER) for model in BILLIONS},
-        {model: (tokens * rng.lognormal(0, 0.2, SAMPLES)).astype(np.int64) for model in BILLIONS},
-    )
-
-
-def test_a_profile_of_recordings_knows_what_is_easy_and_short() -> None:
+@pytest.fixture
+def recordings(tmp_path: Path) -> Path:
+    """Files of forty problems each: the harder, the longer and the rarer right."""
     rng = np.random.default_rng(0)
-    hard = rng.random(200)
-    problems = [problem(1 - 0.9 * h, int(1000 * 10**h), seed) for seed, h in enumerate(hard)]
-    profile = fit(problems)
-    assert len(profile.grid) == TYPES
-    for arm in profile.arms:
-        assert arm.p_right[0] > 0.85 > 0.3 > arm.p_right[-1]
-        assert arm.tokens[0] < 2000 < 5000 < arm.tokens[-1]
-        assert arm.concentration > 10
+    for name in ("math500", "aime2024"):
+        with gzip.open(tmp_path / f"{name}.jsonl.gz", "wt") as file:
+            for number in range(40):
+                for model in BILLIONS:
+                    hard = number / 40
+                    samples = [
+                        {"answer": "7", "correct": True, "tokens": int(1000 * 10**hard)}
+                        if rng.random() > 0.9 * hard
+                        else {
+                            "answer": str(rng.choice(["8", "9"])),
+                            "correct": False,
+                            "tokens": int(2000 * 10**hard),
+                        }
+                        for _ in range(SAMPLES + 1)
+                    ]
+                    row = {"query_id": f"{name}/{number}", "model": model, "samples": samples}
+                    file.write(json.dumps(row) + "\n")
+    return tmp_path
+
+
+def test_recorded_problems_are_planned_by_a_profile_of_others(recordings: Path) -> None:
+    found = load(recordings, ("math500", "aime2024", "math500"))
+    assert {name: len(problems) for name, problems in found.items()} == {"math500": 40, "aime2024": 40}
+    profile = fitted(found["math500"])
     planner = Planner(profile, Catalog.of(models(), []), 4, SAMPLES)
-    easy = [asked(problem(0.99, 1000, 1000 + seed), profile, seed) for seed in range(10)]
+    easy = [asked(problem, profile, seed) for seed, problem in enumerate(found["aime2024"][:10])]
     played = constant(planner, easy, profile.efforts["low"])
     assert sum(one.right for one in played) >= 9
+    assert all(one.flops > 0 for one in played)
 
 
-def test_recordings_are_read(tmp_path: Path) -> None:
-    samples = [{"answer": "7", "tokens": 10, "correct": True}, {"answer": "8", "tokens": 20}]
-    samples += [{"answer": None, "tokens": 30}] * (SAMPLES - 2)
-    for name in FILES:
-        with gzip.open(tmp_path / f"{name}.jsonl.gz", "wt") as file:
-            for model in [*BILLIONS, "another"]:
-                file.write(json.dumps({"query_id": "1", "model": model, "samples": samples}) + "\n")
-            file.write(
-                json.dumps({"query_id": "2", "model": next(iter(BILLIONS)), "samples": samples}) + "\n"
-            )
-    found = load(tmp_path)
-    assert [one.dataset for one in found] == list(FILES)
-    for model in BILLIONS:
-        assert found[0].answers[model][:3].tolist() == [RIGHT, 1, NO_ANSWER]
-        assert found[0].tokens[model][:3].tolist() == [10, 20, 30]
+def test_models_that_agree_on_what_is_wrong_are_seen_to(recordings: Path) -> None:
+    found = load(recordings, ("math500",))["math500"][-1]
+    query = asked(found, fitted(load(recordings, ("aime2024",))["aime2024"]), seed=0)
+    told = [set(answers.tolist()) for answers in query.answers.values()]
+    assert told == [{RIGHT, 1, 2}] * len(BILLIONS)
+    for model, answers in query.answers.items():
+        right = answers == RIGHT
+        assert right.sum() == found.samples[model[0]].right[:SAMPLES].sum()
+        assert query.tokens[model][right].max() < query.tokens[model][~right].min()
+
+
+def test_recordings_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="math500"):
-        load(tmp_path / "absent")
+        load(tmp_path, ("math500",))
