@@ -26,7 +26,7 @@ import numpy as np
 from isoflop.v1.generation_pb2 import DescribeModelsRequest
 
 from benchmarks import price_recordings
-from benchmarks.streams import Asked, Played, constant, draw, limited, priced, rolled, within
+from benchmarks.streams import DRAWN, Asked, Played, constant, draw, limited, priced, rolled, within
 from router import profile
 from router.catalog import Catalog
 from router.planner import Planner
@@ -326,7 +326,7 @@ def main() -> int:
 
     count, seeds = arguments.queries, range(arguments.streams)
     curves = profile.load(MODELS / "profile.json")
-    planner = Planner(curves, asyncio.run(embedded()), round_samples=4)
+    planner = Planner(curves, asyncio.run(embedded()), 4, DRAWN)
     streams = [(planner, drawn(planner, count, seed)) for seed in seeds]
     rows, picture = compare("drawn", streams, ("in turn", "backwards", "busy late"), told)
     pictures, left_out = [picture], []

@@ -30,7 +30,7 @@ from training.resampling import NO_ANSWER, Floats, Ints
 RIGHT: Final = 0
 """The number of a right answer; wrong ones have others."""
 BOUNDS: Final = Bounds(prompt_bytes=1 << 16, samples=1024, messages=4)
-DRAWN: Final = 128
+DRAWN: Final = 1024
 """Samples of each arm that a drawn query has, and different wrong answers that it has at most."""
 
 

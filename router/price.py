@@ -27,7 +27,7 @@ MOST_RISE = math.log(2)
 """Of the price's logarithm by one query, however much it took."""
 
 SHARES = 8.0
-"""Times the target that a query may have which follows the price."""
+"""Times the target that a query which follows the price may have at most."""
 
 LEAST_WATCHED = 0.01
 """Share of a window that the first queries are taken to have come in: two at once do not foretell a flood."""
@@ -87,9 +87,11 @@ def left(window: Window, pace: Pace, now: float) -> float:
 
 
 def share(window: Window, pace: Pace, now: float) -> float:
-    """FLOPs that a query which begins at that time and follows the price may have: no more than is left."""
+    """FLOPs that a query which begins at that time and follows the price may have: all that is left for the
+    last one, about SHARES times the target where many are to come."""
     rest = left(window, pace, now)
-    return min(rest, SHARES * rest / _to_come(window, _with_one(charge(window, pace, 0.0, now))))
+    to_come = _to_come(window, _with_one(charge(window, pace, 0.0, now)))
+    return rest * SHARES / (SHARES + to_come - 1.0)
 
 
 def charge(window: Window, pace: Pace, flops: float, now: float) -> Pace:

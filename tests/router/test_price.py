@@ -119,7 +119,7 @@ def test_a_query_may_have_several_times_the_target_and_the_last_one_all_that_is_
     for hour in range(24 * 20):
         pace = settle(DAY, pace, 40.0, 3600.0 * hour)
     morning, night = 86400.0 * 20, 86400.0 * 21 - 60.0
-    assert share(DAY, pace, morning) == pytest.approx(SHARES * 1000.0 / 24, rel=0.1)
+    assert share(DAY, pace, morning) == pytest.approx(1000.0 * SHARES / (SHARES + 23), rel=0.05)
     assert share(DAY, pace, night) == left(DAY, pace, night) == 1000.0
 
 
