@@ -93,7 +93,7 @@ class ArmRecord(BaseModel):
     """How long samples are; none: their length says nothing."""
     concentration: float = Field(gt=0)
     """How alike queries of one difficulty are: p is Beta with mean p_right and so many pseudo-counts."""
-    scatter: float = Field(gt=0)
+    scatter: float | list[float]
     """How rarely wrong answers agree: the parameter of Ewens's sampling formula."""
     votes: dict[int, list[float]]
     """Measured accuracy of a majority vote of n samples, by n, from resampled calibration samples."""
@@ -147,6 +147,9 @@ class ProfileRecord(BaseModel):
                 raise ValueError(f"{arm.model}: a curve has not {size} values")
             if any(not 0 <= value <= 1 for curve in chances for value in curve):
                 raise ValueError(f"{arm.model}: a probability is not in [0, 1]")
+            scatters = arm.scatter if isinstance(arm.scatter, list) else [arm.scatter] * size
+            if len(scatters) != size or min(scatters) <= 0:
+                raise ValueError(f"{arm.model}: scatter is not positive, or has not {size} values")
             if min(arm.tokens) <= 0:
                 raise ValueError(f"{arm.model}: expected tokens are not positive")
             if min(arm.votes, default=1) < 1:
@@ -192,7 +195,7 @@ class Arm:
     tokens: Array
     """Shape (D,)."""
     concentration: float
-    scatter: float
+    scatter: Array | float
     votes: Array
     """Shape (len(ROUND_SIZES), D): accuracy of a majority vote."""
     prompt_tokens_per_byte: float
@@ -314,7 +317,7 @@ def parse(data: Any) -> Profile:
                 p_right=p_right,
                 tokens=np.array(arm.tokens),
                 concentration=arm.concentration,
-                scatter=arm.scatter,
+                scatter=np.broadcast_to(arm.scatter, prior.shape),
                 votes=votes,
                 prompt_tokens_per_byte=arm.prompt_tokens_per_byte,
                 seconds_per_token=arm.seconds_per_token,

@@ -145,16 +145,16 @@ async def _calibrate(arguments: argparse.Namespace) -> int:
     served = [model for model in models if model.name in found.models]
     speeds = await _speeds(arguments, served, found) if arguments.queries else {}
     data = _fit(arguments, found, served, speeds)
-    arguments.output.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    told = [str(arguments.output)]
+    files = {arguments.output: json.dumps(data, indent=1) + "\n"}
     if arguments.estimator:
-        arguments.estimator.write_text(_estimator(arguments, found), encoding="utf-8")
-        told.append(str(arguments.estimator))
+        files[arguments.estimator] = _estimator(arguments, found)
+    for path, text in files.items():
+        path.write_text(text, encoding="utf-8")
     if arguments.json:
         print(json.dumps(_summary(data, found)))
     else:
         Console().print(_table(data, found))
-        print(f"wrote {' and '.join(told)}, from {len(found.queries)} queries")
+        print(f"wrote {' and '.join(map(str, files))}, from {len(found.queries)} queries")
     return 0 if ended else _fail("the cap was reached: allow more, and the same command goes on")
 
 

@@ -286,16 +286,20 @@ def vote_accuracies(
     return {size: total / PERMUTATIONS for size, total in sums.items()}
 
 
-def scatter_of(answers: NDArray[np.int64]) -> float:
-    """How rarely wrong answers agree: Ewens's parameter by its likelihood; `answers` are `numbered`."""
+def scatter_of(answers: NDArray[np.int64], types: Types) -> Array:
+    """How rarely wrong answers agree by type, shape (K,): Ewens's parameter by its likelihood.
+
+    `answers` are `numbered`. Where a type has few wrong ones it is near that of all together.
+    """
     alpha = np.array(SCATTERS)
-    log = -0.5 * np.log(alpha) ** 2 / 4.0  # Where nothing is ever wrong, about one.
-    for row in answers:
+    log = np.zeros((len(answers), len(alpha)))
+    for told, row in zip(log, answers, strict=True):
         _, counts = np.unique(row[row > 0], return_counts=True)
-        if counts.sum() > 1:
-            total = counts.sum()
-            log += len(counts) * np.log(alpha) + gammaln(alpha) - gammaln(alpha + total)
-    return float(alpha[log.argmax()])
+        total = counts.sum()
+        if total > 1:
+            told += len(counts) * np.log(alpha) + gammaln(alpha) - gammaln(alpha + total)
+    mean = np.log(alpha[(log.sum(axis=0) - 0.125 * np.log(alpha) ** 2).argmax()])
+    return np.asarray(alpha[(types.of.T @ log - 0.5 * (np.log(alpha) - mean) ** 2).argmax(axis=1)])
 
 
 def fit_verified(samples: Sequence[Samples], verifier: str, right: Array) -> dict[str, Any] | None:
@@ -308,7 +312,7 @@ def fit_verified(samples: Sequence[Samples], verifier: str, right: Array) -> dic
     scored = np.array([[answer is not None for answer in one.answers[: scores.shape[1]]] for one in samples])
     x = logit(np.clip(scores, 0.001, 0.999))
     offset = np.tile(logit(np.clip(right, 0.01, 0.99))[:, None], (1, scores.shape[1]))
-    slope = _slope(x[scored], truth[scored], offset[scored])
+    slope = _slope(x[scored], truth[scored], offset[scored], scores.shape[1])
     if slope is None:
         return None
     a, b = slope
@@ -326,15 +330,18 @@ def fit_verified(samples: Sequence[Samples], verifier: str, right: Array) -> dic
     }
 
 
-def _slope(x: Array, truth: Array, offset: Array) -> tuple[float, float] | None:
-    """Logistic regression with an offset (Newton): intercept and slope; None where scores say nothing."""
+def _slope(x: Array, truth: Array, offset: Array, alike: int) -> tuple[float, float] | None:
+    """Logistic regression with an offset (Newton): intercept and slope; None where scores say nothing.
+
+    With a standard normal prior on both that counts as much as one query, of `alike` samples.
+    """
     if truth.min(initial=1) == truth.max(initial=0):
         return None
     design, weights = np.column_stack([np.ones_like(x), x]), np.zeros(2)
     for _ in range(50):
         p = expit(offset + design @ weights)
         step = np.linalg.solve(
-            design.T * (p * (1 - p)) @ design + 1e-3 * np.eye(2), design.T @ (truth - p) - 1e-3 * weights
+            design.T * (p * (1 - p)) @ design + alike * np.eye(2), design.T @ (truth - p) - alike * weights
         )
         weights += np.clip(step, -1.0, 1.0)
         if abs(step).max() < 1e-8:
@@ -431,7 +438,7 @@ def _sampled_arm(
             "caps": sorted({int(cap) for cap in np.quantile(lengths, CAPS)}),
         },
         "concentration": float(types.concentration[number]),
-        "scatter": round(scatter_of(answers), 3),
+        "scatter": rounded(scatter_of(answers, types), 3),
         "votes": {str(size): rounded(curve) for size, curve in votes.items()},
     }
     expected = types.of @ right

@@ -39,7 +39,7 @@ def played(votes: Votes, arm: Arm, samples: int, rng: np.random.Generator) -> fl
             wrong = counts.sum(axis=0)[:answers]
             if truth >= 0:
                 wrong[truth] = 0.0
-            weights = np.append(wrong, arm.scatter)
+            weights = np.append(wrong, np.broadcast_to(arm.scatter, PRIOR.shape)[kind])
             said = int(rng.choice(len(weights), p=weights / weights.sum()))
         elif truth < 0:
             truth = said = answers
