@@ -120,7 +120,7 @@ def draw(profile: Profile, at: int, seed: int, sd: float = 0.5) -> Asked:
         if arm.model not in chances:
             p = float(arm.p_right[at])
             chances[arm.model] = rng.beta(arm.concentration * p, arm.concentration * (1 - p))
-        broken = rng.beta(1.0, arm.scatter, DRAWN)
+        broken = rng.beta(1.0, np.broadcast_to(arm.scatter, profile.grid.shape)[at], DRAWN)
         shares = broken * np.cumprod(np.concatenate([[1.0], 1 - broken[:-1]]))
         wrong = 1 + np.random.default_rng((seed, at, 1)).permutation(DRAWN)
         key = (arm.model, arm.greedy)
