@@ -22,8 +22,10 @@ from router.feedback import Feedback
 from router.metrics import Metrics
 from router.pace import Pace
 from router.planner import Planner
+from router.price import Window
 from router.profile import Profile
 from router.profiles import InForce, Loaded
+from router.purse import Purse
 from router.queries import Queries
 from router.query import Bounds, Query, admit
 from router.settings import RouterSettings
@@ -65,6 +67,11 @@ class Router:
         self._take(self._in_force)
         self._pace = Pace()
         self._shadow = Shadow(self._metrics, settings.shadow_waiting)
+        self._purse: Purse | None = None
+        if settings.budget_flops:
+            window = Window(settings.budget_flops, settings.budget_window_seconds)
+            self._purse = Purse(window, self._in_force.live.profile.efforts["medium"])
+            self._metrics.budget(self._purse)
         self._queries = Queries(settings.kept_queries, settings.rejoin_seconds)
         self._bounds = Bounds(settings.max_prompt_bytes, settings.max_samples, settings.max_messages)
         self._feedback: Feedback | None = None
@@ -211,6 +218,13 @@ class Router:
         pinned = bool(settings.pin_model) and not (query.models or query.strategies or query.samples)
         if pinned:
             query = self._pin(query, catalog)
+        most = math.inf
+        if self._purse:
+            self._purse.check()
+            most = self._purse.left
+            if not (request.effort or request.objective.WhichOneof("kind") or query.samples):
+                most = self._purse.share
+                query = replace(query, objective=replace(query.objective, worth=self._purse.worth))
         loaded = in_force.chosen(request.request_id or query.query_id)
         afterwards = None
         if in_force.shadow and loaded is in_force.live and not query.samples:
@@ -223,6 +237,8 @@ class Router:
             streamed=streamed,
             abort_seconds=settings.abort_seconds,
             give_up_below=settings.give_up_below,
+            purse=self._purse,
+            most=most,
             asked=request,
             feedback=self._feedback,
             pinned=pinned,

@@ -37,6 +37,10 @@ class RouterSettings(ServiceSettings):
     """So long before a call's deadline the best answer so far is returned."""
     abort_seconds: float = Field(default=10.0, gt=0)
     """How long an aborted round may take to tell its bill."""
+    budget_flops: float | None = Field(default=None, ge=1, allow_inf_nan=False)
+    """FLOPs that all queries of a calendar window may take together; none: there is no budget."""
+    budget_window_seconds: float = Field(default=86400.0, ge=1, allow_inf_nan=False)
+    """Length of that window; they follow each other from the epoch on, so that days are those of UTC."""
     kept_queries: int = Field(default=256, ge=1)
     """Ended queries whose result is kept for retries and GetQuery."""
     rejoin_seconds: float = Field(default=10.0, ge=0)

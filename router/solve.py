@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import KW_ONLY, dataclass, field, replace
 
 from google.rpc.code_pb2 import Code
-from isoflop.errors import IsoflopError
+from isoflop.errors import FailedPrecondition, IsoflopError
 from isoflop.v1.aggregation_pb2 import SELECTION_SUM, AggregateRequest, AggregateResponse
 from isoflop.v1.aggregation_pb2 import Candidate as CandidateMessage
 from isoflop.v1.common_pb2 import ANSWER_TYPE_PATTERN, FINISH_REASON_ABORTED, TextDelta
@@ -41,6 +41,7 @@ from router.pace import Pace
 from router.planner import Planner
 from router.portions import MOST_BYTES, portions
 from router.progress import Progress
+from router.purse import Purse
 from router.query import Query
 from router.shadow import First
 from router.stages import Stages
@@ -65,6 +66,10 @@ class Life:
     """How long an aborted round may take to tell its bill."""
     give_up_below: float
     """A query that stops with less confidence than this was abandoned."""
+    purse: Purse | None = None
+    """What all queries are paid from; none: each has its own limit alone."""
+    most: float = math.inf
+    """FLOPs of it that this one may have, as long as they pay for anything."""
     asked: SolveRequest = field(default_factory=SolveRequest)
     """What `query` was admitted from."""
     feedback: Feedback | None = None
@@ -89,12 +94,13 @@ class Life:
 
     def __post_init__(self) -> None:
         self.meter = Meter(self.planner.catalog.currency)
-        self.allowance = Allowance(self.query.limit)
+        limit = self.query.limit
+        self.allowance = Allowance(replace(limit, flops=min(limit.flops, self.most)))
         self.progress = Progress(self.planner.profile.prior)
 
     async def solve(self) -> AsyncGenerator[Event, None]:
         """What happens, as it happens; the last event is `final`. Closing it ends all that runs."""
-        begin, ended = time.perf_counter(), "cancelled"
+        begin, ended, final = time.perf_counter(), "cancelled", None
         self.metrics.began()
         try:
             await self.estimate()
@@ -124,6 +130,8 @@ class Life:
                 self.metrics.ended(ended, self.meter.lines, overhead, self.saved.samples)
                 version, flops = self.planner.profile.version, self.meter.bill().flops
                 self.metrics.decided(version, ended, flops, self.progress.confidence)
+                if self.purse:
+                    self.purse.settle(flops, finished=final is not None)
 
     async def estimate(self) -> None:
         """A belief about the query's latent difficulty."""
@@ -142,7 +150,12 @@ class Life:
         """The most worthwhile next round, or stop, given all that is known so far."""
         seconds = self.query.deadline - asyncio.get_running_loop().time()
         state = self.state(self.allowance.left, seconds)
-        decision = self.planner.decide(self.query, state)
+        try:
+            decision = self.planner.decide(self.query, state)
+        except FailedPrecondition:
+            if self.purse is None:
+                raise
+            state, decision = self.plan_with_all_of(self.purse, seconds)
         if self.pinned and decision.action:
             decision = replace(decision, reason=f"{decision.action.name}: pinned by the router's settings")
         if self.first is None:
@@ -150,6 +163,20 @@ class Life:
             state = replace(state, bought=dict(state.bought))
             self.first = First(self.query, self.difficulty, state, decision)
         return decision
+
+    def plan_with_all_of(self, purse: Purse, seconds: float) -> tuple[State, Decision]:
+        """Its share pays for no plan: all that is left may, if the price says that it is worth it.
+
+        Raises ResourceExhausted where that is too little, but the caller's own limit is not.
+        """
+        own = self.query.limit
+        self.allowance.limit = replace(own, flops=min(own.flops, purse.left))
+        state = self.state(self.allowance.left, seconds)
+        try:
+            return state, self.planner.decide(self.query, state)
+        except FailedPrecondition:
+            self.planner.decide(self.query, self.state(own - self.allowance.spent, seconds))
+            raise purse.exhausted("no plan fits in what is left of this window's budget") from None
 
     def explore(self, decision: Decision) -> Decision:
         """The first decision as it is drawn; later ones, and all where nothing is recorded, as they are."""

@@ -1,0 +1,170 @@
+"""Queries that are paid from one budget: planned at its price, within what is left, and settled."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+
+import pytest
+from isoflop.errors import FailedPrecondition, ResourceExhausted, Unavailable, to_status
+from isoflop.v1.common_pb2 import Capabilities
+from isoflop.v1.router_pb2 import Budget, Effort, Filters, Objective, SolveRequest
+from scripted_stages import ESTIMATE_FLOPS, HOLD, Said, listed, number, same
+from scripted_suite import MakeSuite, Suite
+from synthetic import EASY, EFFORTS, HARD, MIDDLE, make_model, make_profile
+
+from router.price import Window
+from router.purse import Purse
+
+LONG = {"budget_window_seconds": 1e9}
+"""A window that does not end while a test runs."""
+
+
+def ask(**fields: object) -> SolveRequest:
+    return SolveRequest(prompt="17*24+13", **fields)  # type: ignore[arg-type]
+
+
+def left(suite: Suite) -> float:
+    return suite.metric("budget_left_flops")
+
+
+def price(suite: Suite) -> float:
+    """Right answers that one more FLOP would buy."""
+    return suite.metric("shadow_price") / 1e15
+
+
+async def solve_for_ever(suite: Suite) -> None:
+    while True:
+        await suite.router.solve(ask(effort=Effort.EFFORT_HIGH))
+
+
+async def test_bills_are_settled_and_move_the_price(make_suite: MakeSuite) -> None:
+    suite = make_suite(same(number(421)), MIDDLE, budget_flops=1e12, **LONG)
+    assert price(suite) == pytest.approx(1 / EFFORTS["medium"])
+    assert suite.metric("budget_window_end_timestamp_seconds") % 1e9 == 0
+    first = await suite.router.solve(ask())
+    assert left(suite) == pytest.approx(1e12 - first.bill.flops, rel=1e-12)
+    # It took less than its share, as many as come by now: the budget is worth less.
+    assert price(suite) < 1 / EFFORTS["medium"]
+    second = await suite.router.solve(ask())
+    assert left(suite) == pytest.approx(1e12 - first.bill.flops - second.bill.flops, rel=1e-12)
+
+
+async def test_without_a_budget_there_is_no_price(make_suite: MakeSuite) -> None:
+    suite = make_suite(same(number(421)), MIDDLE)
+    await suite.router.solve(ask())
+    assert suite.registry.get_sample_value("isoflop_router_shadow_price") is None
+
+
+async def test_only_queries_without_an_objective_follow_the_price(make_suite: MakeSuite) -> None:
+    rich = make_suite(same(number(421)), MIDDLE)
+    # No right answer is worth more than the whole budget, which is less than this profile's medium effort.
+    profile = make_profile(efforts=EFFORTS | {"medium": 1e14})
+    poor = make_suite(same(number(421)), MIDDLE, profile=profile, budget_flops=2e10, **LONG)
+
+    async def bought(suite: Suite, request: SolveRequest) -> str:
+        plan = await suite.router.plan(request)
+        return f"{plan.action.model} {plan.action.samples} {plan.reason}"
+
+    at_its_price = await bought(rich, ask(objective=Objective(flops_per_right_answer=2e10)))
+    assert at_its_price != await bought(rich, ask())
+    assert await bought(poor, ask()) == at_its_price
+    for own in (
+        ask(effort=Effort.EFFORT_LOW),
+        ask(objective=Objective(target_accuracy=0.6)),
+        ask(objective=Objective(flops_per_right_answer=1e9)),
+    ):
+        assert await bought(poor, own) == await bought(rich, own) != at_its_price
+
+
+async def test_one_query_has_a_share_and_all_that_is_left_where_that_pays_for_nothing(
+    make_suite: MakeSuite,
+) -> None:
+    def level(model: str, index: int) -> Said:
+        """No answer gets ahead: it would go on until all is spent that a right answer is worth."""
+        return number(index % 4)
+
+    profile = make_profile(efforts=EFFORTS | {"medium": 1e10})
+    votes = Filters(models=["m"], strategies=["majority"])
+    wide = make_suite(level, HARD, profile=profile, budget_flops=1e10, **LONG)
+    free = make_suite(level, HARD, profile=profile)
+    shared, alone = [await suite.router.solve(ask(filters=votes)) for suite in (wide, free)]
+    assert 0 < shared.bill.flops < 0.5e10 < alone.bill.flops
+
+    # A share of this would pay for no sample.
+    narrow = make_suite(level, EASY, budget_flops=3e7, **LONG)
+    assert (await narrow.router.solve(ask())).bill.flops > ESTIMATE_FLOPS
+
+
+async def test_a_query_can_spend_no_more_than_is_left(make_suite: MakeSuite) -> None:
+    budget = 5e7
+    suite = make_suite(same(number(1)), MIDDLE, budget_flops=budget, **LONG)
+    result = await suite.router.solve(
+        ask(effort=Effort.EFFORT_HIGH, filters=Filters(strategies=["majority"]))
+    )
+    free = make_suite(same(number(1)), MIDDLE)
+    unbound = await free.router.solve(
+        ask(effort=Effort.EFFORT_HIGH, filters=Filters(strategies=["majority"]))
+    )
+    assert result.bill.flops <= budget < unbound.bill.flops
+
+
+async def test_a_spent_window_refuses_until_the_next(make_suite: MakeSuite) -> None:
+    suite = make_suite(same(number(421)), EASY, budget_flops=2e8, **LONG)
+    with pytest.raises(ResourceExhausted, match="this window's budget") as caught:
+        await solve_for_ever(suite)
+    assert suite.metric("queries_total", outcome="answered") > 1
+    assert left(suite) < 2e8
+    assert 0 < caught.value.retry_after <= 1e9
+    assert [detail.TypeName() for detail in to_status(caught.value).details] == ["google.rpc.RetryInfo"]
+    assert suite.metric("queries_total", outcome="failed_resource_exhausted") == 1
+    with pytest.raises(ResourceExhausted):
+        await suite.router.plan(ask())
+
+
+async def test_who_allows_too_little_is_told_so_whatever_the_window_has(make_suite: MakeSuite) -> None:
+    suite = make_suite(same(number(421)), EASY, budget_flops=1e12, **LONG)
+    with pytest.raises(FailedPrecondition, match="the cheapest"):
+        await suite.router.solve(ask(budget=Budget(flops=1000.0)))
+
+
+async def test_a_query_that_no_model_can_serve_is_no_matter_of_the_window(make_suite: MakeSuite) -> None:
+    # Its verifier needs log-probabilities.
+    models = [make_model("plain", capabilities=Capabilities())]
+    suite = make_suite(same(number(421)), EASY, models=models, budget_flops=1e12, **LONG)
+    with pytest.raises(FailedPrecondition, match="no model can serve"):
+        await suite.router.solve(ask(filters=Filters(models=["plain"], strategies=["best_of_n"])))
+
+
+async def test_failed_and_cancelled_queries_are_paid_for_and_teach_no_price(make_suite: MakeSuite) -> None:
+    failing = make_suite(same(Unavailable("gone")), MIDDLE, budget_flops=1e12, **LONG)
+    before = price(failing)
+    with pytest.raises(Unavailable):
+        await failing.router.solve(ask())
+    assert left(failing) == pytest.approx(1e12 - ESTIMATE_FLOPS, abs=1e-3)
+    assert price(failing) == before
+
+    hanging = make_suite(listed(number(1), HOLD), MIDDLE, budget_flops=1e12, **LONG)
+    async with aclosing(hanging.router.stream(ask(filters=Filters(models=["s"], samples=2)))) as events:
+        async for event in events:
+            if event.HasField("sample"):
+                break
+    await hanging.router.close()
+    assert hanging.metric("queries_total", outcome="cancelled") == 1
+    spent = hanging.generation.flops() + ESTIMATE_FLOPS
+    assert left(hanging) == pytest.approx(1e12 - spent, abs=1e-3)
+    assert price(hanging) == before
+
+
+def test_a_new_window_has_its_whole_budget() -> None:
+    now = 1000.0
+    purse = Purse(Window(flops=100.0, seconds=60.0), worth=10.0, clock=lambda: now)
+    assert (purse.left, purse.end) == (100.0, 1020.0)
+    purse.settle(150.0, finished=True)
+    assert purse.left == 0.0
+    with pytest.raises(ResourceExhausted, match="begins in 20 s") as caught:
+        purse.check()
+    assert caught.value.retry_after == 20.0
+    now = 1020.0
+    purse.check()
+    assert (purse.left, purse.end) == (100.0, 1080.0)
+    assert purse.worth < 10.0
