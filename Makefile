@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .PHONY: demo test test-all lint proto up train lock clean
-.PHONY: step-labels bench-embedded bench-headlines bench-prm bench-answers bench-difficulty bench-overhead
+.PHONY: step-labels bench-embedded bench-headlines bench-prm bench-answers bench-difficulty bench-overhead bench-replay
 
 demo: .venv/run.stamp  ## 30 held-out problems, live
 	@$(BIN)/isoflop demo --json build/demo.json
@@ -67,6 +67,9 @@ bench-difficulty: .venv/dev.stamp  ## difficulty from text, on held-out queries 
 
 bench-overhead: .venv/dev.stamp  ## what the suite adds to direct calls
 	$(BIN)/python -m benchmarks.overhead
+
+bench-replay: .venv/dev.stamp  ## accuracy against FLOPs on the recordings in ../shared, beside baselines
+	$(BIN)/python -m benchmarks.replay
 
 lock:  ## requirements/*.txt from requirements/*.in
 	requirements/lock.sh
