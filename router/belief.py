@@ -1,6 +1,6 @@
 """What the votes so far say: how hard the query is, and which answer is right.
 
-The model of a query: its latent difficulty d is one of a grid of D. A sample of arm a is right with a
+The model of a query: its type d is one of D (each has a latent difficulty). A sample of arm a is right with a
 probability that is Beta-distributed over the queries of that difficulty (mean p_a(d)). Right samples all
 have the same answer; wrong ones agree now and then, as in Ewens's sampling formula with parameter alpha:
 the next wrong sample repeats an earlier wrong answer of m votes with probability m / (alpha + wrong).
@@ -8,7 +8,8 @@ the next wrong sample repeats an earlier wrong answer of m votes with probabilit
 So the joint probability of the votes, of difficulty d and of "cluster j is right" (or none is) has a
 closed form, and the confidence in an answer is its sum over d. Votes of several arms count for what each
 is worth; a model's samples are not independent of its greedy one, and where calibration has measured that
-(`Arm.after_greedy`) they are not taken to be. How long samples were is evidence, too: see `router.lengths`.
+(`Arm.after_greedy`) they are not taken to be. How long samples were is evidence, too (`router.lengths`), and
+so are a verifier's scores (`router.profile.Verified`).
 Pure functions, numpy only.
 """
 
@@ -35,6 +36,8 @@ class Votes:
     """Shape (len(arms),)."""
     lengths: tuple[Lengths, ...] = ()
     """Of each arm's samples; none: not told."""
+    evidence: Array | None = None
+    """Shape (J,): logarithm of how much likelier the scores of each are where it is right; none: none."""
 
     @property
     def samples(self) -> int:
@@ -111,6 +114,8 @@ def update(prior: Array, votes: Votes) -> Posterior:
     scatter = _scatter(votes)
     if clusters:
         log += _log_partitions(sizes, scatter)[:, None]
+    if votes.evidence is not None:
+        log[:-1] += votes.evidence[:, None]
     log -= log.max()
     joint = np.exp(log)
     return Posterior(joint / joint.sum(), scatter, sizes)

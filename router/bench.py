@@ -15,7 +15,7 @@ from isoflop.v1.generation_pb2 import AbortSamples, Branch, GenerateRequest, Rou
 from isoflop.v1.verification_pb2 import Chain, ChainScore, ChainScoring, ScoreRequest, Verifier
 
 from router.cost import Cost, Meter
-from router.planner import Action
+from router.decision import Action
 from router.portions import MOST_BYTES, portions
 from router.query import Query
 from router.stages import Stages

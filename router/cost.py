@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import TypeVar
 
+import numpy as np
 from isoflop.errors import FailedPrecondition
 from isoflop.v1.common_pb2 import (
     STAGE_DIFFICULTY,
@@ -20,8 +22,12 @@ from isoflop.v1.common_pb2 import (
 from isoflop.v1.difficulty_pb2 import EstimateResponse
 from isoflop.v1.generation_pb2 import RoundUsage
 from isoflop.v1.verification_pb2 import ScoreResponse, Verifier
+from numpy.typing import NDArray
 
-from services.common.flops import attended, with_attention, without_attention
+from services.common.flops import attention, with_attention, without_attention
+
+Number = TypeVar("Number", float, NDArray[np.float64])
+"""One, or one for each type of query."""
 
 TEMPLATE_TOKENS = 64
 """Tokens that a chat template may add to a prompt, at most, where a worst case is reckoned."""
@@ -60,28 +66,39 @@ def samples(
 
     With that of their scores, where there is a verifier: as if its tokenizer made as many tokens of them.
     """
-    cost = _run(model.shape, model.price, count, prompt, completion)
+    return Cost(*(count * one for one in sample(model, prompt, completion, verifier)))
+
+
+def sample(
+    model: Model, prompt: float, completion: Number, verifier: Verifier | None = None
+) -> tuple[Number, Number, Number]:
+    """FLOPs, money and tokens of one sample, for a number of tokens or an array of them."""
+    flops, money, tokens = _run(model.shape, model.price, prompt, completion)
     if verifier is None:
-        return cost
+        return flops, money, tokens
     if not verifier.HasField("shape"):
         # It computes no tokens, only a few operations for each step; a step has a token at least.
-        return cost + Cost(flops=count * FLOPS_A_STEP * completion)
-    read = prompt + completion + verifier.extra_tokens
-    read = min(read, verifier.context or read)
-    return cost + _run(verifier.shape, verifier.price, count, read, verifier.completion_tokens)
+        return flops + FLOPS_A_STEP * completion, money, tokens
+    read = completion + (prompt + verifier.extra_tokens)
+    if verifier.context:
+        read = read - (read - verifier.context) * (read > verifier.context)
+    more = _run(verifier.shape, verifier.price, read, verifier.completion_tokens + 0.0 * completion)
+    return flops + more[0], money + more[1], tokens + more[2]
 
 
-def _run(shape: Shape, price: Price, count: float, prompt: float, completion: float) -> Cost:
-    """Cost of `count` times computing so many tokens of a prompt and generating so many."""
-    end = prompt + completion
-    context = attended(1, math.ceil(end), shape.window) if shape.window else end * (end + 1) / 2
-    return Cost(
-        flops=count * with_attention(shape, end, context),
-        money=count
-        * (prompt * price.per_million_prompt_tokens + completion * price.per_million_completion_tokens)
-        / 1e6,
-        tokens=count * end,
-    )
+def _run(
+    shape: Shape, price: Price, prompt: float | Number, completion: Number
+) -> tuple[Number, Number, Number]:
+    """FLOPs, money and tokens of computing so many tokens of a prompt and generating so many."""
+    end = completion + prompt
+    context = end * (end + 1) / 2
+    if shape.window:
+        # A token beyond the window attends to as many fewer as it is beyond it.
+        beyond = (end - shape.window) * (end > shape.window)
+        context = context - beyond * (beyond + 1) / 2
+    flops = 2.0 * shape.active_parameters * end + attention(shape) * context
+    money = completion * (price.per_million_completion_tokens / 1e6)
+    return flops, money + prompt * (price.per_million_prompt_tokens / 1e6), end
 
 
 def longest(

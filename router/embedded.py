@@ -30,16 +30,20 @@ from services.verification.settings import VerificationSettings
 
 
 @asynccontextmanager
-async def open_router(settings: SuiteSettings, registry: CollectorRegistry) -> AsyncIterator[Router]:
-    """A router with everything that it needs; raises CannotServe where a file is missing or wrong."""
+async def open_stages(
+    settings: SuiteSettings, registry: CollectorRegistry, *, whole: bool = False
+) -> AsyncIterator[Stages]:
+    """The four services; raises CannotServe where a file is missing or wrong.
+
+    `whole`: samples of llama.cpp come when they are complete, which is faster where none is to be aborted.
+    """
     async with AsyncExitStack() as stack:
         try:
-            curves = profile.load(settings.profile)
             difficulty = open_difficulty(
                 DifficultySettings(estimator=settings.estimator, embedding=settings.embedding), registry
             )
-            backends = open_backends(settings.catalog)
-        except (CatalogError, EmbeddingError, EstimatorError, ProfileError) as error:
+            backends = open_backends(settings.catalog, whole=whole)
+        except (CatalogError, EmbeddingError, EstimatorError) as error:
             raise CannotServe(str(error)) from None
         generation = Generation(GenerationSettings(catalog=settings.catalog), backends, registry)
         stack.push_async_callback(generation.close)
@@ -51,15 +55,22 @@ async def open_router(settings: SuiteSettings, registry: CollectorRegistry) -> A
         stack.push_async_callback(verification.close)
         aggregation = Aggregation(AggregationSettings(), registry)
         stack.push_async_callback(aggregation.close)
-        stages = Stages(
-            generation,
-            verification,
-            difficulty,
-            aggregation,
-        )
+        yield Stages(generation, verification, difficulty, aggregation)
+
+
+@asynccontextmanager
+async def open_router(settings: SuiteSettings, registry: CollectorRegistry) -> AsyncIterator[Router]:
+    """A router with everything that it needs; raises CannotServe where a file is missing or wrong."""
+    try:
+        curves = profile.load(settings.profile)
+    except ProfileError as error:
+        raise CannotServe(str(error)) from None
+    async with open_stages(settings, registry) as stages:
         router = Router(settings, stages, curves, registry)
-        stack.push_async_callback(router.close)
-        yield router
+        try:
+            yield router
+        finally:
+            await router.close()
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""What one more sample would tell: its outcomes, and what would be believed after each.
+"""What one more sample would tell: its outcomes, what would be believed after each, and done then.
 
 A sample that decides nothing by itself may be worth its price all the same: a short one by a cheap model that
 agrees says that no dearer one is needed, a long one says which. An outcome is where the sample's answer falls
@@ -9,20 +9,95 @@ length falls in. Pure functions.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 
+from router.accuracy import Races
 from router.belief import Posterior, Votes
 from router.lengths import UNSEEN, Array, LengthCurve, Lengths, below
-from router.profile import Arm
+from router.outlook import Outlook
+from router.profile import ROUND_SIZES, Arm
 
 THIRDS = (-0.43, 0.43)
 """Where lengths are told apart, in standard deviations of what is foreseen: thirds of a normal one."""
 LEAST_CHANCE = 1e-3
 """Outcomes less likely are not looked at."""
+LEAST_TYPE = 1e-3
+"""Types of queries that are less likely than this, by the likeliest, do not count in what a probe tells."""
+AFTER = 3
+"""How many of ROUND_SIZES are looked ahead by after a probe."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One sample, for what it tells."""
+
+    row: int
+    """Of the menu."""
+    cap: int
+    """Tokens at which it is cut."""
+    share: float
+    """Of the expected cost of a whole sample."""
+    worth: float
+    """FLOPs of worth that it is expected to leave, beyond stopping at once."""
+
+
+def best_probe(outlook: Outlook, worth: float) -> Probe | None:
+    """The sample that is worth most for what it tells, where a right answer is worth so many FLOPs.
+
+    Only of arms whose lengths were measured: without them little is told that buying does not tell as well.
+    """
+    state = outlook.state
+    probes: list[Probe] = []
+    found: dict[int, list[tuple[int, Outcome]]] = {}
+    for row, option in enumerate(outlook.menu.options):
+        arm = option.arm
+        if not outlook.open[row, 0] or option.verifier or arm.length is None:
+            continue
+        room = outlook.room(option, 1, state.left)
+        *_, seen = so_far(state.posterior, state.votes, arm)
+        types = state.posterior.difficulty
+        whole = float(types @ arm.length.expected(seen, math.inf))
+        for cap in (*(cap for cap in arm.caps if cap < room), room):
+            for outcome in outcomes(state.posterior, state.votes, arm, cap):
+                found.setdefault(len(outcome.posterior.sizes), []).append((len(probes), outcome))
+            share = min(float(types @ arm.length.expected(seen, cap)) / whole, 1.0)
+            probes.append(Probe(row, cap, share, -share * float(outlook.flops[row, 0])))
+    if not probes:
+        return None
+    values = np.array([probe.worth for probe in probes])
+    for group in found.values():
+        numbers = [number for number, _ in group]
+        after = _best_after(outlook, [outcome for _, outcome in group], [probes[n] for n in numbers], worth)
+        after = (after - state.confidence * worth) * [outcome.chance for _, outcome in group]
+        values += np.bincount(numbers, after, len(probes))
+    best = int(values.argmax())
+    return replace(probes[best], worth=float(values[best]))
+
+
+def _best_after(outlook: Outlook, after: Sequence[Outcome], probes: Sequence[Probe], worth: float) -> Array:
+    """What is had in FLOPs after each outcome of the probe that led to it, by stopping or by a plan: (B,)."""
+    menu, state, now = outlook.menu, outlook.state, outlook.state.posterior.difficulty
+    types = np.flatnonzero(now > LEAST_TYPE * now.max())
+    races = Races.of([outcome.posterior for outcome in after], types)
+    names = np.array([option.model.name for option in menu.options])
+    rows = [probe.row for probe in probes]
+    had = outlook.had + (names[rows][:, None] == names)
+    sizes = np.array(ROUND_SIZES[:AFTER])
+    price = (races.difficulty @ menu.flops[:, types].T)[..., None] * sizes
+    value = races.accuracies(outlook.stack, had, AFTER) * worth - price
+    value[:, ~outlook.open[:, :AFTER]] = -math.inf
+    value[:, [option.blind for option in menu.options]] = -math.inf
+    limits = (state.left.flops, state.left.money, state.left.tokens)
+    for costs, left in zip((menu.flops, menu.money, menu.tokens), limits, strict=True):
+        if math.isfinite(left):
+            spent = [float(costs[probe.row] @ now) * probe.share for probe in probes]
+            needs = (races.difficulty @ costs[:, types].T)[..., None] * sizes
+            value[needs > left - np.array(spent)[:, None, None]] = -math.inf
+    return np.asarray(np.maximum(races.confidence * worth, value.max(axis=(1, 2))))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,12 +1,14 @@
-"""The profile: measured curves of each arm over latent difficulty, as calibration left them.
+"""The profile: measured curves of each arm over types of queries, as calibration left them.
 
-A profile is one JSON file with a version. Difficulty is latent: mean 0 and standard deviation 1 over the
-calibration queries, higher is harder; curves are arrays over one grid of it.
+A profile is one JSON file with a version. Types are ordered by latent difficulty: mean 0 and standard
+deviation 1 over the calibration queries, higher is harder; curves are arrays over the types, which
+`training.profiles` finds.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,11 +20,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from router.lengths import Array, LengthCurve
 
-SCHEMA = 1
+SCHEMA = 2
 """Number of the form of the file; a profile of another number is refused."""
 
 ROUND_SIZES = (1, 2, 4, 8, 16, 32)
 """Numbers of samples that the planner looks ahead by."""
+
+RUNS = tuple((size, votes) for size in ROUND_SIZES for votes in range(size + 1))
+"""So many of so many samples."""
 
 MOST_VOTES = 4096
 """Most samples of a query that the tables below reach to."""
@@ -47,8 +52,27 @@ class LengthRecord(BaseModel):
     """Caps on a sample's tokens that are worth considering, rising."""
 
 
+class VerifiedRecord(BaseModel):
+    """What a verifier's scores say of an arm's samples: see `Verified`."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    verifier: str
+    """The verifier's name."""
+    intercept: float
+    slope: float = Field(gt=0)
+    """Of the log-odds that a chain is right on the logit of its score, beyond what the type says."""
+    alike: float = Field(ge=0, le=1)
+    """How alike scores of one answer are: n of them say as much as n / (1 + (n - 1) alike)."""
+    right: float
+    wrong: float
+    """What a right and a wrong sample's score says on average, in log-odds."""
+    votes: dict[int, list[float]]
+    """Measured accuracy of a vote of n samples that are weighed by their scores, by n."""
+
+
 class ArmRecord(BaseModel):
-    """An arm as the file has it: one model at one temperature. Curves have a value for each grid point."""
+    """An arm as the file has it: one model at one temperature. Curves have a value for each type."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -58,6 +82,8 @@ class ArmRecord(BaseModel):
     """0: greedy, so that a second sample says nothing new."""
     p_right: list[float]
     """Chance that one sample is right."""
+    p_right_error: list[float] | None = None
+    """Its standard error; none: not told."""
     p_right_after_greedy: list[float] | None = None
     """The same where the model's greedy sample was wrong; none: as if that said nothing."""
     tokens: list[float]
@@ -70,6 +96,8 @@ class ArmRecord(BaseModel):
     """How rarely wrong answers agree: the parameter of Ewens's sampling formula."""
     votes: dict[int, list[float]]
     """Measured accuracy of a majority vote of n samples, by n, from resampled calibration samples."""
+    verified: list[VerifiedRecord] = []
+    """What verifiers say of its samples."""
     prompt_tokens_per_byte: float = Field(gt=0)
     """Prompt tokens for each byte of the query."""
     seconds_per_token: float = Field(ge=0)
@@ -86,9 +114,9 @@ class ProfileRecord(BaseModel):
     version: str
     """Name of this profile, told in responses and metrics."""
     grid: list[float]
-    """Latent difficulties, rising."""
+    """Mean latent difficulty of each type of queries, rising."""
     prior: list[float]
-    """Share of calibration queries at each."""
+    """Share of calibration queries of each type."""
     arms: list[ArmRecord]
     """Measured arms."""
     efforts: dict[str, float]
@@ -109,6 +137,8 @@ class ProfileRecord(BaseModel):
             raise ValueError("there are no arms")
         for arm in self.arms:
             chances = [arm.p_right, arm.p_right_after_greedy or arm.p_right, *arm.votes.values()]
+            chances += [arm.p_right_error or arm.p_right]
+            chances += [curve for told in arm.verified for curve in told.votes.values()]
             lengths = [arm.length.mean] if arm.length else []
             if any(len(curve) != size for curve in (arm.tokens, *chances, *lengths)):
                 raise ValueError(f"{arm.model}: a curve has not {size} values")
@@ -124,8 +154,33 @@ class ProfileRecord(BaseModel):
 
 
 @dataclass(frozen=True, eq=False)
+class Verified:
+    """What a verifier's scores say of an arm's samples."""
+
+    verifier: str
+    intercept: float
+    slope: float
+    alike: float
+    """How alike scores of one answer are, from 0 to 1: a clustered sample's design effect (Kish 1965)."""
+    right: float
+    wrong: float
+    """What a right and a wrong sample's score says on average, in log-odds."""
+    votes: Array
+    """Shape (len(ROUND_SIZES), D): accuracy of a vote weighed by scores."""
+
+    def evidence(self, score: float) -> float:
+        """Logarithm of how much likelier the score of a chain is where its answer is right."""
+        score = min(max(score, 0.001), 0.999)
+        return self.intercept + self.slope * math.log(score / (1 - score))
+
+    def together(self, evidence: float, samples: float) -> float:
+        """What so many samples of one answer say, where the sum of what each says is `evidence`."""
+        return evidence / (1 + (samples - 1) * self.alike) if samples > 1 else evidence
+
+
+@dataclass(frozen=True, eq=False)
 class Arm:
-    """One model at one temperature, with the tables that the planner reads. D is the size of the grid."""
+    """One model at one temperature, with the tables that the planner reads. D is the number of types."""
 
     model: str
     temperature: float
@@ -145,6 +200,8 @@ class Arm:
     """How long its samples are; none: not known."""
     caps: tuple[int, ...] = ()
     """Caps on a sample's tokens that are worth considering, rising."""
+    verified: tuple[Verified, ...] = ()
+    """What verifiers say of its samples."""
     after_greedy: tuple[Arm, Arm] | None = None
     """The same arm where the model's greedy sample was wrong, and where it was right; none: not known."""
 
@@ -152,6 +209,10 @@ class Arm:
     def greedy(self) -> bool:
         """Whether a second sample says nothing new."""
         return self.temperature == 0
+
+    def verified_by(self, verifier: str) -> Verified | None:
+        """What a verifier's scores say; None: it was not measured."""
+        return next((told for told in self.verified if told.verifier == verifier), None)
 
     @cached_property
     def rising(self) -> tuple[Array, Array, Array]:
@@ -172,16 +233,10 @@ class Arm:
         )
 
     @cached_property
-    def at_least(self) -> Array:
-        """Shape (len(ROUND_SIZES), D, max(ROUND_SIZES) + 2): P(at least r of n samples are right)."""
+    def runs(self) -> Array:
+        """Shape (len(RUNS), D): chance of one sequence of so many samples of which so many are right."""
         right, wrong, total = self.rising
-        most = max(ROUND_SIZES)
-        table = np.zeros((len(ROUND_SIZES), len(self.p_right), most + 2))
-        for row, n in enumerate(ROUND_SIZES):
-            choose = np.cumsum([0.0, *(np.log((n - i) / (i + 1)) for i in range(n))])
-            mass = np.exp(choose[:, None] + right[: n + 1] + wrong[n::-1] - total[n])
-            table[row, :, : n + 1] = np.cumsum(mass[::-1], axis=0)[::-1].T
-        return np.minimum(table, 1.0)
+        return np.exp([right[v] + wrong[n - v] - total[n] for n, v in RUNS])
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,9 +245,9 @@ class Profile:
 
     version: str
     grid: Array
-    """Shape (D,): latent difficulties."""
+    """Shape (D,): latent difficulty of each type."""
     prior: Array
-    """Shape (D,): share of calibration queries, sums to 1."""
+    """Shape (D,): share of calibration queries of each type, sums to 1."""
     arms: tuple[Arm, ...]
     efforts: dict[str, float]
 
@@ -246,11 +301,7 @@ def parse(data: Any) -> Profile:
     arms = []
     for arm in record.arms:
         p_right = np.clip(np.array(arm.p_right), 1e-4, 1 - 1e-4)
-        known = sorted(arm.votes) or [1]
-        curves = np.array([arm.votes.get(n, arm.p_right) for n in known])
-        votes = np.array(
-            [[np.interp(np.log(n), np.log(known), column) for column in curves.T] for n in ROUND_SIZES]
-        )
+        votes = _by_size(arm.votes, arm.p_right)
         arms.append(
             Arm(
                 model=arm.model,
@@ -264,6 +315,10 @@ def parse(data: Any) -> Profile:
                 seconds_per_token=arm.seconds_per_token,
                 length=_length(arm.length) if arm.length else None,
                 caps=tuple(arm.length.caps) if arm.length else (),
+                verified=tuple(
+                    Verified(**{**dict(told), "votes": _by_size(told.votes, arm.p_right)})
+                    for told in arm.verified
+                ),
             )
         )
         if arm.p_right_after_greedy:
@@ -272,6 +327,14 @@ def parse(data: Any) -> Profile:
             )
             arms[-1] = _after_greedy(arms[-1], np.array(greedy.p_right), np.array(arm.p_right_after_greedy))
     return Profile(record.version, np.array(record.grid), prior / prior.sum(), tuple(arms), record.efforts)
+
+
+def _by_size(votes: dict[int, list[float]], once: list[float]) -> Array:
+    """Shape (len(ROUND_SIZES), D): accuracy of votes, between and beyond those that were measured, too."""
+    known = sorted(votes) or [1]
+    curves = np.array([votes.get(n, once) for n in known])
+    at, sizes = np.log(known), np.log(ROUND_SIZES)
+    return np.array([np.interp(sizes, at, column) for column in curves.T]).T
 
 
 def _length(record: LengthRecord) -> LengthCurve:

@@ -11,9 +11,9 @@ from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, FINISH_REASON_LENGTH, S
 from isoflop.v1.router_pb2 import Round, Tally
 
 from router.belief import NO_VOTES, Posterior, Votes, update
+from router.decision import Action
 from router.lengths import UNSEEN, Array, Lengths
-from router.planner import Action
-from router.profile import Arm
+from router.profile import Arm, Verified
 from router.strategies.strategy import Candidate
 
 
@@ -25,6 +25,8 @@ class Progress:
         self._arms: dict[str, Arm] = {}
         self._lengths: dict[int, Lengths] = {}
         """By `id` of the arm."""
+        self._said: dict[str, tuple[Verified, float]] = {}
+        """By id of a sample, what its score says in log-odds, where what scores say was measured."""
         self._cut: set[str] = set()
         """Ids of samples that were cut before they had an answer: no votes, and not wrong for sure."""
         self.samples: dict[str, Sample] = {}
@@ -56,6 +58,7 @@ class Progress:
         """Each sample so far has one vote, whatever its score."""
         for cluster in self.clusters:
             cluster.weight, cluster.best_weight = len(cluster.members), 1.0
+        self._said.clear()
 
     def take(
         self,
@@ -73,6 +76,9 @@ class Progress:
         for candidate in candidates:
             self.samples[candidate.sample.id] = candidate.sample
             self._arms[candidate.sample.id] = action.arm
+            if action.verified and candidate.scores.steps and not by_scores:
+                told = action.verified.evidence(candidate.weight)
+                self._said[candidate.sample.id] = (action.verified, told)
         blanks = list(blanks)
         self._measure([candidate.sample for candidate in candidates], set(blanks))
         self.clusters = list(tally.clusters)
@@ -81,10 +87,10 @@ class Progress:
         self.votes = self._votes()
         self.posterior = update(self._prior, self.votes)
         if by_scores:
-            # Confidence is by votes all the same: what scores say of it is not measured.
+            # Confidence is by votes all the same: what these scores say of it was not measured.
             self.posterior = replace(self.posterior, chosen=0 if self.clusters else -1)
         elif (leader := self.posterior.leader) > 0:
-            # Votes of several models: the answer most likely right leads, whatever their number.
+            # Votes of several models, or scored: the answer most likely right leads, whatever their number.
             self.clusters.insert(0, self.clusters.pop(leader))
             self.votes = self._votes()
             self.posterior = update(self._prior, self.votes)
@@ -127,4 +133,17 @@ class Progress:
             if sample in self._cut:
                 continue
             blanks[row[id(self._arms[sample])]] += 1
-        return Votes(arms, counts, blanks, tuple(self._lengths.get(id(arm), UNSEEN) for arm in arms))
+        lengths = tuple(self._lengths.get(id(arm), UNSEEN) for arm in arms)
+        return Votes(arms, counts, blanks, lengths, self._evidence() if self._said else None)
+
+    def _evidence(self) -> Array:
+        """What the scores of each cluster's samples say together, by arm, in log-odds; shape (J,)."""
+        evidence = np.zeros(len(self.clusters))
+        for column, cluster in enumerate(self.clusters):
+            said: dict[int, tuple[Verified, list[float]]] = {}
+            for member in cluster.members:
+                if member in self._said:
+                    verified, told = self._said[member]
+                    said.setdefault(id(verified), (verified, []))[1].append(told)
+            evidence[column] = sum(verified.together(sum(all), len(all)) for verified, all in said.values())
+        return evidence

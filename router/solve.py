@@ -32,8 +32,9 @@ from isoflop.v1.router_pb2 import StreamSolveResponse as Event
 from router import cost
 from router.bench import RoundBench
 from router.cost import TEMPLATE_TOKENS, Allowance, Cost, Meter
+from router.decision import Action, Decision, State
 from router.metrics import Metrics, outcome
-from router.planner import Action, Decision, Planner, State
+from router.planner import Planner
 from router.portions import MOST_BYTES, portions
 from router.progress import Progress
 from router.query import Query
@@ -186,9 +187,12 @@ class Life:
     async def update(self, action: Action, candidates: list[Candidate]) -> None:
         """Tally the answers, update the belief."""
         progress, strategy = self.progress, STRATEGIES[action.strategy]
-        by_scores = strategy.verifies and not self.missing
+        by_scores = strategy.verifies and action.verified is None and not self.missing
         if self.missing:
             progress.unweigh()
+            if not self.query.strategies:
+                # What the planner chooses is scored no more.
+                self.query = replace(self.query, strategies=("single", "majority"))
         votes = [
             CandidateMessage(
                 id=candidate.sample.id,

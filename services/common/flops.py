@@ -31,6 +31,9 @@ def without_attention(shape: Shape, tokens: float) -> float:
 
 def with_attention(shape: Shape, tokens: float, context_tokens: float) -> float:
     """FLOPs of computing `tokens` tokens that attended to `context_tokens` tokens in total."""
-    return (
-        without_attention(shape, tokens) + 4.0 * shape.layers * shape.heads * shape.head_size * context_tokens
-    )
+    return without_attention(shape, tokens) + attention(shape) * context_tokens
+
+
+def attention(shape: Shape) -> float:
+    """FLOPs of a token for each token that it attends to."""
+    return 4.0 * shape.layers * shape.heads * shape.head_size

@@ -18,8 +18,9 @@ from isoflop.v1.verification_pb2 import Verifier
 
 from router.belief import NO_VOTES, Posterior, Votes, update
 from router.catalog import Catalog
-from router.planner import UNLIMITED, Planner, State
-from router.profile import Arm, Array, Profile, parse
+from router.decision import UNLIMITED, State
+from router.planner import Planner
+from router.profile import SCHEMA, Arm, Array, Profile, parse
 from router.query import Bounds, Query, admit
 
 relaxed = settings(deadline=None, max_examples=60)
@@ -69,7 +70,7 @@ def record(models: Iterable[str] = ("s", "m", "l"), **changes: Any) -> dict[str,
     """A profile as the file has it: each model greedy, and at a temperature."""
     prior = np.exp(-0.5 * GRID**2)
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "version": "synthetic-1",
         "grid": GRID.tolist(),
         "prior": (prior / prior.sum()).tolist(),

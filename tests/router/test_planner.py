@@ -35,10 +35,12 @@ from synthetic import (
     relaxed,
 )
 
+from router.accuracy import expected_accuracy
 from router.belief import NO_VOTES, Votes, update
 from router.catalog import Catalog
 from router.cost import Cost, samples
-from router.planner import UNLIMITED, Action, Decision, Planner, State, expected_accuracy
+from router.decision import UNLIMITED, Action, Decision, State
+from router.planner import Planner
 from router.profile import MOST_VOTES, ROUND_SIZES, Arm
 
 EFFORTS = (Effort.EFFORT_LOW, Effort.EFFORT_MEDIUM, Effort.EFFORT_HIGH)

@@ -58,7 +58,7 @@ def spoil(name: str, value: float) -> Change:
 
 
 REFUSED: list[tuple[str, Change, str]] = [
-    ("another schema number", put(schema=2), "schema 2, but this router reads 1"),
+    ("another schema number", put(schema=9), "schema 9, but this router reads 2"),
     ("a schema that is text", put(schema="one"), "schema"),
     ("no version", lambda data: data.pop("version"), "version"),
     ("an unknown key", put(colour="red"), "colour"),

@@ -1,0 +1,145 @@
+"""What can be bought for a query: arms by strategies, with what each costs by type of query. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from isoflop.v1.common_pb2 import Model
+from isoflop.v1.verification_pb2 import CHAIN_SCORING_UNSPECIFIED, ChainScoring, Verifier
+from numpy.typing import NDArray
+
+from router import cost
+from router.accuracy import Stack
+from router.catalog import Catalog
+from router.lengths import Array
+from router.profile import MOST_VOTES, Arm, Profile, Verified
+from router.query import Query
+from router.strategies import STRATEGIES
+
+
+@dataclass(frozen=True, eq=False)
+class Option:
+    """One way to get samples."""
+
+    model: Model
+    arm: Arm
+    strategy: str
+    temperature: float
+    most: int
+    """Samples of the model that a query can get."""
+    verifier: Verifier | None = None
+    """What scores the samples; None: nothing."""
+    scoring: ChainScoring.ValueType = CHAIN_SCORING_UNSPECIFIED
+    """From the scores of steps to the score of a chain."""
+    verified: Verified | None = None
+    """What scores say, where calibration has measured that."""
+
+    @property
+    def blind(self) -> bool:
+        """It is scored, and what scores say was not measured: nothing tells what more samples bring."""
+        return self.verifier is not None and self.verified is None
+
+
+@dataclass(frozen=True, eq=False)
+class Menu:
+    """N options, D types of queries. Costs are of one sample, with its score and its prompt."""
+
+    options: tuple[Option, ...]
+    flops: Array
+    """Shape (N, D)."""
+    money: Array
+    """Shape (N, D), in the catalogue's currency."""
+    tokens: Array
+    """Shape (N, D), those of the prompt with them."""
+    completion: Array
+    """Shape (N, D): tokens of the sample alone."""
+    seconds: Array
+    """Shape (N, D), by the speed that was measured; 0 where it was not."""
+    most: Array
+    """Shape (N,): samples of the model that a query can get."""
+    singles: NDArray[np.bool_]
+    """Shape (N,): whether it is bought one by one."""
+
+    @classmethod
+    def of(cls, query: Query, profile: Profile, catalog: Catalog, most: int) -> Menu:
+        """What the query's filters and the backends leave; at most `most` samples of a model."""
+        options = tuple(_options(query, profile, catalog, most))
+        limit = float(query.max_tokens or np.inf)
+        completion = [np.minimum(option.arm.tokens, limit) for option in options]
+        costs = [
+            cost.sample(
+                option.model, query.prompt_bytes * option.arm.prompt_tokens_per_byte, tokens, option.verifier
+            )
+            for option, tokens in zip(options, completion, strict=True)
+        ]
+        shape = (len(options), len(profile.grid))
+        flops, money, tokens = (np.array([one[i] for one in costs]).reshape(shape) for i in range(3))
+        seconds = [t * o.arm.seconds_per_token for o, t in zip(options, completion, strict=True)]
+        return cls(
+            options,
+            flops,
+            money,
+            tokens,
+            np.array(completion).reshape(shape),
+            np.array(seconds).reshape(shape),
+            np.array([option.most for option in options]),
+            np.array([option.strategy == "single" for option in options], dtype=bool),
+        )
+
+    def stack(self, greedy: frozenset[str]) -> Stack:
+        """Their tables, where the greedy samples of these models have been bought."""
+        return Stack.of(
+            tuple(
+                (
+                    option.arm.after_greedy[0]
+                    if option.arm.after_greedy and option.model.name in greedy
+                    else option.arm,
+                    option.verified,
+                )
+                for option in self.options
+            )
+        )
+
+
+def _options(query: Query, profile: Profile, catalog: Catalog, most: int) -> Iterator[Option]:
+    for model in _models(query, profile, catalog):
+        for strategy in query.strategies or ("single", "majority", "weighted"):
+            single, verifies = strategy == "single", STRATEGIES[strategy].verifies
+            if (query.samples > 1 and single) or (query.temperature == 0 and not single):
+                continue
+            if verifies and not query.strategies and not catalog.verifiers:
+                continue
+            arm = profile.arm(model, single and not query.temperature, query.temperature)
+            verifier = catalog.verifier(query.verifier) if verifies else None
+            verified, scoring = None, query.scoring
+            if verifier:
+                if verifier.needs_logprobs and not model.capabilities.logprobs:
+                    continue
+                # What was measured is a weighted vote by the verifier's own rule, not a plan of the caller's.
+                if strategy == "weighted" and not query.samples and scoring in (0, verifier.scoring):
+                    verified = arm.verified_by(verifier.name)
+                scoring = scoring or verifier.scoring
+                if not query.strategies and not verified:
+                    continue
+            yield Option(
+                model,
+                arm,
+                strategy,
+                arm.temperature if query.temperature is None else query.temperature,
+                min(model.capabilities.samples or MOST_VOTES, most),
+                verifier,
+                scoring,
+                verified,
+            )
+
+
+def _models(query: Query, profile: Profile, catalog: Catalog) -> list[Model]:
+    """Those that are named; else those that were measured; else all."""
+    if query.models:
+        return [model for model in catalog.models.values() if model.name in query.models]
+    measured = {arm.model for arm in profile.arms}
+    return [model for model in catalog.models.values() if model.name in measured] or list(
+        catalog.models.values()
+    )

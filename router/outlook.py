@@ -1,0 +1,134 @@
+"""What can be bought in one state of a query, and what is expected of it. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router import cost
+from router.accuracy import Races, Stack
+from router.cost import TEMPLATE_TOKENS, Cost
+from router.decision import UNLIMITED, Action, State
+from router.lengths import Array
+from router.menu import Menu, Option
+from router.profile import ROUND_SIZES
+from router.query import Query
+
+HEADROOM = 1.5
+"""A round is only bought where each sample may have this many times its expected tokens."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outlook:
+    """All that can be bought in a state, by option (N) and by how far it is looked ahead (H)."""
+
+    query: Query
+    state: State
+    menu: Menu
+    round_samples: int
+    """Most samples that are bought at once."""
+
+    @cached_property
+    def horizons(self) -> Array:
+        """Shape (H,): ROUND_SIZES, or the number of samples that the caller wants."""
+        return np.array([self.query.samples] if self.query.samples else ROUND_SIZES, np.float64)
+
+    @cached_property
+    def had(self) -> Array:
+        """Shape (N,): samples so far of each option's model."""
+        return np.array([self.state.bought.get(option.model.name, 0) for option in self.menu.options])
+
+    @cached_property
+    def stack(self) -> Stack:
+        """Tables of the options."""
+        return self.menu.stack(self.state.greedy)
+
+    @cached_property
+    def accuracy(self) -> Array:
+        """Shape (N, H): expected P(the returned answer is right)."""
+        if not self.menu.options:
+            return np.zeros((0, len(self.horizons)))
+        measured = Races.of([self.state.posterior]).accuracies(self.stack, self.had)[0]
+        if self.query.samples:
+            # A vote of any size promises what one of the next smaller of these sizes does.
+            row = max(row for row, size in enumerate(ROUND_SIZES) if size <= self.query.samples)
+            return np.asarray(measured[:, [row]])
+        return np.asarray(measured)
+
+    @cached_property
+    def flops(self) -> Array:
+        """Shape (N, H): expected."""
+        return np.asarray((self.menu.flops @ self.state.posterior.difficulty)[:, None] * self.horizons)
+
+    @cached_property
+    def seconds(self) -> Array:
+        """Shape (N,): expected until one sample is there."""
+        expected = self.menu.seconds @ self.state.posterior.difficulty
+        if not self.state.pace:
+            return np.asarray(expected)
+        return expected * [self.state.pace.get(option.model.name, 1.0) for option in self.menu.options]
+
+    @cached_property
+    def open(self) -> NDArray[np.bool_]:
+        """Shape (N, H): whether it can be bought, but for the budget."""
+        state, query, menu = self.state, self.query, self.menu
+        fits = self.had[:, None] + self.horizons <= menu.most[:, None]
+        singles = menu.singles[:, None]
+        fits &= ~singles | (self.horizons == 1)
+        if menu.singles.any() and (state.greedy or state.bought):
+            once = query.strategies == ("single",) or query.temperature == 0
+            taken = [o.model.name in state.greedy for o in menu.options]
+            fits &= ~(singles & (np.array(taken) | (once & (self.had > 0)))[:, None])
+        if math.isfinite(state.seconds):
+            fits &= self.seconds[:, None] <= state.seconds
+        return np.asarray(fits)
+
+    def actions(self, value: Array) -> Iterator[Action]:
+        """The actions that fit the budget, by falling value, shape (N, H)."""
+        value = np.where(self.open, value, -np.inf).ravel()
+        order = np.argsort(-value, kind="stable")[: int(self.open.sum())]
+        for at in order.tolist():
+            action = self.action(*divmod(at, len(self.horizons)))
+            if action:
+                yield action
+
+    def action(self, row: int, column: int) -> Action | None:
+        """The action, or None where it does not fit the budget."""
+        option, horizon = self.menu.options[row], int(self.horizons[column])
+        whole = self.query.samples or option.blind
+        samples = horizon if whole else min(horizon, self.round_samples)
+        max_tokens, belief = self.room(option, samples, self.state.left), self.state.posterior.difficulty
+        # Where the model's context is what binds, a sample may have all of it.
+        tokens, most = float(self.menu.completion[row] @ belief), self.room(option, samples, UNLIMITED)
+        wanted = min(tokens * HEADROOM, most)
+        if max_tokens < max(1.0, wanted):
+            return None
+        return Action(
+            model=option.model,
+            arm=option.arm,
+            strategy=option.strategy,
+            samples=samples,
+            horizon=horizon,
+            max_tokens=max_tokens,
+            accuracy=float(self.accuracy[row, column]),
+            cost=Cost(
+                float(self.flops[row, column]),
+                float(self.menu.money[row] @ belief) * horizon,
+                float(self.menu.tokens[row] @ belief) * horizon,
+            ),
+            seconds=float(self.seconds[row]),
+            temperature=option.temperature,
+            verifier=option.verifier,
+            scoring=option.scoring,
+            verified=option.verified,
+        )
+
+    def room(self, option: Option, samples: int, left: Cost) -> int:
+        """Most tokens that each of so many samples may have so that all surely fit in what is left."""
+        prompt = self.query.prompt_bytes + TEMPLATE_TOKENS
+        return cost.longest(option.model, samples, prompt, self.query.max_tokens, left, option.verifier)

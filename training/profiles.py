@@ -1,0 +1,406 @@
+"""A profile from measured samples: types of queries, and the curves of each arm over them.
+
+Queries fall into types: a mixture that is fitted by expectation-maximisation (latent class analysis:
+Lazarsfeld & Henry 1968; Dempster, Laird & Rubin 1977). A type has for each model a chance that one sample is
+right, from which its queries differ as a beta distribution does, and a mean of the logarithm of a sample's
+tokens. One line of difficulties would not do: queries on which all models agree on the same wrong answer are
+few and are a type of their own, without which confidence is too high. Pure: numbers in, numbers out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from isoflop.v1.common_pb2 import Model
+from numpy.typing import NDArray
+from scipy.special import betaln, expit, gammaln, log_expit, logit, logsumexp
+from sklearn.cluster import AgglomerativeClustering
+
+from router import cost
+from router.profile import ROUND_SIZES, SCHEMA
+from training import irt
+
+Array = NDArray[np.float64]
+
+TYPES = 64
+"""Most types of queries."""
+QUERIES_A_TYPE = 5
+"""Fewest queries that there are for each type, on average."""
+ROUNDS = 20
+"""Of expectation and maximisation; they start from Ward's clusters."""
+CONCENTRATIONS = tuple(float(2**k) for k in range(10))
+SCATTERS = tuple(float(value) for value in np.geomspace(0.25, 32, 29))
+ALIKE = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
+"""Values that are tried for what is found by its likelihood: see `router.profile.ArmRecord`."""
+PERMUTATIONS = 50
+"""Resamplings of stored samples for the accuracy of votes."""
+CAPS = (0.5, 0.8, 0.95)
+"""Quantiles of a model's tokens at which a sample may be cut."""
+LEAST_SPREAD = 0.05
+"""Of the logarithm of tokens between queries of one type."""
+PSEUDO_QUERIES = 2.0
+"""For what is measured on single samples: so many more that behave as the model does elsewhere."""
+WORTH = {"low": 3.0, "medium": 8.0, "high": 20.0, "most": 1000.0}
+"""What a right answer is worth at each effort, in samples of the dearest model: at low, one is bought for a
+rise of a third, at medium of an eighth, at high of five points."""
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The n samples of one query from one model at one temperature."""
+
+    answers: Sequence[str | None]
+    """Equal for equal answers; None: no answer."""
+    right: NDArray[np.bool_]
+    """Shape (n,)."""
+    tokens: Array
+    """Shape (n,)."""
+    prompt_tokens: int = 0
+    scores: Mapping[str, Array] = field(default_factory=dict)
+    """Shape (n,): score of each chain, by the verifier's name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A labelled query with what the models made of it."""
+
+    query_id: str
+    prompt: str
+    group: str
+    samples: Mapping[str, Samples]
+    """By model: at a temperature, at least two of each."""
+    greedy: Mapping[str, Samples] = field(default_factory=dict)
+    """By model: the greedy sample."""
+
+
+@dataclass(frozen=True, eq=False)
+class Types:
+    """Q queries, K types by rising difficulty, M models."""
+
+    of: Array
+    """Shape (Q, K): chance that a query is of a type."""
+    right: Array
+    """Shape (K, M): chance that one sample is right."""
+    error: Array
+    """Shape (K, M): standard error of that."""
+    log_tokens: Array
+    """Shape (K, M): mean natural logarithm of a sample's tokens."""
+    concentration: Array
+    """Shape (M,): see `ArmRecord`."""
+    within: Array
+    between: Array
+    """Shape (M,): see `LengthRecord`."""
+
+    @property
+    def share(self) -> Array:
+        """Shape (K,): of the queries."""
+        return np.asarray(self.of.mean(axis=0))
+
+    def mean(self, values: Array) -> Array:
+        """Shape (K,): mean by type of something that each query has, shape (Q,)."""
+        return np.asarray(self.of.T @ values / self.of.sum(axis=0))
+
+
+def find_types(right: Array, total: Array, log_tokens: Array, spread: Array) -> Types:
+    """The types of Q queries; all shapes are (Q, M), by query and model.
+
+    `right` of `total` samples were right; `log_tokens` is the mean of the logarithm of their tokens, `spread`
+    its variance among a query's samples.
+    """
+    queries = len(right)
+    rate = right.sum(0) / total.sum(0)
+    within = np.maximum(np.sqrt(spread.mean(0)), 1e-3)
+    arcs = 2.0 * np.arcsin(np.sqrt((right + 0.375) / (total + 0.75)))
+    many = min(TYPES, max(2, queries // QUERIES_A_TYPE))
+    chosen = AgglomerativeClustering(many).fit_predict(np.hstack([arcs, log_tokens]))
+    of = np.eye(many)[chosen]
+    for turn in range(ROUNDS + 1):
+        counts = of.sum(0)[:, None]
+        samples = of.T @ total
+        p = (of.T @ right + 0.5 * rate / total.mean(0)) / (samples + 0.5)
+        mean = (of.T @ log_tokens + 1e-3 * log_tokens.mean(0)) / (counts + 1e-3)
+        apart = (log_tokens[:, None] - mean) ** 2
+        between = np.einsum("qk,qkm->m", of, apart) / max(queries - len(counts), 1)
+        between = np.sqrt(np.maximum(between - (within**2 / total).mean(0), LEAST_SPREAD**2))
+        kept = np.clip(p, 1e-3, 1 - 1e-3)
+        tried = np.array([_beta_binomial(kept, k, right, total) for k in CONCENTRATIONS])
+        concentration = np.array(CONCENTRATIONS)[np.einsum("qk,tqkm->tm", of, tried).argmax(0)]
+        if turn == ROUNDS:
+            break
+        log = _beta_binomial(kept, concentration, right, total)
+        log -= 0.5 * apart / (between**2 + within**2 / total)[:, None]
+        log_of = np.log(counts[:, 0] / queries) + log.sum(2)
+        of = np.exp(log_of - logsumexp(log_of, axis=1, keepdims=True))
+        of = of[:, of.sum(0) > 0.5]
+        of /= of.sum(1, keepdims=True)
+    # Queries of one type differ, so that the error of its mean has a part of theirs and one of the samples.
+    alike = (samples / counts + concentration) / (concentration + 1)
+    error = np.sqrt(kept * (1 - kept) * alike / np.maximum(samples, 1))
+    return Types(of, p, error, mean, concentration, within, between)
+
+
+def _beta_binomial(p: Array, concentration: Array | float, right: Array, total: Array) -> Array:
+    """Logarithm of the likelihood of the counts but for a constant, shape (Q, K, M)."""
+    a, b = concentration * p, concentration * (1 - p)
+    right, total = right[:, None], total[:, None]
+    return np.asarray(betaln(a + right, b + total - right) - betaln(a, b))
+
+
+def in_order(types: Types, difficulty: Array) -> tuple[Types, Array]:
+    """The types by rising difficulty, and that, shape (K,); `difficulty` is the queries', shape (Q,)."""
+    place = types.mean(difficulty)
+    order = np.argsort(place, kind="stable")
+    return (
+        Types(
+            types.of[:, order],
+            types.right[order],
+            types.error[order],
+            types.log_tokens[order],
+            types.concentration,
+            types.within,
+            types.between,
+        ),
+        place[order],
+    )
+
+
+def numbered(samples: Sequence[Samples]) -> NDArray[np.int64]:
+    """Answers as numbers, shape (Q, n), n of the query with fewest: 0 is right, -1 none, others are wrong."""
+    least = min(len(one.answers) for one in samples)
+    table = np.full((len(samples), least), -1)
+    for row, one in zip(table, samples, strict=True):
+        wrong: dict[str | None, int] = {}
+        for place, (answer, right) in enumerate(zip(one.answers[:least], one.right, strict=False)):
+            if right:
+                row[place] = 0
+            elif answer is not None:
+                row[place] = wrong.setdefault(answer, len(wrong) + 1)
+    return table
+
+
+def vote_accuracies(
+    answers: NDArray[np.int64], sizes: Sequence[int], weights: Array | None = None, seed: int = 7
+) -> dict[int, Array]:
+    """Accuracy of votes of so many of the samples, shape (Q,) for each size, over PERMUTATIONS of them.
+
+    `answers` as `numbered` has them; `weights` of the same shape, one vote each where there are none. Equal
+    leaders share.
+    """
+    queries, samples = answers.shape
+    rng, rows = np.random.default_rng(seed), np.arange(queries)
+    sums = {size: np.zeros(queries) for size in sizes}
+    for _ in range(PERMUTATIONS):
+        order = rng.permuted(np.tile(np.arange(samples), (queries, 1)), axis=1)[:, : max(sizes)]
+        drawn = np.take_along_axis(answers, order, axis=1)
+        given = np.ones(drawn.shape) if weights is None else np.take_along_axis(weights, order, axis=1)
+        votes = np.zeros((queries, int(answers.max(initial=0)) + 2))  # The last column: no answer.
+        for place in range(drawn.shape[1]):
+            votes[rows, drawn[:, place]] += given[:, place]
+            if place + 1 in sums:
+                most = votes[:, :-1].max(axis=1, keepdims=True)
+                leads = (votes[:, :-1] >= most - 1e-9) & (most > 0)
+                sums[place + 1] += leads[:, 0] / np.maximum(leads.sum(axis=1), 1)
+    return {size: total / PERMUTATIONS for size, total in sums.items()}
+
+
+def scatter_of(answers: NDArray[np.int64]) -> float:
+    """How rarely wrong answers agree: Ewens's parameter by its likelihood; `answers` are `numbered`."""
+    alpha = np.array(SCATTERS)
+    log = -0.5 * np.log(alpha) ** 2 / 4.0  # Where nothing is ever wrong, about one.
+    for row in answers:
+        _, counts = np.unique(row[row > 0], return_counts=True)
+        if counts.sum() > 1:
+            total = counts.sum()
+            log += len(counts) * np.log(alpha) + gammaln(alpha) - gammaln(alpha + total)
+    return float(alpha[log.argmax()])
+
+
+def fit_verified(samples: Sequence[Samples], verifier: str, right: Array) -> dict[str, Any] | None:
+    """What a verifier's scores say of right and wrong: see `router.profile.VerifiedRecord`; None: nothing.
+
+    `right` is each query's chance of a right sample before it was scored, shape (Q,).
+    """
+    scores = np.array([one.scores[verifier] for one in samples])
+    truth = np.array([one.right[: scores.shape[1]] for one in samples], float)
+    scored = np.array([[answer is not None for answer in one.answers[: scores.shape[1]]] for one in samples])
+    x = logit(np.clip(scores, 0.001, 0.999))
+    offset = np.tile(logit(np.clip(right, 0.01, 0.99))[:, None], (1, scores.shape[1]))
+    slope = _slope(x[scored], truth[scored], offset[scored])
+    if slope is None:
+        return None
+    a, b = slope
+    answers = numbered(samples)
+    evidence = np.where(scored, a + b * x, 0.0)
+    alike = max(ALIKE, key=lambda value: _told(answers, evidence, right, value))
+    say = [float(evidence[scored & (truth == value)].mean()) for value in (1.0, 0.0)]
+    return {
+        "verifier": verifier,
+        "intercept": a,
+        "slope": b,
+        "alike": alike,
+        "right": say[0],
+        "wrong": say[1],
+    }
+
+
+def _slope(x: Array, truth: Array, offset: Array) -> tuple[float, float] | None:
+    """Logistic regression with an offset (Newton): intercept and slope; None where scores say nothing."""
+    if truth.min(initial=1) == truth.max(initial=0):
+        return None
+    design, weights = np.column_stack([np.ones_like(x), x]), np.zeros(2)
+    for _ in range(50):
+        p = expit(offset + design @ weights)
+        step = np.linalg.solve(
+            design.T * (p * (1 - p)) @ design + 1e-3 * np.eye(2), design.T @ (truth - p) - 1e-3 * weights
+        )
+        weights += np.clip(step, -1.0, 1.0)
+        if abs(step).max() < 1e-8:
+            break
+    return (float(weights[0]), float(weights[1])) if weights[1] > 0 else None
+
+
+def _told(answers: NDArray[np.int64], evidence: Array, right: Array, alike: float) -> float:
+    """Log-likelihood that an answer is right by the scores of all of its samples together."""
+    total = 0.0
+    for row, said, p in zip(answers, evidence, np.clip(right, 0.01, 0.99), strict=True):
+        for answer in np.unique(row[row >= 0]):
+            own = said[row == answer]
+            log_odds = logit(p) + own.sum() / (1 + (len(own) - 1) * alike)
+            total += float(log_expit(log_odds if answer == 0 else -log_odds)) / len(np.unique(row))
+    return total
+
+
+def fit(
+    queries: Sequence[Measured],
+    models: Sequence[Model],
+    version: str,
+    *,
+    temperature: float = 0.7,
+    seconds_per_token: Mapping[str, float] | None = None,
+    difficulty: Array | None = None,
+) -> dict[str, Any]:
+    """The profile of some models as the file has it, from queries of which all of them have samples.
+
+    `difficulty` is each query's, shape (Q,), where it is known: mean 0, sd 1. Else an item-response model
+    tells it from how often each model was right.
+    """
+    named = [model.name for model in models]
+    several = {name: [query.samples[name] for query in queries] for name in named}
+    right = np.array([[one.right.sum() for one in several[name]] for name in named], float).T
+    total = np.array([[len(one.right) for one in several[name]] for name in named], float).T
+    logs = {name: [np.log(np.maximum(one.tokens, 1.0)) for one in several[name]] for name in named}
+    types = find_types(
+        right,
+        total,
+        np.array([[one.mean() for one in logs[name]] for name in named]).T,
+        np.array([[one.var(ddof=1) for one in logs[name]] for name in named]).T,
+    )
+    if difficulty is None:
+        difficulty = irt.fit(right, total).difficulty
+    types, grid = in_order(types, difficulty)
+    arms = []
+    for number, model in enumerate(models):
+        arm = _sampled_arm(types, number, several[model.name], model.name, temperature)
+        arm["seconds_per_token"] = round((seconds_per_token or {}).get(model.name, 0.0), 7)
+        prompt = sum(one.prompt_tokens for one in several[model.name])
+        bytes = sum(len(query.prompt.encode()) for query in queries)
+        arm["prompt_tokens_per_byte"] = round(prompt / bytes, 4) if prompt and bytes else 1e-9
+        if all(model.name in query.greedy for query in queries):
+            arms.append(_greedy_arm(types, arm, [query.greedy[model.name] for query in queries]))
+            arm["p_right_after_greedy"] = _after_greedy(types, arm, queries, model.name)
+        arms.append(arm)
+    dearest = max(models, key=lambda model: model.shape.active_parameters)
+    tokens = np.mean([one.tokens.mean() for one in several[dearest.name]])
+    once = cost.samples(dearest, 1, 0, float(tokens)).flops
+    return {
+        "schema": SCHEMA,
+        "version": version,
+        "grid": rounded(grid),
+        "prior": rounded(types.share, 6),
+        "arms": arms,
+        "efforts": {name: float(f"{worth * once:.4g}") for name, worth in WORTH.items()},
+    }
+
+
+def _sampled_arm(
+    types: Types, number: int, samples: Sequence[Samples], model: str, temperature: float
+) -> dict[str, Any]:
+    """The record of a model's samples at a temperature."""
+    answers = numbered(samples)
+    enough = answers.shape[1] * 2 // 3
+    sizes = [size for size in ROUND_SIZES if size == 1 or size <= enough]
+    right = types.right[:, number]
+    votes = {size: types.mean(by_query) for size, by_query in vote_accuracies(answers, sizes).items()}
+    votes[1] = right
+    lengths = np.concatenate([one.tokens for one in samples])
+    arm: dict[str, Any] = {
+        "model": model,
+        "temperature": temperature,
+        "p_right": rounded(right),
+        "p_right_error": rounded(types.error[:, number]),
+        "p_right_after_greedy": None,
+        "tokens": rounded(types.mean(np.array([one.tokens.mean() for one in samples])), 1),
+        "length": {
+            "mean": rounded(types.log_tokens[:, number]),
+            "within": round(float(types.within[number]), 4),
+            "between": round(float(types.between[number]), 4),
+            "caps": sorted({int(cap) for cap in np.quantile(lengths, CAPS)}),
+        },
+        "concentration": float(types.concentration[number]),
+        "scatter": round(scatter_of(answers), 3),
+        "votes": {str(size): rounded(curve) for size, curve in votes.items()},
+    }
+    expected = types.of @ right
+    arm["verified"] = []
+    for verifier in sorted(set.intersection(*(set(one.scores) for one in samples))):
+        told = fit_verified(samples, verifier, expected)
+        if told:
+            least = answers.shape[1]
+            weights = np.array([one.scores[verifier][:least] for one in samples])
+            measured = vote_accuracies(answers, sizes, weights)
+            told = {
+                name: value if isinstance(value, str) else round(value, 4) for name, value in told.items()
+            }
+            told["votes"] = {str(size): rounded(types.mean(curve)) for size, curve in measured.items()}
+            arm["verified"].append(told)
+    return arm
+
+
+def _greedy_arm(types: Types, arm: dict[str, Any], samples: Sequence[Samples]) -> dict[str, Any]:
+    """The record of the model's greedy samples, beside that of its others."""
+    counts, sampled = types.of.sum(0), np.array(arm["p_right"])
+    right = np.array([one.right[0] for one in samples], float)
+    p = (types.of.T @ right + PSEUDO_QUERIES * sampled) / (counts + PSEUDO_QUERIES)
+    tokens = np.array([one.tokens[0] for one in samples])
+    return {
+        **{name: arm[name] for name in ("model", "concentration", "scatter", "seconds_per_token")},
+        "prompt_tokens_per_byte": arm["prompt_tokens_per_byte"],
+        "temperature": 0.0,
+        "p_right": rounded(p),
+        "p_right_error": rounded(np.sqrt(p * (1 - p) / (counts + PSEUDO_QUERIES))),
+        "tokens": rounded(
+            (types.of.T @ tokens + PSEUDO_QUERIES * np.array(arm["tokens"])) / (counts + PSEUDO_QUERIES), 1
+        ),
+        "votes": {},
+    }
+
+
+def _after_greedy(types: Types, arm: dict[str, Any], queries: Sequence[Measured], model: str) -> list[float]:
+    """Chance that a sample is right where the greedy one was wrong, by type, shape (K,)."""
+    wrong = np.array([not query.greedy[model].right[0] for query in queries], float)
+    rate = np.array([query.samples[model].right.mean() for query in queries])
+    curve = np.array(arm["p_right"])
+    expected = types.of @ curve
+    # What it is of the chance that the types foresee, over all queries; and by type as far as it has queries.
+    share = (wrong @ rate + PSEUDO_QUERIES) / (wrong @ expected + PSEUDO_QUERIES)
+    weight = types.of.T @ wrong
+    after = (types.of.T @ (wrong * rate) + PSEUDO_QUERIES * curve * share) / (weight + PSEUDO_QUERIES)
+    return rounded(np.clip(np.minimum(after, curve), 0.0, 1.0))
+
+
+def rounded(values: Array, digits: int = 4) -> list[float]:
+    """For the file."""
+    return [round(float(value), digits) for value in values]
