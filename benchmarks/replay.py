@@ -34,6 +34,7 @@ from benchmarks.replay_data import Recording, RecordingError, read
 from benchmarks.replay_figures import Luck, Plan, Rivals, by_query, hull, rivals, summary
 from benchmarks.replay_report import write_page
 from benchmarks.replay_suite import STORE, WORTHS, Replay, ReplayFailed, Solved, points
+from training.shares import WorkFailed
 
 ROOT: Final = Path(__file__).parents[1]
 RECORDINGS: Final = ROOT.parent / "shared" / "data" / "recordings"
@@ -178,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ]
             for one in read(paths, models)
         ]
-    except (RecordingError, ReplayFailed) as error:
+    except (RecordingError, ReplayFailed, WorkFailed) as error:
         console.print(f"{error}", style="red", markup=False)
         return 2
     results = [[one.result() for one in group] for group in compared]

@@ -129,18 +129,20 @@ class Recording:
         others = rng.permuted(np.tile(np.arange(count), (len(own), more, 1)), axis=2)[:, :, :most]
         return np.concatenate([np.array(own, int).reshape(len(own), played, -1), others], axis=1)
 
-    def write(self, folder: Path) -> Path:
-        """The catalogue of a suite that plays these samples, which say nothing of right and wrong."""
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "recording.jsonl").open("w") as file:
-            for at, problem in enumerate(self.problems):
-                for name, track in self.tracks.items():
-                    samples = [
-                        {"answer": text, "tokens": int(tokens)}
-                        for text, tokens in zip(track.texts[at], track.tokens[at], strict=True)
-                    ]
-                    row = {"query_id": problem, "model": name, "samples": samples}
-                    file.write(json.dumps(row) + "\n")
+    def files(self) -> dict[str, str]:
+        """By name, a catalogue and what it plays: these samples, without what is right."""
+        rows = [
+            {
+                "query_id": problem,
+                "model": name,
+                "samples": [
+                    {"answer": text, "tokens": int(tokens)}
+                    for text, tokens in zip(track.texts[at], track.tokens[at], strict=True)
+                ],
+            }
+            for at, problem in enumerate(self.problems)
+            for name, track in self.tracks.items()
+        ]
         models = [
             {
                 "name": name,
@@ -150,9 +152,10 @@ class Recording:
             }
             for name, track in self.tracks.items()
         ]
-        path = folder / "catalog.yaml"
-        path.write_text(yaml.safe_dump({"models": models}))
-        return path
+        return {
+            "catalog.yaml": yaml.safe_dump({"models": models}),
+            "recording.jsonl": "".join(json.dumps(row) + "\n" for row in rows),
+        }
 
 
 def read(paths: Iterable[Path], models: Sequence[str] = ()) -> list[Recording]:

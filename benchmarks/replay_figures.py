@@ -27,6 +27,8 @@ BELOW_MAX: Final = 0.002
 """Accuracy below the hull's best at which FLOPs are compared."""
 WITHIN: Final = 0.0005
 """Accuracy that may be missing to the best model's vote of 40."""
+LEAST_GAP: Final = 0.05
+"""Share of the hull's FLOPs that the oracle must spare for a share of the gap to mean anything."""
 SUMMARY: Final = (
     "flops_vs_hull_at_best_model_once",
     "flops_vs_hull_at_hull_max_minus_0_2pt",
@@ -153,7 +155,7 @@ def summary(
       vote's less .05 points. A policy's settings are mixed as the fixed plans are.
     - share_of_oracle_gap_closed_horizontal: (hull - policy) / (hull - oracle) in FLOPs at the accuracy of
       each of the policy's settings, averaged. Above the hull's best accuracy the hull has the FLOPs of its
-      best; settings that are better than the oracle, or where it is not cheaper than the hull, are left out.
+      best; settings that are better than the oracle, or where it spares less than LEAST_GAP, are left out.
     - worst_shortfall_to_hull_pt: the most that a setting is below the hull at its own FLOPs, in points;
       negative where each is above.
     """
@@ -181,7 +183,7 @@ def _figures(policy: Floats, fixed: Floats, oracle: Floats, once: int, most: int
     for spent, reached in policy.tolist():
         level = min(reached, ceiling[-1][1])
         have, known = flops_for(ceiling, level), flops_for(best, reached)
-        if known < have:
+        if known < (1 - LEAST_GAP) * have:
             shares.append((have - spent) / (have - known))
     return [
         flops_for(mine, accuracy) / flops_for(ceiling, accuracy),

@@ -55,7 +55,7 @@ NOTES: Final = (
     "  settings are mixed likewise; so are those of the other baselines, all thresholds and models, of which",
     "  the hull chooses with the knowledge of what is scored: their figures flatter them.",
     "- The share averages over isoflop's settings. Above the hull's best accuracy the hull has its best's",
-    "  FLOPs; settings at which the oracle is not cheaper than the hull are left out.",
+    "  FLOPs; settings at which the oracle spares less than a twentieth of them are left out.",
     "- The oracle knows of each problem what half of its samples say, and is scored on the other half; it",
     "  can play the fixed votes, too.",
     "- Difficulty is not told from text: most recordings have no prompts.",

@@ -17,12 +17,13 @@ import json
 import multiprocessing
 import signal
 import sys
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Final
 
 import numpy as np
@@ -32,9 +33,9 @@ from isoflop.v1.router_pb2 import Filters, Objective, SolveRequest, SolveRespons
 from prometheus_client import CollectorRegistry
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from benchmarks.curves import Floats
 from benchmarks.replay_baselines import MOST, Point
 from benchmarks.replay_data import SIZES, Recording
-from benchmarks.replay_profile import Measured, Samples, fit
 from router import profile
 from router.core import Router
 from router.settings import RouterSettings
@@ -47,6 +48,9 @@ from services.generation.engines import open_backends
 from services.generation.settings import GenerationSettings
 from services.verification.core import Verification
 from services.verification.settings import VerificationSettings
+from training.profiles import Measured, Samples, fit
+from training.shares import alone
+from training.store import append, repair
 
 ROOT: Final = Path(__file__).parents[1]
 STORE: Final = ROOT / "build" / "replay"
@@ -58,13 +62,17 @@ AT_ONCE: Final = 10
 SETTINGS: Final = RouterSettings(round_samples=1, max_samples=MOST, kept_queries=1, max_prompt_bytes=1 << 20)
 """One sample a round: recordings take no time, and what was seen counts at once."""
 DECIDES: Final = (
-    "router",
-    "services/generation",
-    "services/aggregation",
+    "router/**/*.py",
+    "services/generation/**/*.py",
+    "services/aggregation/**/*.py",
+    "services/common/flops.py",
     "training/profiles.py",
-    "benchmarks/replay_*.py",
+    "benchmarks/replay_data.py",
+    "benchmarks/replay_suite.py",
 )
 """The code that a result depends on."""
+FACES: Final = ("__main__", "commands", "demo", "metrics", "remote", "servicer")
+"""Files in these folders that it does not depend on."""
 
 
 class ReplayFailed(Exception):
@@ -189,41 +197,44 @@ def folds(recording: Recording) -> list[int]:
 
 def fit_fold(recording: Recording, held_out: Sequence[bool], version: str) -> dict[str, Any]:
     """The profile from the problems that are not held out."""
+    known = [at for at, out in enumerate(held_out) if not out]
     queries = [
         Measured(
-            query_id=query_id,
+            query_id=recording.query_ids[at],
             prompt=recording.problems[at],
             group="",
             samples={
                 name: Samples(
-                    tuple(recording.names[at][n] if n >= 0 else None for n in track.answers[at]),
+                    [recording.names[at][number] if number >= 0 else None for number in track.answers[at]],
                     track.right[at],
                     track.tokens[at],
                 )
                 for name, track in recording.tracks.items()
             },
         )
-        for at, query_id in enumerate(recording.query_ids)
-        if not held_out[at]
+        for at in known
     ]
     models = [
         Model(name=name, shape=Shape(active_parameters=int(1e9 * track.size.active)))
         for name, track in recording.tracks.items()
     ]
-    return fit(queries, models, version)
+    return fit(queries, models, version, difficulty=difficulty(recording)[known])
+
+
+def difficulty(recording: Recording) -> Floats:
+    """Of each problem, shape (Q,): normal scores of how often it is answered wrong.
+
+    Their distribution is that under which an estimate that says nothing leaves a profile's prior.
+    """
+    rates = np.mean([track.right.mean(axis=1) for track in recording.tracks.values()], axis=0)
+    places = np.argsort(np.argsort(-rates, kind="stable"), kind="stable")
+    return np.array([NormalDist().inv_cdf((place + 0.5) / len(places)) for place in places.tolist()])
 
 
 def code() -> bytes:
     """A digest of the code that decides."""
-    paths = sorted(path for pattern in DECIDES for path in _python(pattern))
+    paths = sorted(path for pattern in DECIDES for path in ROOT.glob(pattern) if path.stem not in FACES)
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).digest()
-
-
-def _python(pattern: str) -> Iterable[Path]:
-    path = ROOT / pattern
-    if path.is_dir():
-        return path.rglob("*.py")
-    return ROOT.glob(pattern)
 
 
 class Replay:
@@ -231,33 +242,30 @@ class Replay:
 
     def __init__(self, recording: Recording, store: Path = STORE) -> None:
         """Writes what the suite reads, where it is not there."""
-        self._recording = recording
-        fold = folds(recording)
-        catalog = recording.write(store / "new")
-        content = b"".join(path.read_bytes() for path in (catalog, catalog.parent / "recording.jsonl"))
-        truth = b"".join(track.right.tobytes() for track in recording.tracks.values())
-        key = hashlib.sha256(code() + content + truth).hexdigest()[:12]
+        self._recording, fold = recording, folds(recording)
+        files = recording.files()
+        digest = hashlib.sha256(code() + "".join(files.values()).encode())
+        for track in recording.tracks.values():
+            digest.update(track.right.tobytes())
+        key = digest.hexdigest()[:12]
         self.path = store / f"{recording.dataset}-{len(recording.tracks)}-{key}"
-        self.path.mkdir(exist_ok=True)
-        for path in (catalog, catalog.parent / "recording.jsonl"):
-            path.replace(self.path / path.name)
-        profiles = []
-        for number in range(FOLDS):
-            profiles.append(self.path / f"profile-{number}.json")
-            if not profiles[-1].exists():
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._solves = self.path / "solved.jsonl.gz"
+        profiles = tuple(self.path / f"profile-{number}.json" for number in range(FOLDS))
+        for name, text in files.items():
+            (self.path / name).write_text(text)
+        for number, path in enumerate(profiles):
+            if not path.exists():
                 told = fit_fold(recording, [one == number for one in fold], f"{key}-{number}")
-                profiles[-1].write_text(json.dumps(told))
+                path.write_text(json.dumps(told))
         self._folder = Folder(
-            self.path / "catalog.yaml",
-            tuple(profiles),
-            tuple(fold),
-            tuple(recording.problems),
-            recording.kind,
+            self.path / "catalog.yaml", profiles, tuple(fold), tuple(recording.problems), recording.kind
         )
 
     def run(self, permutations: int, worths: Sequence[float], workers: int) -> list[Solved]:
         """All solves, from the folder where it has them; shows how far it is."""
-        solved = {(one.problem, one.permutation, one.worth): one for one in self._stored()}
+        stored = [Solved(**row) for row in repair(self._solves)]
+        solved = {(one.problem, one.permutation, one.worth): one for one in stored}
         jobs = []
         for begin in range(0, permutations, AT_ONCE):
             several = range(begin, min(begin + AT_ONCE, permutations))
@@ -269,12 +277,9 @@ class Replay:
                     jobs.append(Job(problem, tuple(several), left))
         if jobs:
             name = f"{self._recording.dataset}, {len(self._recording.tracks)} models"
-            with (
-                (self.path / "solved.jsonl").open("a", buffering=1) as file,
-                closing(_played(self._folder, jobs, workers)) as played,
-            ):
+            with alone(self.path), closing(_played(self._folder, jobs, workers)) as played:
                 for told in _shown(played, jobs, name):
-                    file.write("".join(json.dumps(asdict(one)) + "\n" for one in told))
+                    append(self._solves, [asdict(one) for one in told])
                     solved |= {(one.problem, one.permutation, one.worth): one for one in told}
         return [
             solved[problem, one, worth]
@@ -282,13 +287,6 @@ class Replay:
             for problem in range(len(self._recording.problems))
             for one in range(permutations)
         ]
-
-    def _stored(self) -> Iterator[Solved]:
-        path = self.path / "solved.jsonl"
-        if path.exists():
-            for line in path.read_text().splitlines(keepends=True):
-                if line.endswith("\n"):  # The last one may have been cut short.
-                    yield Solved(**json.loads(line))
 
 
 def points(
