@@ -57,7 +57,7 @@ class Comparison:
     """In the order of the worths of `policy`."""
     against: Rivals
     others: dict[str, Sequence[Plan]]
-    """The other baselines."""
+    """The other baselines; a cascade needs two models."""
 
     def result(self) -> dict[str, Any]:
         """As the JSON has it."""
@@ -118,7 +118,7 @@ def compare(
     permutations: int,
     worths: Sequence[float],
     workers: int,
-    store: Path = STORE,
+    store: Path,
 ) -> Comparison:
     """Play the policy and all baselines."""
     solved = Replay(recording, store).run(permutations, worths, workers)
@@ -135,6 +135,7 @@ def compare(
         "ESC": baselines.early_stopping,
         "agreement cascade": baselines.cascades,
     }
+    told = {name: [Plan.of(point, luck) for point in made(votes)] for name, made in others.items()}
     return Comparison(
         recording,
         pool,
@@ -142,7 +143,7 @@ def compare(
         policy,
         solved,
         rivals(fixed, [Plan.of(point, None) for point in baselines.oracle(recording)]),
-        {name: [Plan.of(point, luck) for point in made(votes)] for name, made in others.items()},
+        {name: plans for name, plans in told.items() if plans},
     )
 
 
@@ -174,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         paths = asked.recordings or [RECORDINGS / f"{name}.jsonl.gz" for name in DEFAULT]
         compared = [
             [
-                compare(recording, pool, asked.permutations, WORTHS, asked.workers)
+                compare(recording, pool, asked.permutations, WORTHS, asked.workers, STORE)
                 for pool, recording in ({"named": one} if models else pools(one)).items()
             ]
             for one in read(paths, models)

@@ -127,7 +127,7 @@ class Recording:
             [order(seed, model, problem, count)[:most] for seed in range(played)] for problem in self.problems
         ]
         others = rng.permuted(np.tile(np.arange(count), (len(own), more, 1)), axis=2)[:, :, :most]
-        return np.concatenate([np.array(own, int).reshape(len(own), played, -1), others], axis=1)
+        return np.concatenate([np.array(own, int).reshape(len(own), played, others.shape[2]), others], axis=1)
 
     def files(self) -> dict[str, str]:
         """By name, a catalogue and what it plays: these samples, without what is right."""
@@ -201,6 +201,13 @@ def _recording(
             f"{dataset}: how many parameters of {', '.join(unknown)} are active is not known; "
             f"leave it out by --models, or add it to SIZES of {__name__}"
         )
+    if any(
+        "correct" not in sample
+        for rows in problems.values()
+        for name in names
+        for sample in rows.get(name, ())
+    ):
+        raise RecordingError(f"{dataset}: samples without `correct` cannot be scored: name other recordings")
     problems = {text: rows for text, rows in problems.items() if all(name in rows for name in names)}
     if not problems:
         raise RecordingError(

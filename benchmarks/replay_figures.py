@@ -186,12 +186,16 @@ def _figures(policy: Floats, fixed: Floats, oracle: Floats, once: int, most: int
         if known < (1 - LEAST_GAP) * have:
             shares.append((have - spent) / (have - known))
     return [
-        flops_for(mine, accuracy) / flops_for(ceiling, accuracy),
-        flops_for(mine, least) / flops_for(ceiling, least),
-        flops_for(mine, float(fixed[most, 1]) - WITHIN) / float(fixed[most, 0]),
+        _ratio(flops_for(mine, accuracy), flops_for(ceiling, accuracy)),
+        _ratio(flops_for(mine, least), flops_for(ceiling, least)),
+        _ratio(flops_for(mine, float(fixed[most, 1]) - WITHIN), float(fixed[most, 0])),
         float(np.mean(shares)) if shares else float("nan"),
         max(100 * (accuracy_for(ceiling, x) - y) for x, y in policy.tolist()),
     ]
+
+
+def _ratio(one: float, other: float) -> float:
+    return one / other if other > 0 else float("nan")
 
 
 def _finite(value: float) -> float | None:

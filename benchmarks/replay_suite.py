@@ -31,6 +31,7 @@ from isoflop.v1.common_pb2 import AnswerFormat, AnswerType, Model, Shape
 from isoflop.v1.difficulty_pb2 import Difficulty, EstimateRequest, EstimateResponse
 from isoflop.v1.router_pb2 import Filters, Objective, SolveRequest, SolveResponse
 from prometheus_client import CollectorRegistry
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks.curves import Floats
@@ -218,15 +219,15 @@ def fit_fold(recording: Recording, held_out: Sequence[bool], version: str) -> di
         Model(name=name, shape=Shape(active_parameters=int(1e9 * track.size.active)))
         for name, track in recording.tracks.items()
     ]
-    return fit(queries, models, version, difficulty=difficulty(recording)[known])
+    return fit(queries, models, version, difficulty=difficulty(recording, known))
 
 
-def difficulty(recording: Recording) -> Floats:
-    """Of each problem, shape (Q,): normal scores of how often it is answered wrong.
+def difficulty(recording: Recording, known: Sequence[int]) -> Floats:
+    """Of each known problem: normal scores of how often it is answered wrong, shape (len(known),).
 
     Their distribution is that under which an estimate that says nothing leaves a profile's prior.
     """
-    rates = np.mean([track.right.mean(axis=1) for track in recording.tracks.values()], axis=0)
+    rates = np.mean([track.right[known].mean(axis=1) for track in recording.tracks.values()], axis=0)
     places = np.argsort(np.argsort(-rates, kind="stable"), kind="stable")
     return np.array([NormalDist().inv_cdf((place + 0.5) / len(places)) for place in places.tolist()])
 
@@ -258,12 +259,15 @@ class Replay:
             if not path.exists():
                 told = fit_fold(recording, [one == number for one in fold], f"{key}-{number}")
                 path.write_text(json.dumps(told))
-        self._folder = Folder(
+        self.folder = Folder(
             self.path / "catalog.yaml", profiles, tuple(fold), tuple(recording.problems), recording.kind
         )
 
     def run(self, permutations: int, worths: Sequence[float], workers: int) -> list[Solved]:
-        """All solves, from the folder where it has them; shows how far it is."""
+        """All solves by worth, problem and permutation; what the folder has is not solved again.
+
+        Raises ReplayFailed, and WorkFailed where another run is at work.
+        """
         stored = [Solved(**row) for row in repair(self._solves)]
         solved = {(one.problem, one.permutation, one.worth): one for one in stored}
         jobs = []
@@ -277,7 +281,7 @@ class Replay:
                     jobs.append(Job(problem, tuple(several), left))
         if jobs:
             name = f"{self._recording.dataset}, {len(self._recording.tracks)} models"
-            with alone(self.path), closing(_played(self._folder, jobs, workers)) as played:
+            with alone(self.path), closing(_played(self.folder, jobs, workers)) as played:
                 for told in _shown(played, jobs, name):
                     append(self._solves, [asdict(one) for one in told])
                     solved |= {(one.problem, one.permutation, one.worth): one for one in told}
@@ -315,7 +319,7 @@ def _right(recording: Recording, one: Solved) -> bool:
 def _shown(told: Iterator[list[Solved]], jobs: Sequence[Job], name: str) -> Iterator[list[Solved]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     total = sum(len(job.permutations) * len(job.worths) for job in jobs)
-    with Progress(*columns) as progress:
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task(name, total=total)
         for some in told:
             yield some
