@@ -154,6 +154,15 @@ def pools(recording: Recording) -> dict[str, Recording]:
     return both if 0 < len(dense) < len(recording.tracks) else {"all": recording}
 
 
+def text(value: Any) -> str:
+    """JSON with a line for each row."""
+    if isinstance(value, dict) and any(isinstance(one, (dict, list)) for one in value.values()):
+        return "{\n" + ",\n".join(f"{json.dumps(name)}: {text(one)}" for name, one in value.items()) + "\n}"
+    if isinstance(value, list) and any(isinstance(one, dict) for one in value):
+        return "[\n" + ",\n".join(text(one) if "policy" in one else json.dumps(one) for one in value) + "\n]"
+    return json.dumps(value)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, write, and print the summaries; 2 where the recordings cannot be used."""
     parser = argparse.ArgumentParser(
@@ -186,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = [[one.result() for one in group] for group in compared]
     joined = [full | ({"dense": dense[0]} if dense else {}) for full, *dense in results]
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(joined[0] if len(joined) == 1 else joined, indent=1, ensure_ascii=False) + "\n")
+    out.write_text(text(joined[0] if len(joined) == 1 else joined) + "\n")
     with out.with_name(f"{out.stem}_queries.jsonl").open("w") as file:
         for made in (made for group in compared for made in group):
             for row in by_query(made.recording, made.pool, made.plans()):

@@ -26,9 +26,9 @@ CONFIDENCES: Final = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999)
 """Thresholds of Adaptive-Consistency; its authors' own is .95."""
 WINDOWS: Final = (2, 3, 4, 5, 6, 8, 10, 20)
 """Windows of early-stopping self-consistency; its authors' own are 4 to 10."""
-GATES: Final = ((2, 2), (3, 3), (4, 3), (4, 4), (8, 6), (8, 8))
+GATES: Final = ((2, 2), (4, 3), (4, 4), (8, 8))
 """Of a cascade: samples of the cheaper model, and how many of them must agree."""
-FALLBACKS: Final = (1, 4, 8, 40)
+FALLBACKS: Final = (1, 8, 40)
 """Of a cascade: samples of the dearer model."""
 ORACLE_SIZES: Final = (1, 2, 4, 8, 16, 32, 40)
 """Votes that the oracle chooses from."""
