@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .PHONY: demo test test-all lint proto up train lock clean
-.PHONY: step-labels bench-embedded bench-headlines bench-prm bench-answers bench-difficulty bench-overhead bench-replay
+.PHONY: step-labels bench-embedded bench-headlines bench-scaling bench-prm bench-answers bench-difficulty bench-overhead bench-replay
 
 demo: .venv/run.stamp  ## 30 held-out problems, live
 	@$(BIN)/isoflop demo --json build/demo.json
@@ -58,6 +58,9 @@ bench-embedded: .venv/dev.stamp  ## accuracy against FLOPs on held-out problems
 
 bench-headlines: .venv/dev.stamp  ## what more compute buys, on held-out problems
 	$(BIN)/python -m benchmarks.headlines
+
+bench-scaling: .venv/dev.stamp  ## laws of accuracy over samples, from what is stored and recorded
+	$(BIN)/python -m benchmarks.scaling
 
 bench-answers: .venv/dev.stamp  ## reading and comparing answers, on recorded texts in ../shared
 	$(BIN)/python -m benchmarks.answers

@@ -1,8 +1,4 @@
-"""Accuracy of votes, of best of n and of pass@n from stored samples; intervals; fits of growth. Pure numpy.
-
-Everything is told problem by problem, so that a resample of problems gives an interval, and two ways of
-using the same samples are compared on the same problems and the same draws.
-"""
+"""Fits of growth with the number of samples, as the headlines' claim was defined. Pure numpy."""
 
 from __future__ import annotations
 
@@ -11,86 +7,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from training.resampling import Floats
 
-NO_ANSWER: Final = -1
-"""The number of a sample's answer where it has none: no vote."""
-DRAWS: Final = 100
-"""Subsets drawn for each size, where a vote has no closed form."""
-RESAMPLES: Final = 2000
-"""Bootstrap resamples of problems."""
-
-_LEAST_WEIGHT: Final = 1e-9
-"""Added to each vote's weight: where a verifier gives nothing to any, they are as good as each other."""
 _EXPONENTS: Final = np.geomspace(0.03, 3.0, 240)
 """Tried for n^-c: a fit is linear but for c."""
-
-
-def permutations(samples: int, draws: int = DRAWS, seed: int = 0) -> Ints:
-    """Orders of the samples, shape (draws, samples): the first n of a row are a subset without repeats."""
-    rng = np.random.default_rng(seed)
-    return rng.permuted(np.tile(np.arange(samples), (draws, 1)), axis=1)
-
-
-def vote(answers: Ints, right: int, n: int, orders: Ints, weights: Floats | None = None) -> float:
-    """Chance that a vote of n of the samples is right, ties broken by lot.
-
-    `answers` has a number for each sample, equal for equal answers, NO_ANSWER for none; `right` is the number
-    of the right one (NO_ANSWER: nobody gave it). Without weights each sample has one vote.
-    """
-    if right == NO_ANSWER:
-        return 0.0
-    kinds = int(answers.max()) + 1
-    # With all samples there is but one subset; with one sample each is as likely.
-    picked = np.arange(len(answers))[:, None] if n == 1 else orders[: 1 if n == len(answers) else None, :n]
-    votes = answers[picked]
-    worth = np.ones(picked.shape) if weights is None else weights[picked] + _LEAST_WEIGHT
-    rows = np.arange(len(picked))[:, None] * kinds
-    counted = votes != NO_ANSWER
-    sums = np.bincount((rows + votes)[counted], worth[counted], len(picked) * kinds).reshape(-1, kinds)
-    most = sums.max(1, keepdims=True)
-    leaders = (sums >= most * (1 - 1e-6)) & (most > 0)
-    return float((leaders[:, right] / np.maximum(leaders.sum(1), 1)).mean())
-
-
-def best_of(scores: Floats, right: Bools, n: int) -> float:
-    """Chance that the best scored of n of the samples is right, exactly; ties broken by lot.
-
-    A sample is chosen where it and n - 1 of those with lower scores are drawn; a sample without an answer is
-    to have the score -inf, and is never right.
-    """
-    values, group = np.unique(scores, return_inverse=True)
-    upto = np.cumsum(np.bincount(group))
-    among = np.array([_share(int(count), len(scores), n) for count in upto])
-    chosen = np.diff(among, prepend=0.0)
-    share_right = np.bincount(group, right.astype(float), len(values)) / np.bincount(group)
-    return float(chosen @ share_right)
-
-
-def _share(inside: int, samples: int, n: int) -> float:
-    """Chance that all of n different samples are of `inside` certain ones: C(inside, n) / C(samples, n)."""
-    if inside < n:
-        return 0.0
-    return float(np.prod(np.arange(inside - n + 1, inside + 1) / np.arange(samples - n + 1, samples + 1)))
-
-
-def resamples(problems: int, seed: int = 0) -> Floats:
-    """Weights of RESAMPLES resamples of problems, shape (RESAMPLES, problems): times values, their means.
-
-    The same for the same number of problems, so that whatever is told of the same problems is paired.
-    """
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(problems, np.full(problems, 1 / problems), RESAMPLES) / problems
-
-
-def interval(values: Floats) -> tuple[float, float]:
-    """The middle 95 % of resampled values."""
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ from isoflop.v1.verification_pb2 import ChainScoring
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.curves import DRAWS, RESAMPLES
 from benchmarks.headlines_claims import Row, all_rows
 from benchmarks.headlines_data import Measured, NotMeasured, Prices, Samples, cell_of, cell_rates, load
 from benchmarks.headlines_report import write_page, write_queries, write_rows
@@ -43,6 +42,7 @@ from services.generation.backends.llamacpp import Header
 from services.generation.catalog import LlamaCppEntry
 from services.verification import catalog as verifiers
 from services.verification import engines
+from training.resampling import DRAWS, RESAMPLES
 from training.samples import SLOTS, sample
 from training.shares import WorkFailed, dealt, keep
 from training.splits import FOLDER, Problem, first_of_each_group

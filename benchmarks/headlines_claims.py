@@ -18,8 +18,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.curves import Bools, Floats, fits, interval, permutations, resamples, vote
+from benchmarks.curves import fits
 from benchmarks.headlines_data import Measured, NotMeasured, Samples
+from training.resampling import Bools, Floats, interval, permutations, resamples, vote
 from training.votes import pass_at
 
 VOTES: Final = 40

@@ -14,13 +14,13 @@ from isoflop.v1.common_pb2 import Model
 from isoflop.v1.generation_pb2 import RoundUsage
 from isoflop.v1.verification_pb2 import ChainScoring
 
-from benchmarks.curves import NO_ANSWER, Bools, Floats, Ints, best_of, permutations, vote
 from router.cost import Meter
 from router.strategies.scoring import RULES
 from services.aggregation.numbers import canonical_number
 from services.common.flops import attended
 from training.prm_figures import auc
 from training.problems import first_wrong, judge_solution
+from training.resampling import NO_ANSWER, Bools, Floats, Ints, best_of, permutations, vote
 from training.samples import stored_of, stored_samples
 from training.splits import Problem
 from training.store import Row, digest, seed_of

@@ -11,9 +11,9 @@ from typing import Any, Final
 import matplotlib as mpl
 import numpy as np
 
-from benchmarks.curves import Floats, interval, resamples
 from benchmarks.headlines_claims import TEMPERATURE_SIZES, Row, heat
 from benchmarks.headlines_data import Measured, NotMeasured
+from training.resampling import Floats, interval, resamples
 
 mpl.use("Agg")
 mpl.rcParams.update(

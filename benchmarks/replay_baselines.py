@@ -16,9 +16,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.curves import NO_ANSWER, Bools, Floats, Ints
 from benchmarks.replay_data import RIGHT, Recording, Size, Track
 from services.aggregation.stability import stability
+from training.resampling import NO_ANSWER, Bools, Floats, Ints
 
 MOST: Final = 40
 """Most samples of a model that any policy may buy for a problem."""

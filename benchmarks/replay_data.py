@@ -20,9 +20,9 @@ import numpy as np
 import yaml
 from isoflop.v1.common_pb2 import ANSWER_TYPE_CHOICE, ANSWER_TYPE_EXPRESSION, AnswerType
 
-from benchmarks.curves import NO_ANSWER, Bools, Floats, Ints
 from services.aggregation.answers import expression_key
 from services.generation.backends.recorded import CHARS_A_TOKEN, order
+from training.resampling import NO_ANSWER, Bools, Floats, Ints
 
 RIGHT: Final = 0
 """The number of the right answer."""

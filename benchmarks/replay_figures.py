@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.curves import Floats, Ints, interval, resamples
 from benchmarks.replay_baselines import Point
 from benchmarks.replay_data import RIGHT, Recording
+from training.resampling import Floats, Ints, interval, resamples
 
 FIRST: Final = (1, 4)
 """The means of so many first samples of each model are control variates."""

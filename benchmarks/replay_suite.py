@@ -34,7 +34,6 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks.curves import Floats
 from benchmarks.replay_baselines import MOST, Point
 from benchmarks.replay_data import SIZES, Recording
 from router import profile
@@ -50,6 +49,7 @@ from services.generation.settings import GenerationSettings
 from services.verification.core import Verification
 from services.verification.settings import VerificationSettings
 from training.profiles import Measured, Samples, fit
+from training.resampling import Floats
 from training.shares import alone
 from training.store import append, repair
 

@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry
 
-from router import profile
 from router.core import Router
 from router.profile import ProfileError
+from router.profiles import Files, following
 from router.remote import connect
 from router.servicer import face
 from router.settings import DistributedSettings
@@ -21,17 +21,19 @@ from services.common.server import CannotServe, Face, main
 @asynccontextmanager
 async def router(settings: DistributedSettings, registry: CollectorRegistry) -> AsyncIterator[list[Face]]:
     """The faces of the router."""
+    files = Files(settings.profile)
     try:
-        curves = profile.load(settings.profile)
+        profiles = files.read()
     except ProfileError as error:
         raise CannotServe(str(error)) from None
     channels = Channels()
     stages = connect(
         settings.generation, settings.verification, settings.difficulty, settings.aggregation, channels
     )
-    core = Router(settings, stages, curves, registry)
+    core = Router(settings, stages, profiles, registry)
     try:
-        yield [face(core)]
+        async with following(files, settings.profile_poll_seconds, core.adopt):
+            yield [face(core)]
     finally:
         await core.close()
         await channels.close()

@@ -93,7 +93,9 @@ class Races:
     total: Array
     """Shape (B,): all votes."""
     scatter: Array
-    """Shape (B,)."""
+    """Shape (B,): where the leader is right."""
+    scatters: Array
+    """Shape (B, R): where each other is."""
     sizes: Array
     """Shape (B, R): votes of the others; the last has none: it was not seen yet. R is 0 without answers."""
     joint: Array
@@ -111,11 +113,11 @@ class Races:
             joint = joint[:, :, types]
         chosen = slice(None) if types is None else types
         sizes = np.array([one.sizes for one in posteriors])
-        scatter = np.array([one.scatter for one in posteriors])
+        scatter = np.array([one.scatter for one in posteriors])[:, chosen]
         difficulty, answers = joint.sum(axis=1), joint[:, :-1].sum(axis=2)
         if not sizes.shape[1]:
             none = np.zeros(len(joint))
-            return cls(difficulty, none, none, none, scatter, sizes, joint[:, :0], joint[:, 0], chosen)
+            return cls(difficulty, none, none, none, none, sizes, sizes, joint[:, :0], joint[:, 0], chosen)
         leader = np.array([one.leader for one in posteriors])
         at = np.arange(len(joint))
         # The most likely others and, last, one that was not seen yet.
@@ -125,15 +127,17 @@ class Races:
         if len(joint) == 1:
             others = others[:, chances[0, others[0]] > LEAST_RIVAL]
         rows = np.column_stack([others, np.full(len(joint), sizes.shape[1])])
+        lead, others_right = joint[at, leader], joint[at[:, None], rows]
         return cls(
             difficulty,
             answers[at, leader],
             sizes[at, leader],
             sizes.sum(axis=1),
-            scatter,
+            _mean(scatter, lead),
+            _mean(scatter[:, None], others_right),
             np.column_stack([sizes, np.zeros(len(joint))])[at[:, None], rows],
-            joint[at[:, None], rows],
-            joint[at, leader],
+            others_right,
+            lead,
             chosen,
         )
 
@@ -181,7 +185,7 @@ class Races:
         joins = np.where(joins > 0, joins, scatter[..., None])
         falls = np.cumprod(joins / (scatter + total - led + np.arange(MOST))[:, None], axis=2)  # (B, R, MOST)
         falls = np.concatenate([np.ones((*falls.shape[:2], 1)), falls], axis=2)[..., votes]  # (B, R, V)
-        own = led / (scatter + total - self.sizes)  # (B, R)
+        own = led / (self.scatters + total - self.sizes)  # (B, R)
         shifts = own[:, None] ** leaders[..., None] / falls.transpose(0, 2, 1)  # (B, V, R)
         at = FIRST[np.searchsorted(ROUND_SIZES, sizes)] + leaders  # (B, V): the run of u votes
         holds = np.take_along_axis(holds, np.broadcast_to(at[:, None], holds.shape), axis=2)
@@ -190,6 +194,11 @@ class Races:
             holds = holds * np.exp(-told)
         # Without a vote it cannot lead.
         return np.asarray(np.maximum(rises - holds[..., None] / shifts[:, None], 0.0) * (votes > 0)[:, None])
+
+
+def _mean(values: Array, weights: Array) -> Array:
+    """Weighted mean over the last axis."""
+    return np.asarray((values * weights).sum(axis=-1) / np.maximum(weights.sum(axis=-1), 1e-300))
 
 
 def expected_accuracy(posterior: Posterior, arm: Arm, samples: int, had: int = 0) -> float:

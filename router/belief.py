@@ -59,8 +59,8 @@ class Posterior:
 
     joint: Array
     """Shape (J + 1, D): probability that cluster j is right and difficulty is d; last row: none is right."""
-    scatter: float
-    """Ewens's parameter, as the arms that voted have it; NaN without votes."""
+    scatter: Array
+    """Shape (D,): Ewens's parameter by type, as the arms that voted have it; NaN without votes."""
     sizes: Array
     """Shape (J,): votes of each cluster."""
     chosen: int = -1
@@ -111,9 +111,9 @@ def update(prior: Array, votes: Votes) -> Posterior:
     for arm, seen in zip(votes.arms, votes.lengths, strict=False):
         if arm.length:
             log += arm.length.log_likelihood(seen)
-    scatter = _scatter(votes)
+    scatter = _scatter(votes, len(prior))
     if clusters:
-        log += _log_partitions(sizes, scatter)[:, None]
+        log += _log_partitions(sizes, scatter)
     if votes.evidence is not None:
         log[:-1] += votes.evidence[:, None]
     log -= log.max()
@@ -127,20 +127,24 @@ def _likelihood(arm: Arm, agreed: NDArray[np.int64], samples: int) -> Array:
     return np.asarray(right[agreed] + wrong[samples - agreed] - total[samples])
 
 
-def _scatter(votes: Votes) -> float:
-    """Mean of the arms' parameters, by their votes."""
+def _scatter(votes: Votes, types: int) -> Array:
+    """Mean of the arms' parameters, by their votes; shape (types,)."""
     weights = votes.counts.sum(axis=1) if votes.counts.size else np.zeros(len(votes.arms))
     if not weights.sum():
-        return math.nan
-    return float(np.average([arm.scatter for arm in votes.arms], weights=weights))
+        return np.full(types, math.nan)
+    scatters = [np.broadcast_to(arm.scatter, (types,)) for arm in votes.arms]
+    return np.asarray(np.average(scatters, axis=0, weights=weights))
 
 
-def _log_partitions(sizes: Array, scatter: float) -> Array:
+def _log_partitions(sizes: Array, scatter: Array) -> Array:
     """Logarithm of Ewens's sampling formula: probability that wrong samples fall into these clusters.
 
-    Shape (J + 1,): where all but cluster j are wrong, and last where all are.
+    Shape (J + 1, D): where all but cluster j are wrong, and last where all are.
     """
-    pieces = np.array([math.log(scatter) + math.lgamma(size) for size in sizes])
-    wrong = np.append(sizes.sum() - sizes, sizes.sum())
-    rising = np.array([math.lgamma(scatter + total) for total in wrong]) - math.lgamma(scatter)
-    return np.asarray(np.append(pieces.sum() - pieces, pieces.sum()) - rising)
+    pieces = np.array([math.lgamma(size) for size in sizes])
+    wrong = np.append(sizes.sum() - sizes, sizes.sum()).astype(int)
+    rising = np.zeros((wrong[-1] + 1, len(scatter)))
+    np.cumsum(np.log(scatter + np.arange(wrong[-1])[:, None]), axis=0, out=rising[1:])
+    clusters = np.append(np.full(len(sizes), len(sizes) - 1), len(sizes))
+    within = np.append(pieces.sum() - pieces, pieces.sum())
+    return np.asarray(within[:, None] + clusters[:, None] * np.log(scatter) - rising[wrong])

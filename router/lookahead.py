@@ -113,7 +113,7 @@ def outcomes(posterior: Posterior, votes: Votes, arm: Arm, cap: float) -> Iterat
     agreed, samples, seen = so_far(posterior, votes, arm)
     weight = arm.concentration * arm.p_right
     right = (weight + agreed[:, None]) / (arm.concentration + samples)
-    scatter, sizes = arm.scatter, posterior.sizes
+    scatter, sizes = np.broadcast_to(arm.scatter, posterior.difficulty.shape), posterior.sizes
     # Wrong votes so far, where each answer is right, and where none of them is.
     wrong = np.append(sizes.sum() - sizes, sizes.sum())[:, None]
     another = (1 - right) * scatter / (scatter + wrong)
@@ -133,7 +133,7 @@ def outcomes(posterior: Posterior, votes: Votes, arm: Arm, cap: float) -> Iterat
         yield from _outcome(posterior.joint * cut, posterior.scatter, sizes)
 
 
-def _outcome(joint: Array, scatter: float, sizes: Array) -> Iterator[Outcome]:
+def _outcome(joint: Array, scatter: Array, sizes: Array) -> Iterator[Outcome]:
     chance = float(joint.sum())
     if chance > LEAST_CHANCE:
         yield Outcome(chance, Posterior(joint / chance, scatter, sizes))

@@ -19,6 +19,7 @@ from isoflop.v1.common_pb2 import Model
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from router.lengths import Array, LengthCurve
+from router.scaling import ScalingRecord
 
 SCHEMA = 2
 """Number of the form of the file; a profile of another number is refused."""
@@ -92,7 +93,7 @@ class ArmRecord(BaseModel):
     """How long samples are; none: their length says nothing."""
     concentration: float = Field(gt=0)
     """How alike queries of one difficulty are: p is Beta with mean p_right and so many pseudo-counts."""
-    scatter: float = Field(gt=0)
+    scatter: float | list[float]
     """How rarely wrong answers agree: the parameter of Ewens's sampling formula."""
     votes: dict[int, list[float]]
     """Measured accuracy of a majority vote of n samples, by n, from resampled calibration samples."""
@@ -121,6 +122,8 @@ class ProfileRecord(BaseModel):
     """Measured arms."""
     efforts: dict[str, float]
     """FLOPs that a right answer is worth at effort low, medium, high, and `most`: as good as no limit."""
+    scaling: list[ScalingRecord] = []
+    """Scaling laws of models and strategies, over all queries and by bin of difficulty."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ProfileRecord:
@@ -144,6 +147,9 @@ class ProfileRecord(BaseModel):
                 raise ValueError(f"{arm.model}: a curve has not {size} values")
             if any(not 0 <= value <= 1 for curve in chances for value in curve):
                 raise ValueError(f"{arm.model}: a probability is not in [0, 1]")
+            scatters = arm.scatter if isinstance(arm.scatter, list) else [arm.scatter] * size
+            if len(scatters) != size or min(scatters) <= 0:
+                raise ValueError(f"{arm.model}: scatter is not positive, or has not {size} values")
             if min(arm.tokens) <= 0:
                 raise ValueError(f"{arm.model}: expected tokens are not positive")
             if min(arm.votes, default=1) < 1:
@@ -189,7 +195,7 @@ class Arm:
     tokens: Array
     """Shape (D,)."""
     concentration: float
-    scatter: float
+    scatter: Array | float
     votes: Array
     """Shape (len(ROUND_SIZES), D): accuracy of a majority vote."""
     prompt_tokens_per_byte: float
@@ -250,6 +256,8 @@ class Profile:
     """Shape (D,): share of calibration queries of each type, sums to 1."""
     arms: tuple[Arm, ...]
     efforts: dict[str, float]
+    scaling: tuple[ScalingRecord, ...] = ()
+    """Scaling laws, as calibration fitted them."""
 
     def belief(self, mean: float, sd: float) -> Array:
         """The belief over the types of queries that an estimate of difficulty leaves, shape (D,), sums to 1.
@@ -309,7 +317,7 @@ def parse(data: Any) -> Profile:
                 p_right=p_right,
                 tokens=np.array(arm.tokens),
                 concentration=arm.concentration,
-                scatter=arm.scatter,
+                scatter=np.broadcast_to(arm.scatter, prior.shape),
                 votes=votes,
                 prompt_tokens_per_byte=arm.prompt_tokens_per_byte,
                 seconds_per_token=arm.seconds_per_token,
@@ -326,7 +334,14 @@ def parse(data: Any) -> Profile:
                 (other for other in record.arms if other.model == arm.model and not other.temperature), arm
             )
             arms[-1] = _after_greedy(arms[-1], np.array(greedy.p_right), np.array(arm.p_right_after_greedy))
-    return Profile(record.version, np.array(record.grid), prior / prior.sum(), tuple(arms), record.efforts)
+    return Profile(
+        record.version,
+        np.array(record.grid),
+        prior / prior.sum(),
+        tuple(arms),
+        record.efforts,
+        tuple(record.scaling),
+    )
 
 
 def _by_size(votes: dict[int, list[float]], once: list[float]) -> Array:

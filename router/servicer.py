@@ -45,6 +45,11 @@ class RouterServicer(rpc.RouterServiceServicer):
     async def GetQuery(self, request: pb.GetQueryRequest, context: Context) -> pb.GetQueryResponse:
         return await self._core.query(request.query_id)
 
+    async def SubmitFeedback(
+        self, request: pb.SubmitFeedbackRequest, context: Context
+    ) -> pb.SubmitFeedbackResponse:
+        return await self._core.feedback(request)
+
 
 def _seconds(context: Context) -> float:
     """Time until the call's deadline; infinite where it has none."""
@@ -54,4 +59,9 @@ def _seconds(context: Context) -> float:
 
 def face(core: Router) -> Face:
     """The service, for `services.common.server`."""
-    return Face("isoflop.v1.RouterService", RouterServicer(core), rpc.add_RouterServiceServicer_to_server)
+    return Face(
+        "isoflop.v1.RouterService",
+        RouterServicer(core),
+        rpc.add_RouterServiceServicer_to_server,
+        core.well,
+    )

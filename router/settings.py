@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.common.settings import MODELS, ServiceSettings
@@ -14,7 +14,15 @@ class RouterSettings(ServiceSettings):
     """Settings of the router, wherever its services are."""
 
     profile: Path = MODELS / "profile.json"
-    """The measured curves that plans are made on."""
+    """The measured curves that plans are made on: a profile, or a folder of them (`isoflop profile`)."""
+    profile_poll_seconds: float = Field(default=5.0, gt=0)
+    """How often it is looked at whether the profiles have changed."""
+    shadow_waiting: int = Field(default=256, ge=1)
+    """Most answered queries that wait for a shadow profile's decision; more are skipped."""
+    pin_model: str = ""
+    """Plan nothing: queries that name no model, strategy or samples all get this model. Empty: plan."""
+    pin_samples: int = Field(default=1, ge=1, le=4096)
+    """Samples of `pin_model` for each query; a vote where there is more than one."""
     round_samples: int = Field(default=4, ge=1, le=256)
     """Most samples that are bought before deciding anew."""
     give_up_below: float = Field(default=0.5, ge=0, le=1)
@@ -33,6 +41,22 @@ class RouterSettings(ServiceSettings):
     """Ended queries whose result is kept for retries and GetQuery."""
     rejoin_seconds: float = Field(default=10.0, ge=0)
     """How long a query with a request id goes on after its last caller has left."""
+    feedback: Path | None = None
+    """SQLite file of what was decided and what callers say of it, no prompts; none: feedback is refused."""
+    kept_feedback_days: float = Field(default=90.0, gt=0)
+    """How long after its end feedback to a query is taken and kept."""
+    drift_truths: int = Field(default=1000, ge=1)
+    """So many of the truths told last are what the metric of drift is of."""
+    explore_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of queries whose first round is drawn among the best offers: every caller's, without tenants."""
+    explore_among: int = Field(default=4, ge=2, le=4)
+    """Offers among which it is drawn, the planner's own choice included."""
+
+    @model_validator(mode="after")
+    def _explores_to_learn(self) -> RouterSettings:
+        if self.explore_share and self.feedback is None:
+            raise ValueError("explore_share needs feedback: without it nothing is learnt")
+        return self
 
 
 class DistributedSettings(RouterSettings):

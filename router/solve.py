@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import KW_ONLY, dataclass, field, replace
 
@@ -24,6 +24,7 @@ from isoflop.v1.router_pb2 import (
     QueryStarted,
     Round,
     Savings,
+    SolveRequest,
     SolveResponse,
     Stopped,
 )
@@ -33,14 +34,18 @@ from router import cost
 from router.bench import RoundBench
 from router.cost import TEMPLATE_TOKENS, Allowance, Cost, Meter
 from router.decision import Action, Decision, State
+from router.explore import Draw
+from router.feedback import Feedback
 from router.metrics import Metrics, outcome
 from router.planner import Planner
 from router.portions import MOST_BYTES, portions
 from router.progress import Progress
 from router.query import Query
+from router.shadow import First
 from router.stages import Stages
 from router.strategies import STRATEGIES
 from router.strategies.strategy import Candidate
+from router.truths import Answered, without_text
 
 
 @dataclass
@@ -59,6 +64,17 @@ class Life:
     """How long an aborted round may take to tell its bill."""
     give_up_below: float
     """A query that stops with less confidence than this was abandoned."""
+    asked: SolveRequest = field(default_factory=SolveRequest)
+    """What `query` was admitted from."""
+    feedback: Feedback | None = None
+    """Draws the first round, and records what came; None: neither is done."""
+    drawn: Draw | None = None
+    """The first decision as it was drawn, where it is recorded."""
+    pinned: bool = False
+    """The plan is the router's own, by its settings."""
+    afterwards: Callable[[First], None] | None = None
+    """Takes the first decision when the answer has gone out."""
+    first: First | None = None
     difficulty: Difficulty = field(default_factory=Difficulty)
     saved: Savings = field(default_factory=Savings)
     waited: float = 0.0
@@ -80,14 +96,17 @@ class Life:
         try:
             await self.estimate()
             yield Event(started=QueryStarted(query_id=self.query.query_id, difficulty=self.difficulty))
-            while (decision := self.plan()).action:
+            while (decision := self.explore(self.plan())).action:
                 async with aclosing(self.act(decision.action, decision.reason)) as events:
                     async for event in events:
                         yield event
             final = self.finish(decision)
+            await self.record(final)
             ended = outcome(final)
             yield Event(stopped=Stopped(reason=final.reason, abandoned=final.status == STATUS_ABANDONED))
             yield Event(final=final)
+            if self.afterwards and self.first:
+                self.afterwards(self.first)
         except IsoflopError as error:
             ended = f"failed_{Code.Name(error.code).lower()}"
             raise
@@ -100,6 +119,8 @@ class Life:
             finally:
                 overhead = time.perf_counter() - begin - self.waited
                 self.metrics.ended(ended, self.meter.lines, overhead, self.saved.samples)
+                version, flops = self.planner.profile.version, self.meter.bill().flops
+                self.metrics.decided(version, ended, flops, self.progress.confidence)
 
     async def estimate(self) -> None:
         """A belief about the query's latent difficulty."""
@@ -117,7 +138,22 @@ class Life:
     def plan(self) -> Decision:
         """The most worthwhile next round, or stop, given all that is known so far."""
         seconds = self.query.deadline - asyncio.get_running_loop().time()
-        return self.planner.decide(self.query, self.state(self.allowance.left, seconds))
+        state = self.state(self.allowance.left, seconds)
+        decision = self.planner.decide(self.query, state)
+        if self.pinned and decision.action:
+            decision = replace(decision, reason=f"{decision.action.name}: pinned by the router's settings")
+        if self.first is None:
+            # What was bought is counted on in the same dictionary.
+            state = replace(state, bought=dict(state.bought))
+            self.first = First(self.query, self.difficulty, state, decision)
+        return decision
+
+    def explore(self, decision: Decision) -> Decision:
+        """The first decision as it is drawn; later ones, and all where nothing is recorded, as they are."""
+        if self.feedback is None or self.drawn:
+            return decision
+        self.drawn = self.feedback.draw(self.query.query_id, decision)
+        return self.drawn.decision
 
     def state(self, left: Cost, seconds: float) -> State:
         """All that is known, with so much money and time left."""
@@ -141,6 +177,7 @@ class Life:
             action=action.message(),
             reason=reason,
             confidence_before=progress.confidence,
+            explored=self.drawn is not None and self.drawn.explored and not progress.rounds,
         )
         yield Event(round=round)
         prompt_most = query.prompt_bytes + TEMPLATE_TOKENS
@@ -261,6 +298,34 @@ class Life:
             savings=self.saved,
             seed=query.seed,
             profile=self.planner.profile.version,
+        )
+
+    async def record(self, final: SolveResponse) -> None:
+        """Keep what was decided and what came, before the answer goes out: feedback may come at once."""
+        if self.feedback is None or self.drawn is None or self.first is None:
+            return
+        await self.feedback.record(
+            Answered(
+                query_id=final.query_id,
+                ended=time.time(),
+                profile=final.profile,
+                tenant="",
+                asked=without_text(self.asked),
+                prompt_bytes=self.query.prompt_bytes,
+                seconds=self.first.state.seconds,
+                difficulty=self.difficulty.mean,
+                difficulty_sd=self.difficulty.sd,
+                round_samples=self.planner.round_samples,
+                max_samples=self.planner.max_samples,
+                offers=self.drawn.offers,
+                taken=self.drawn.taken,
+                rounds=len(final.rounds),
+                flops=final.bill.flops,
+                answer=final.answer,
+                confidence=final.confidence,
+                catalog=self.planner.catalog,
+            ),
+            self.query.deadline,
         )
 
     async def bills(self) -> None:

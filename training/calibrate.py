@@ -1,17 +1,7 @@
-"""Measure the models on the calibration problems, and write what the router and difficulty go by.
+"""`isoflop calibrate`: labelled queries through the services, and from what comes the profile.
 
-    python -m training.calibrate [--samples 16] [--problems 360]
-
-Samples come from the generation service's own core and are kept (`store.py`), so that a run that was stopped
-goes on where it was. From them are fitted:
-
-- the latent difficulty of each problem: an item-response model over all models (`irt.py`);
-- `models/profile.json`: each arm's curves over difficulty (accuracy of one sample and of votes by
-  resampling, tokens), smoothed; and how alike problems and wrong answers are, by what makes the
-  confidence in a vote truest;
-- `models/difficulty.json`: difficulty from text, and each model's curve (`difficulty.py`).
-
-Nothing here sees a held-out problem.
+What comes is kept as a recording, line by line, so that a run that was stopped goes on where it was; the
+profile can be made from recordings alone, too.
 """
 
 from __future__ import annotations
@@ -21,272 +11,356 @@ import asyncio
 import datetime
 import json
 import math
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from isoflop.errors import IsoflopError
+from isoflop.text import counted, money, si
 from isoflop.v1.common_pb2 import Model
 from isoflop.v1.generation_pb2 import DescribeModelsRequest
-from numpy.typing import NDArray
-from sklearn.isotonic import IsotonicRegression
+from isoflop.v1.verification_pb2 import DescribeVerifiersRequest, Verifier
+from prometheus_client import CollectorRegistry
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
-from router import cost
-from router.belief import Votes, update
-from router.profile import ROUND_SIZES, SCHEMA, parse
+from router import profile
+from router.cost import Cost
+from router.embedded import open_stages
+from router.profile import ProfileError
+from router.remote import connect
+from router.settings import SuiteSettings
+from router.stages import Stages
+from services.common.channels import Channels
+from services.common.server import CannotServe
 from services.common.settings import MODELS
-from training import difficulty_answers
-from training.difficulty import held_out, text, train
-from training.difficulty_figures import figures
-from training.samples import Sampled, lane_of, sample, sampled
-from training.sampling import open_generation, sample_round
-from training.splits import Problem, first_of_each_group
-from training.votes import vote_accuracy
 
-Array = NDArray[np.float64]
+if TYPE_CHECKING:
+    from training.recordings import Recordings
 
-TEMPERATURE = 0.7
-"""Of sampled arms."""
-GRID = np.linspace(-3.0, 3.0, 41)
-BANDWIDTH = 0.25
-"""Width of the kernel that smooths curves over difficulty."""
-CONCENTRATIONS = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0)
-SCATTERS = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Values that are tried for how alike problems of one difficulty are, and how rarely wrong answers agree."""
-ANSWERS = Path("build/difficulty/calibration.jsonl")
-"""How often each model was right on each problem is kept there, as `isoflop train-difficulty` reads it."""
-TIMED_PROBLEMS = 20
-"""Whose greedy answers, one at a time, say how fast a model is."""
-FOLDS = 5
-"""Of the cross-validation that says how good the estimator is."""
-PERMUTATIONS = 50
-"""Resamplings of stored samples for the accuracy of votes."""
-WORTH = {"low": 3.0, "medium": 8.0, "high": 20.0, "most": 1000.0}
-"""What a right answer is worth at each effort, in greedy answers of the largest model: at low, its greedy
-answer is bought for a rise of a third, at medium of an eighth, at high of five points."""
+UNKNOWN_TOKENS = 512.0
+"""Expected of a sample of a model of which nothing was measured."""
+TIMED = 10
+"""Queries whose greedy answers, one at a time, say how fast a model is."""
+THIRDS = ("easiest", "middle", "hardest")
+
+INPUT = """\
+labelled queries, one a line:
+  {"prompt": "What is 6*7?", "answer": "42", "type": "number", "group": "products", "query_id": "q1"}
+type is number, expression, choice or text; group and query_id may be left out. Without addresses the
+services are the embedded ones. What comes of the queries is kept in --recording, and a run that was stopped
+goes on from there; --recordings makes a profile from such files alone.
+"""
 
 
-def answers_of(
-    problems: list[Problem], models: list[Model], several: dict[str, list[Sampled]]
-) -> Iterator[dict[str, Any]]:
-    """Rows of `difficulty_answers`: how often each model was right on each problem."""
-    for model in models:
-        for problem, stored in zip(problems, several[model.name], strict=True):
-            yield {
-                "query_id": problem.query_id,
-                "prompt": problem.prompt,
-                "type": "number",
-                "group": problem.group,
-                "model": model.name,
-                "right": sum(stored.right),
-                "samples": len(stored.answers),
-                "tokens": float(np.mean(stored.tokens)),
-            }
+def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """measure models on labelled queries, and write the profile that plans are made on"""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = INPUT
+    add = parser.add_argument
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--queries", type=Path, metavar="FILE", help="labelled queries, JSONL")
+    source.add_argument("--recordings", type=Path, nargs="+", metavar="FILE", help="of runs before")
+    add("--recording", type=Path, metavar="FILE", help="where what comes is kept (default: beside --output)")
+    add("--output", type=Path, default=Path("profile.json"), metavar="FILE", help="default: %(default)s")
+    add("--estimator", type=Path, metavar="FILE", help="write an estimator of difficulty, too")
+    add("--version-name", metavar="NAME", help="of the profile (default: its date)")
+    add("--models", type=_names, default=(), metavar="A,B", help="default: all that are served")
+    add("--verifiers", type=_names, metavar="A,B", help="that score the samples (default: all; '': none)")
+    add("--samples", type=_count, default=16, help="of each query and model (default: %(default)s)")
+    add("--temperature", type=float, default=0.7, help="of the samples (default: %(default)s)")
+    add("--at-a-time", type=_count, default=8, help="queries in flight (default: %(default)s)")
+    add("--most-flops", type=float, default=math.inf, help="end when the next query might exceed this")
+    add("--most-money", type=float, default=math.inf, help="likewise, in the catalogue's currency")
+    add("--yes", action="store_true", help="do not ask before it starts")
+    add("--json", action="store_true", help="tell what was found as JSON")
+    add("--catalog", type=Path, default=MODELS / "catalog.yaml", metavar="FILE", help="of embedded models")
+    add("--verifier-catalog", type=Path, default=MODELS / "verifiers.yaml", metavar="FILE", help="likewise")
+    for name in ("generation", "verification", "aggregation"):
+        add(f"--{name}", metavar="HOST:PORT", help=f"address of a running {name} service")
+    return run
 
 
-def smooth(difficulty: Array, values: Array, falling: bool = True) -> Array:
-    """A curve over GRID through values at difficulties, shape (len(GRID),); monotone where asked."""
-    weight = np.exp(-0.5 * ((GRID[:, None] - difficulty[None, :]) / BANDWIDTH) ** 2) + 1e-9
-    curve = weight @ values / weight.sum(1)
-    if falling:
-        curve = IsotonicRegression(increasing=False).fit_transform(GRID, curve, sample_weight=weight.sum(1))
-    return np.asarray(curve)
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
 
 
-def resampled_accuracy(stored: Sampled, gold: str, size: int, rng: np.random.Generator) -> float:
-    """Accuracy of a majority vote of `size` of the stored samples, ties shared out."""
-    answers = stored.answers
-    if size == 1:
-        return sum(answer == gold for answer in answers) / len(answers)
-    drawn = (rng.permutation(len(answers))[:size] for _ in range(PERMUTATIONS))
-    return sum(vote_accuracy([answers[i] for i in chosen], gold) for chosen in drawn) / PERMUTATIONS
+def _count(text: str) -> int:
+    count = int(text)
+    if not 1 <= count <= 1024:
+        raise argparse.ArgumentTypeError("from 1 to 1024")
+    return count
 
 
-def fit_confidence(
-    profile: dict[str, Any],
-    problems: list[Problem],
-    greedy: dict[str, list[Sampled]],
-    several: dict[str, list[Sampled]],
-    beliefs: list[tuple[float, float]],
-) -> tuple[float, float]:
-    """The concentration and scatter with which confidence is best, by its log-likelihood.
-
-    Votes are drawn from the stored samples as rounds would buy them: greedy ones, several of one model, and
-    mixtures; `beliefs` are mean and sd of each problem's difficulty, cross-validated.
-    """
-    rng = np.random.default_rng(11)
-    names = list(several)
-    plans = [{name: n} for name in names for n in (2, 4, 8)]
-    plans += [{f"{name} greedy": 1, name: n} for name in names for n in (1, 4)]
-    plans += [{f"{a} greedy": 1, f"{b} greedy": 1, b: 2} for a, b in pairwise(names)]
-    drawn = []
-    for at, problem in enumerate(problems):
-        for plan in plans:
-            votes: dict[str, list[str | None]] = {}
-            for key, n in plan.items():
-                name = key.removesuffix(" greedy")
-                stored = (greedy if key != name else several)[name][at].answers
-                votes[key] = [stored[i] for i in rng.permutation(len(stored))[:n]]
-            drawn.append((beliefs[at], problem.answer, votes))
-
-    def loss(concentration: float, scatter: float) -> float:
-        for arm in profile["arms"]:
-            arm["concentration"], arm["scatter"] = concentration, scatter
-        curves = parse(profile)
-        arms = {f"{arm.model} greedy" if arm.greedy else arm.model: arm for arm in curves.arms}
-        total = 0.0
-        for (mean, sd), gold, votes in drawn:
-            answers = list(dict.fromkeys(a for given in votes.values() for a in given if a is not None))
-            if answers:
-                counts = np.array([[float(given.count(a)) for a in answers] for given in votes.values()])
-                blanks = np.array([float(given.count(None)) for given in votes.values()])
-                tally = Votes(tuple(arms[key] for key in votes), counts, blanks)
-                posterior = update(curves.belief(mean, sd), tally)
-                p = min(max(posterior.confidence, 1e-6), 1 - 1e-6)
-                total -= math.log(p if answers[posterior.leader] == gold else 1 - p)
-        return total / len(drawn)
-
-    losses = {(k, s): loss(k, s) for k in CONCENTRATIONS for s in SCATTERS}
-    best = min(losses, key=lambda pair: losses[pair])
-    print(f"confidence: concentration {best[0]:g}, scatter {best[1]:g}, log loss {losses[best]:.4f}")
-    return best
+class _Wrong(Exception):
+    """What ends the command; `str(error)` is one sentence."""
 
 
-def fit_arm(
-    model: Model,
-    temperature: float,
-    problems: list[Problem],
-    samples: list[Sampled],
-    greedy_right: NDArray[np.bool_],
-    difficulty: Array,
-    seconds_per_token: float,
-) -> dict[str, Any]:
-    """One arm of the profile; concentration and scatter are fitted when all arms are there."""
-    rng = np.random.default_rng(7)
-    right = np.array([sum(stored.right) for stored in samples], float)
-    total = np.array([len(s.answers) for s in samples], float)
-    p_right = smooth(difficulty, right / total)
-    sizes = [n for n in ROUND_SIZES if n <= int(total.min()) * 2 // 3 or n == 1] if temperature else []
-    votes = {
-        n: smooth(
-            difficulty,
-            np.array(
-                [resampled_accuracy(s, p.answer, n, rng) for p, s in zip(problems, samples, strict=True)]
-            ),
-        )
-        for n in sizes
-    }
-    prompt = sum(s.prompt_tokens for s in samples) / sum(len(p.prompt.encode()) for p in problems)
-    wrong = ~greedy_right
-    after = smooth(difficulty[wrong], (right / total)[wrong]) if temperature else None
-    return {
-        "model": model.name,
-        "temperature": temperature,
-        "p_right": rounded(p_right),
-        "p_right_after_greedy": None if after is None else rounded(np.minimum(after, p_right)),
-        "tokens": rounded(
-            smooth(difficulty, np.array([np.mean(s.tokens) for s in samples]), falling=False), 1
-        ),
-        "concentration": 1.0,
-        "scatter": 1.0,
-        "votes": {str(n): rounded(curve) for n, curve in votes.items()},
-        "prompt_tokens_per_byte": round(prompt, 4),
-        "seconds_per_token": round(seconds_per_token, 7),
-    }
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, fit, write; the exit status. An error is one sentence on standard error."""
+    try:
+        import scipy  # noqa: F401
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        return _fail(f"{error.name} is missing: pip install 'isoflop-suite[calibration]'")
+    from training.calibration import QueriesError
+    from training.recordings import RecordingError
+
+    try:
+        return asyncio.run(_calibrate(arguments))
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}")
+    except (_Wrong, QueriesError, RecordingError, CannotServe, IsoflopError) as error:
+        return _fail(str(error))
+    except ExceptionGroup as group:
+        first: BaseException = group
+        while isinstance(first, ExceptionGroup):
+            first = first.exceptions[0]
+        if isinstance(first, IsoflopError | QueriesError | OSError):
+            return _fail(f"{first}; what came before is kept, and the same command goes on")
+        raise
 
 
-def rounded(values: Array, digits: int = 4) -> list[float]:
-    """For the file."""
-    return [round(float(value), digits) for value in values]
+def _fail(sentence: str) -> int:
+    print(f"isoflop calibrate: {sentence}", file=sys.stderr)
+    return 1
 
 
-async def speeds(problems: Sequence[Problem]) -> tuple[list[Model], list[float]]:
-    """The models, and their seconds a token for one sample alone."""
-    async with open_generation() as generation:
-        models = list((await generation.describe(DescribeModelsRequest())).models)
-        told = []
+async def _calibrate(arguments: argparse.Namespace) -> int:
+    async with _services(arguments, whole=True) as stages:
+        models = await _models(stages, arguments.models)
+        if arguments.queries:
+            paths = [arguments.recording or arguments.output.with_suffix(".recording.jsonl")]
+            ended = await _record(arguments, stages, models, paths[0])
+        else:
+            paths, ended = arguments.recordings, True
+    found = _read(paths, arguments.models)
+    by_name = {model.name: model for model in models}
+    unknown = [name for name in found.models if name not in by_name]
+    if unknown:
+        raise _Wrong(f"no such model is served: {', '.join(unknown)}; see --catalog")
+    served = [model for model in models if model.name in found.models]
+    speeds = await _speeds(arguments, served, found) if arguments.queries else {}
+    data = _fit(arguments, found, served, speeds)
+    files = {arguments.output: json.dumps(data, indent=1) + "\n"}
+    if arguments.estimator:
+        files[arguments.estimator] = _estimator(arguments, found)
+    for path, text in files.items():
+        path.write_text(text, encoding="utf-8")
+    if arguments.json:
+        print(json.dumps(_summary(data, found)))
+    else:
+        Console().print(_table(data, found))
+        print(f"wrote {' and '.join(map(str, files))}, from {len(found.queries)} queries")
+    return 0 if ended else _fail("the cap was reached: allow more, and the same command goes on")
+
+
+@asynccontextmanager
+async def _services(arguments: argparse.Namespace, *, whole: bool) -> AsyncIterator[Stages]:
+    """The embedded services, or running ones."""
+    addresses = [getattr(arguments, name) for name in ("generation", "verification", "aggregation")]
+    if not any(addresses):
+        settings = SuiteSettings(catalog=arguments.catalog, verifiers=arguments.verifier_catalog)
+        async with open_stages(settings, CollectorRegistry(), whole=whole) as stages:
+            yield stages
+        return
+    if not all(addresses):
+        raise _Wrong("--generation, --verification and --aggregation go together")
+    channels = Channels()
+    try:
+        # Difficulty is not asked: it goes by what is measured here.
+        yield connect(addresses[0], addresses[1], addresses[0], addresses[2], channels)
+    finally:
+        await channels.close()
+
+
+async def _models(stages: Stages, names: Sequence[str]) -> list[Model]:
+    models = list((await stages.generation.describe(DescribeModelsRequest())).models)
+    known = {model.name for model in models}
+    for name in names:
+        if name not in known:
+            raise _Wrong(f"there is no model {name!r}; there are: {', '.join(sorted(known))}")
+    return [model for model in models if not names or model.name in names]
+
+
+async def _verifiers(stages: Stages, names: Sequence[str] | None) -> list[Verifier]:
+    if names == ():
+        return []
+    found = {v.name: v for v in (await stages.verification.describe(DescribeVerifiersRequest())).verifiers}
+    for name in names or ():
+        if name not in found:
+            raise _Wrong(f"there is no verifier {name!r}; there are: {', '.join(found)}")
+    return [verifier for name, verifier in found.items() if names is None or name in names]
+
+
+async def _record(arguments: argparse.Namespace, stages: Stages, models: Sequence[Model], path: Path) -> bool:
+    """Run what the recording lacks; False where the cap ended it."""
+    from training.calibration import Plan, foreseen, missing, read_queries, record
+
+    queries = read_queries(arguments.queries)
+    plan = Plan(
+        arguments.samples,
+        arguments.temperature,
+        await _verifiers(stages, arguments.verifiers),
+        arguments.at_a_time,
+    )
+    if plan.samples < 2:
+        raise _Wrong("a profile needs at least 2 samples of each query: --samples")
+    jobs, spent = missing(path, queries, models)
+    most = Cost(arguments.most_flops, arguments.most_money)
+    if not jobs:
+        return True
+    expected = foreseen(jobs, plan, _expected_tokens())
+    currency = models[0].price.currency
+    told = f"{si(expected.flops)}FLOP" + (f" and {money(expected.money, currency)}" if expected.money else "")
+    print(
+        f"{counted(len(jobs), 'round')} of {plan.samples} samples and a greedy one, about {told}; "
+        f"{len(queries) * len(models) - len(jobs)} are in {path} already",
+        file=sys.stderr,
+    )
+    if not arguments.yes and not await asyncio.to_thread(_agreed):
+        raise _Wrong("not started")
+    bar = Progress(
+        TextColumn("{task.completed:.0f} of {task.total:.0f} rounds"),
+        BarColumn(),
+        TextColumn("{task.fields[spent]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    total = spent
+    with bar:
+        task = bar.add_task("", total=len(jobs), spent="")
+
+        def done(price: Cost) -> None:
+            nonlocal total
+            total += price
+            bar.update(task, advance=1, spent=f"{si(total.flops)}FLOP")
+
+        return await record(stages, jobs, plan, path, left=most - spent, done=done)
+
+
+def _agreed() -> bool:
+    """Asked where somebody is there to answer."""
+    return not sys.stdin.isatty() or input("start? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _expected_tokens() -> Callable[[str], float]:
+    """Of a sample by model: as the profile in force has it."""
+    try:
+        known = profile.load(SuiteSettings().profile)
+    except ProfileError:
+        return lambda model: UNKNOWN_TOKENS
+    tokens = {arm.model: float(known.prior @ arm.tokens) for arm in known.arms}
+    return lambda model: tokens.get(model, UNKNOWN_TOKENS)
+
+
+def _read(paths: Sequence[Path], models: Sequence[str]) -> Recordings:
+    from training.recordings import read
+
+    found = read(paths, models)
+    if found.left_out:
+        print(f"left out, as not all models have samples of them: {found.left_out} queries", file=sys.stderr)
+    return found
+
+
+async def _speeds(
+    arguments: argparse.Namespace, models: Sequence[Model], found: Recordings
+) -> dict[str, float]:
+    """Seconds that a token of a lone sample takes, by model, as samples are served."""
+    from training.sampling import sample_round
+
+    told = {}
+    async with _services(arguments, whole=False) as stages:
         for model in models:
             rounds = [
-                await sample_round(generation, model.name, problem.prompt)
-                for problem in problems[:TIMED_PROBLEMS]
+                await sample_round(stages.generation, model.name, query.prompt)
+                for query in found.queries[:TIMED]
             ]
-            tokens = sum(sample.tokens for round in rounds for sample in round.samples)
-            told.append(sum(round.seconds for round in rounds) / tokens)
-    return models, told
+            tokens = sum(sample.tokens for one in rounds for sample in one.samples)
+            told[model.name] = sum(one.seconds for one in rounds) / max(tokens, 1)
+    return told
 
 
-def calibrate(most: int, samples: int, out: Path) -> None:
-    """Sample, fit, write."""
-    problems = first_of_each_group("calibration.jsonl", most)
-    models, seconds_per_token = asyncio.run(speeds(problems))
+def _fit(
+    arguments: argparse.Namespace, found: Recordings, models: Sequence[Model], speeds: dict[str, float]
+) -> dict[str, Any]:
+    """The profile's data, checked."""
+    from training.profiles import fit
 
-    def stored(name: str, temperature: float, count: int) -> list[Sampled]:
-        found = sampled(lane_of(name, temperature), problems, count)
-        return [found[problem.query_id] for problem in problems]
+    version = arguments.version_name or f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M}"
+    data = fit(found.queries, models, version, temperature=arguments.temperature, seconds_per_token=speeds)
+    profile.parse(data)
+    return data
 
-    counts = {0.0: 1, TEMPERATURE: samples}
-    sample(
-        (lane_of(model.name, degree), problems, count) for model in models for degree, count in counts.items()
-    )
-    greedy = {model.name: stored(model.name, 0.0, 1) for model in models}
-    several = {model.name: stored(model.name, TEMPERATURE, samples) for model in models}
 
-    difficulty_answers.write(ANSWERS, answers_of(problems, models, several))
-    answers = difficulty_answers.read(ANSWERS).answers
-    version = f"abacus-{datetime.datetime.now(datetime.UTC):%Y%m%d}"
-    trained = train(answers, f"text-{version}")
-    difficulty = trained.fit.difficulty
-    arms = []
-    for model, speed in zip(models, seconds_per_token, strict=True):
-        lone = greedy[model.name]
-        greedy_right = np.array([one.right[0] for one in lone])
-        for temperature, found in ((0.0, lone), (TEMPERATURE, several[model.name])):
-            arms.append(fit_arm(model, temperature, problems, found, greedy_right, difficulty, speed))
-    largest = max(models, key=lambda model: model.shape.active_parameters)
-    tokens = float(np.mean([np.mean(s.tokens) for s in greedy[largest.name]]))
-    once = cost.samples(largest, 1, 16, tokens).flops
-    weight = np.exp(-0.5 * ((GRID[:, None] - difficulty[None, :]) / BANDWIDTH) ** 2).sum(1)
-    profile = {
-        "schema": SCHEMA,
-        "version": version,
-        "grid": rounded(GRID),
-        "prior": rounded(weight / weight.sum(), 6),
-        "arms": arms,
-        "efforts": {name: float(f"{worth * once:.4g}") for name, worth in WORTH.items()},
-    }
-    beliefs = list(zip(*(values.tolist() for values in trained.beliefs), strict=True))
-    concentration, scatter = fit_confidence(profile, problems, greedy, several, beliefs)
-    for arm in arms:
-        arm["concentration"], arm["scatter"] = concentration, scatter
-    parse(profile)
-    write(out / "profile.json", profile)
-    held, _ = held_out(answers, FOLDS)
+def _estimator(arguments: argparse.Namespace, found: Recordings) -> str:
+    """The file of an estimator of difficulty, with what it is worth held out."""
+    from training import difficulty
+    from training.difficulty_answers import Answers, AnswersError
+    from training.difficulty_figures import figures
+    from training.recordings import counts
+
+    known = [query for query in found.queries if query.prompt]
+    if not known:
+        raise _Wrong("an estimator needs the prompts, and the recordings have none")
+    right, samples, tokens = counts(known, found.models)
+    ids, prompts = [query.query_id for query in known], [query.prompt for query in known]
+    answers = Answers(ids, prompts, list(found.models), right, samples, tokens)
+    try:
+        difficulty.check(answers)
+    except AnswersError as error:
+        raise _Wrong(str(error)) from None
+    trained = difficulty.train(answers, arguments.estimator.stem)
+    held, _ = difficulty.held_out(answers, 5)
     told = figures(held, answers.models, answers.right, answers.samples)
-    (out / "difficulty.json").write_text(text(trained.record.model_copy(update={"figures": told})) + "\n")
-    print(f"wrote {out / 'difficulty.json'}")
-    print(f"difficulty from text ({trained.way}), held out: rank correlation {told['spearman']:.3f}")
-    for m, name in enumerate(answers.models):
-        rate = answers.right[:, m].sum() / answers.samples[:, m].sum()
-        ability, slope = trained.fit.ability[m], trained.fit.slope[m]
-        print(f"{name}: ability {ability:.2f}, slope {slope:.2f}, right {rate:.3f}")
+    return difficulty.text(trained.record.model_copy(update={"figures": told})) + "\n"
 
 
-def write(path: Path, data: object) -> None:
-    """As JSON, a line for each short list."""
-    path.write_text(json.dumps(data, indent=1) + "\n")
-    print(f"wrote {path}")
+def _summary(data: dict[str, Any], found: Recordings) -> dict[str, Any]:
+    """What was found, for machines."""
+    from training.profiles import thirds
+
+    return {
+        "version": data["version"],
+        "queries": len(found.queries),
+        "types": len(data["grid"]),
+        "efforts": data["efforts"],
+        "arms": [
+            {
+                "model": arm["model"],
+                "temperature": arm["temperature"],
+                "right": thirds(data["prior"], arm["p_right"]),
+                "tokens": thirds(data["prior"], arm["tokens"]),
+                "verifiers": [told["verifier"] for told in arm.get("verified", [])],
+            }
+            for arm in data["arms"]
+        ],
+    }
 
 
-def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--problems", type=int, default=360, help="calibration problems that are used")
-    parser.add_argument("--samples", type=int, default=16, help="samples of each")
-    parser.add_argument("--out", type=Path, default=MODELS, help="folder to write to")
-    arguments = parser.parse_args()
-    calibrate(arguments.problems, arguments.samples, arguments.out)
-
-
-if __name__ == "__main__":
-    main()
+def _table(data: dict[str, Any], found: Recordings) -> Table:
+    """For people."""
+    summary = _summary(data, found)
+    table = Table(
+        title=f"profile {summary['version']}: {summary['types']} types of queries", title_justify="left"
+    )
+    table.add_column("one sample of")
+    for third in THIRDS:
+        table.add_column(f"right, {third} third", justify="right")
+        table.add_column("tokens", justify="right")
+    for arm in summary["arms"]:
+        name = (
+            f"{arm['model']}, greedy"
+            if not arm["temperature"]
+            else f"{arm['model']} at {arm['temperature']:g}"
+        )
+        cells = [
+            cell
+            for right, tokens in zip(arm["right"], arm["tokens"], strict=True)
+            for cell in (f"{right:.3f}", f"{tokens:.0f}")
+        ]
+        table.add_row(name, *cells)
+    return table

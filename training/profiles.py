@@ -10,7 +10,8 @@ few and are a type of their own, without which confidence is too high. Pure: num
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,12 @@ from training import irt
 
 Array = NDArray[np.float64]
 
-TYPES = 64
-"""Most types of queries."""
+TYPES = (8, 16, 32, 64)
+"""Numbers of types that are tried."""
 QUERIES_A_TYPE = 5
 """Fewest queries that there are for each type, on average."""
+FOLDS = 5
+"""Of the cross-validation that says how many types there are, and how much queries of one type differ."""
 ROUNDS = 20
 """Of expectation and maximisation; they start from Ward's clusters."""
 CONCENTRATIONS = tuple(float(2**k) for k in range(10))
@@ -39,8 +42,8 @@ PERMUTATIONS = 50
 """Resamplings of stored samples for the accuracy of votes."""
 CAPS = (0.5, 0.8, 0.95)
 """Quantiles of a model's tokens at which a sample may be cut."""
-LEAST_SPREAD = 0.05
-"""Of the logarithm of tokens between queries of one type."""
+SPREADS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+"""Of the logarithm of tokens between queries of one type; likewise tried."""
 PSEUDO_QUERIES = 2.0
 """For what is measured on single samples: so many more that behave as the model does elsewhere."""
 WORTH = {"low": 3.0, "medium": 8.0, "high": 20.0, "most": 1000.0}
@@ -104,40 +107,117 @@ class Types:
         return np.asarray(self.of.T @ values / self.of.sum(axis=0))
 
 
-def find_types(right: Array, total: Array, log_tokens: Array, spread: Array) -> Types:
-    """The types of Q queries; all shapes are (Q, M), by query and model.
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """What types are found in; all shapes are (Q, M), by query and model."""
 
-    `right` of `total` samples were right; `log_tokens` is the mean of the logarithm of their tokens, `spread`
-    its variance among a query's samples.
+    right: Array
+    """Samples that were right."""
+    total: Array
+    """Samples."""
+    log_tokens: Array
+    """Mean of the logarithm of their tokens."""
+    spread: Array
+    """Its variance among a query's samples."""
+
+    def of(self, chosen: NDArray[Any]) -> Counts:
+        """Those of some queries."""
+        return Counts(*(values[chosen] for values in vars(self).values()))
+
+
+def find_types(counts: Counts) -> Types:
+    """The types of Q queries.
+
+    How many there are, and how much queries of one type differ, is what makes other queries likeliest: to
+    those that they were found in types fit too well, and confidence would be too high.
     """
-    queries = len(right)
-    rate = right.sum(0) / total.sum(0)
-    within = np.maximum(np.sqrt(spread.mean(0)), 1e-3)
+    queries = len(counts.right)
+    fold = np.random.default_rng(0).permutation(queries) % FOLDS
+    best: tuple[float, int, Array, Array] | None = None
+    for many in dict.fromkeys(min(many, max(2, queries // QUERIES_A_TYPE)) for many in TYPES):
+        parts = [(_mixture(counts.of(fold != f), many), counts.of(fold == f)) for f in range(FOLDS)]
+        told, concentration, between = _differences(parts)
+        if best is None or told > best[0]:
+            best = told, many, concentration, between
+    assert best
+    return replace(_mixture(counts, best[1]), concentration=best[2], between=best[3])
+
+
+def _differences(parts: Sequence[tuple[Types, Counts]]) -> tuple[float, Array, Array]:
+    """Log-likelihood of other queries than each of the types were found in, with what makes it greatest.
+
+    That is for each model the concentration, and the spread of the logarithm of tokens between queries.
+    """
+    models = range(parts[0][1].right.shape[1])
+    rates = [[_rates(types, counts, value) for value in CONCENTRATIONS] for types, counts in parts]
+    sizes = [[_lengths(types, counts, value) for value in SPREADS] for types, counts in parts]
+    chosen = [[len(CONCENTRATIONS) // 2 for _ in models], [len(SPREADS) // 2 for _ in models]]
+
+    def told() -> float:
+        total = 0.0
+        for (types, _), rate, size in zip(parts, rates, sizes, strict=True):
+            log = np.log(types.share) + sum(
+                rate[chosen[0][m]][:, :, m] + size[chosen[1][m]][:, :, m] for m in models
+            )
+            total += float(logsumexp(log, axis=1).sum())
+        return total
+
+    best = told()
+    for _ in range(2):  # One after the other; a second round changes little.
+        for kind, values in enumerate((CONCENTRATIONS, SPREADS)):
+            for model in models:
+                for value in range(len(values)):
+                    before = chosen[kind][model]
+                    chosen[kind][model] = value
+                    if (now := told()) > best:
+                        best = now
+                    else:
+                        chosen[kind][model] = before
+    return best, np.array(CONCENTRATIONS)[chosen[0]], np.array(SPREADS)[chosen[1]]
+
+
+def _rates(types: Types, counts: Counts, concentration: float) -> Array:
+    """Log-likelihood of the right samples, shape (Q, K, M)."""
+    return _beta_binomial(np.clip(types.right, 1e-3, 1 - 1e-3), concentration, counts.right, counts.total)
+
+
+def _lengths(types: Types, counts: Counts, between: float) -> Array:
+    """Log-likelihood of the lengths, shape (Q, K, M)."""
+    variance = (between**2 + types.within**2 / counts.total)[:, None]
+    return np.asarray(
+        -0.5 * ((counts.log_tokens[:, None] - types.log_tokens) ** 2 / variance + np.log(variance))
+    )
+
+
+def _mixture(counts: Counts, many: int) -> Types:
+    """So many types at most, by expectation and maximisation."""
+    right, total, log_tokens = counts.right, counts.total, counts.log_tokens
+    queries, rate = len(right), right.sum(0) / total.sum(0)
+    within = np.maximum(np.sqrt(counts.spread.mean(0)), 1e-3)
     arcs = 2.0 * np.arcsin(np.sqrt((right + 0.375) / (total + 0.75)))
-    many = min(TYPES, max(2, queries // QUERIES_A_TYPE))
-    chosen = AgglomerativeClustering(many).fit_predict(np.hstack([arcs, log_tokens]))
-    of = np.eye(many)[chosen]
+    chosen = AgglomerativeClustering(min(many, queries)).fit_predict(np.hstack([arcs, log_tokens]))
+    of = np.eye(chosen.max() + 1)[chosen]
     for turn in range(ROUNDS + 1):
-        counts = of.sum(0)[:, None]
+        each = of.sum(0)[:, None]
         samples = of.T @ total
         p = (of.T @ right + 0.5 * rate / total.mean(0)) / (samples + 0.5)
-        mean = (of.T @ log_tokens + 1e-3 * log_tokens.mean(0)) / (counts + 1e-3)
+        mean = (of.T @ log_tokens + 1e-3 * log_tokens.mean(0)) / (each + 1e-3)
         apart = (log_tokens[:, None] - mean) ** 2
-        between = np.einsum("qk,qkm->m", of, apart) / max(queries - len(counts), 1)
-        between = np.sqrt(np.maximum(between - (within**2 / total).mean(0), LEAST_SPREAD**2))
+        between = np.einsum("qk,qkm->m", of, apart) / max(queries - len(each), 1)
+        between = np.sqrt(np.maximum(between - (within**2 / total).mean(0), SPREADS[0] ** 2))
         kept = np.clip(p, 1e-3, 1 - 1e-3)
-        tried = np.array([_beta_binomial(kept, k, right, total) for k in CONCENTRATIONS])
+        tried = np.array([_beta_binomial(kept, value, right, total) for value in CONCENTRATIONS])
         concentration = np.array(CONCENTRATIONS)[np.einsum("qk,tqkm->tm", of, tried).argmax(0)]
         if turn == ROUNDS:
             break
         log = _beta_binomial(kept, concentration, right, total)
         log -= 0.5 * apart / (between**2 + within**2 / total)[:, None]
-        log_of = np.log(counts[:, 0] / queries) + log.sum(2)
+        log_of = np.log(each[:, 0] / queries) + log.sum(2)
         of = np.exp(log_of - logsumexp(log_of, axis=1, keepdims=True))
         of = of[:, of.sum(0) > 0.5]
         of /= of.sum(1, keepdims=True)
     # Queries of one type differ, so that the error of its mean has a part of theirs and one of the samples.
-    alike = (samples / counts + concentration) / (concentration + 1)
+    alike = (samples / each + concentration) / (concentration + 1)
     error = np.sqrt(kept * (1 - kept) * alike / np.maximum(samples, 1))
     return Types(of, p, error, mean, concentration, within, between)
 
@@ -206,16 +286,20 @@ def vote_accuracies(
     return {size: total / PERMUTATIONS for size, total in sums.items()}
 
 
-def scatter_of(answers: NDArray[np.int64]) -> float:
-    """How rarely wrong answers agree: Ewens's parameter by its likelihood; `answers` are `numbered`."""
+def scatter_of(answers: NDArray[np.int64], types: Types) -> Array:
+    """How rarely wrong answers agree by type, shape (K,): Ewens's parameter by its likelihood.
+
+    `answers` are `numbered`. Where a type has few wrong ones it is near that of all together.
+    """
     alpha = np.array(SCATTERS)
-    log = -0.5 * np.log(alpha) ** 2 / 4.0  # Where nothing is ever wrong, about one.
-    for row in answers:
+    log = np.zeros((len(answers), len(alpha)))
+    for told, row in zip(log, answers, strict=True):
         _, counts = np.unique(row[row > 0], return_counts=True)
-        if counts.sum() > 1:
-            total = counts.sum()
-            log += len(counts) * np.log(alpha) + gammaln(alpha) - gammaln(alpha + total)
-    return float(alpha[log.argmax()])
+        total = counts.sum()
+        if total > 1:
+            told += len(counts) * np.log(alpha) + gammaln(alpha) - gammaln(alpha + total)
+    mean = np.log(alpha[(log.sum(axis=0) - 0.125 * np.log(alpha) ** 2).argmax()])
+    return np.asarray(alpha[(types.of.T @ log - 0.5 * (np.log(alpha) - mean) ** 2).argmax(axis=1)])
 
 
 def fit_verified(samples: Sequence[Samples], verifier: str, right: Array) -> dict[str, Any] | None:
@@ -228,7 +312,7 @@ def fit_verified(samples: Sequence[Samples], verifier: str, right: Array) -> dic
     scored = np.array([[answer is not None for answer in one.answers[: scores.shape[1]]] for one in samples])
     x = logit(np.clip(scores, 0.001, 0.999))
     offset = np.tile(logit(np.clip(right, 0.01, 0.99))[:, None], (1, scores.shape[1]))
-    slope = _slope(x[scored], truth[scored], offset[scored])
+    slope = _slope(x[scored], truth[scored], offset[scored], scores.shape[1])
     if slope is None:
         return None
     a, b = slope
@@ -246,15 +330,18 @@ def fit_verified(samples: Sequence[Samples], verifier: str, right: Array) -> dic
     }
 
 
-def _slope(x: Array, truth: Array, offset: Array) -> tuple[float, float] | None:
-    """Logistic regression with an offset (Newton): intercept and slope; None where scores say nothing."""
+def _slope(x: Array, truth: Array, offset: Array, alike: int) -> tuple[float, float] | None:
+    """Logistic regression with an offset (Newton): intercept and slope; None where scores say nothing.
+
+    With a standard normal prior on both that counts as much as one query, of `alike` samples.
+    """
     if truth.min(initial=1) == truth.max(initial=0):
         return None
     design, weights = np.column_stack([np.ones_like(x), x]), np.zeros(2)
     for _ in range(50):
         p = expit(offset + design @ weights)
         step = np.linalg.solve(
-            design.T * (p * (1 - p)) @ design + 1e-3 * np.eye(2), design.T @ (truth - p) - 1e-3 * weights
+            design.T * (p * (1 - p)) @ design + alike * np.eye(2), design.T @ (truth - p) - alike * weights
         )
         weights += np.clip(step, -1.0, 1.0)
         if abs(step).max() < 1e-8:
@@ -292,12 +379,13 @@ def fit(
     right = np.array([[one.right.sum() for one in several[name]] for name in named], float).T
     total = np.array([[len(one.right) for one in several[name]] for name in named], float).T
     logs = {name: [np.log(np.maximum(one.tokens, 1.0)) for one in several[name]] for name in named}
-    types = find_types(
+    counts = Counts(
         right,
         total,
         np.array([[one.mean() for one in logs[name]] for name in named]).T,
         np.array([[one.var(ddof=1) for one in logs[name]] for name in named]).T,
     )
+    types = find_types(counts)
     if difficulty is None:
         difficulty = irt.fit(right, total).difficulty
     types, grid = in_order(types, difficulty)
@@ -350,7 +438,7 @@ def _sampled_arm(
             "caps": sorted({int(cap) for cap in np.quantile(lengths, CAPS)}),
         },
         "concentration": float(types.concentration[number]),
-        "scatter": round(scatter_of(answers), 3),
+        "scatter": rounded(scatter_of(answers, types), 3),
         "votes": {str(size): rounded(curve) for size, curve in votes.items()},
     }
     expected = types.of @ right
@@ -404,3 +492,15 @@ def _after_greedy(types: Types, arm: dict[str, Any], queries: Sequence[Measured]
 def rounded(values: Array, digits: int = 4) -> list[float]:
     """For the file."""
     return [round(float(value), digits) for value in values]
+
+
+def thirds(share: Sequence[float], curve: Sequence[float]) -> list[float]:
+    """Mean of a curve over the easiest, the middle and the hardest third of the queries."""
+    weight, values = np.array(share) / np.sum(share), np.array(curve)
+    ends = np.concatenate([[0.0], np.cumsum(weight)])
+    edges = np.linspace(0, 1, 4)
+    inside = [
+        np.maximum(np.minimum(ends[1:], high) - np.maximum(ends[:-1], low), 0.0)
+        for low, high in pairwise(edges)
+    ]
+    return [round(float(part @ values / part.sum()), 4) for part in inside]

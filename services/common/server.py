@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sys
 from argparse import ArgumentParser
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -60,6 +60,8 @@ class Face:
     servicer: Any
     add: Callable[[Any, grpc.aio.Server], None]
     """The generated `add_..._to_server`."""
+    well: Callable[[Callable[[str, bool], Awaitable[None]]], Awaitable[None]] | None = None
+    """Runs while it is served, and tells health whether parts of the service are well, by name."""
 
 
 @asynccontextmanager
@@ -97,11 +99,22 @@ async def serving(
                 "choose another with --metrics-port"
             ) from None
     await server.start()
+
+    async def tell(name: str, well: bool) -> None:
+        status = (
+            health_pb2.HealthCheckResponse.SERVING if well else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        await servicer.set(name, status)
+
     for name in ["", *names]:
-        await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await tell(name, True)
+    parts = [asyncio.ensure_future(face.well(tell)) for face in faces if face.well]
     try:
         yield f"{host}:{port}"
     finally:
+        for part in parts:
+            part.cancel()
+        await asyncio.gather(*parts, return_exceptions=True)
         await servicer.enter_graceful_shutdown()
         await server.stop(settings.drain_seconds)
         if metrics:

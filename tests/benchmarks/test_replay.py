@@ -16,8 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from isoflop.v1.common_pb2 import ANSWER_TYPE_CHOICE, ANSWER_TYPE_EXPRESSION, STAGE_GENERATION
 
-from benchmarks import replay, replay_suite
-from benchmarks.curves import NO_ANSWER
+from benchmarks import replay, replay_figures, replay_suite
 from benchmarks.replay import main
 from benchmarks.replay_baselines import (
     Point,
@@ -34,6 +33,7 @@ from benchmarks.replay_figures import SUMMARY, Luck, Plan, accuracy_for, flops_f
 from benchmarks.replay_suite import Replay, Suite, difficulty, fit_fold, folds
 from router.profile import parse
 from services.aggregation.stability import stability
+from training.resampling import NO_ANSWER, resamples
 
 SMALL, LARGE = "gpt-oss-20b", "Qwen3-14B"
 
@@ -338,7 +338,8 @@ async def test_the_bill_is_active_parameters_times_tokens_and_nothing_else(tmp_p
 
 @pytest.fixture
 def small_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Few worths, and a store of the test's own."""
+    """Few worths and resamples, and a store of the test's own."""
+    monkeypatch.setattr(replay_figures, "resamples", lambda problems: resamples(problems)[:100])
     monkeypatch.setattr(replay, "WORTHS", (1e12, 1e15))
     monkeypatch.setattr(replay, "STORE", tmp_path / "store")
     return tmp_path / "store"
@@ -346,7 +347,7 @@ def small_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_from_end_to_end(tmp_path: Path, small_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = scripted(tmp_path), tmp_path / "out" / "r.json"
-    asked = ["--recordings", str(path), "--permutations", "2", "--workers", "2", "--json", str(out)]
+    asked = ["--recordings", str(path), "--permutations", "2", "--workers", "1", "--json", str(out)]
     assert main(asked) == 0
     told = json.loads(out.read_text())
     assert told["dataset"] == "sums"

@@ -31,6 +31,7 @@ from isoflop.v1.router_pb2 import (
     Status,
     Stopped,
     StreamSolveResponse,
+    SubmitFeedbackResponse,
     Tally,
 )
 from isoflop.v1.verification_pb2 import ChainScore, Verifier
@@ -119,6 +120,7 @@ MODELS = ListModelsResponse(
 )
 FRONTIER = GetFrontierResponse(points=[FrontierPoint(difficulty=-1, action=ACTION)], profile="p1")
 RUNNING = GetQueryResponse(running=True, rounds=[ROUND])
+JUDGED = SubmitFeedbackResponse(right=True, returned="421")
 EVENTS = [
     StreamSolveResponse(started=QueryStarted(query_id="q1", difficulty=DIFFICULTY)),
     StreamSolveResponse(round=Round(action=ACTION, reason="most worth its price")),

@@ -84,6 +84,9 @@ class ScriptedRouter(RouterServiceServicer):
     async def GetQuery(self, request: Any, context: Any) -> Any:
         return await self._one("GetQuery", request, context)
 
+    async def SubmitFeedback(self, request: Any, context: Any) -> Any:
+        return await self._one("SubmitFeedback", request, context)
+
 
 @asynccontextmanager
 async def serving(router: ScriptedRouter) -> AsyncIterator[str]:

@@ -26,9 +26,9 @@ from isoflop import (
     solve_request,
 )
 from isoflop.v1.common_pb2 import AnswerType
-from isoflop.v1.router_pb2 import Effort
+from isoflop.v1.router_pb2 import Effort, SubmitFeedbackRequest
 from isoflop.v1.verification_pb2 import ChainScoring
-from scripted_answers import EVENTS, FRONTIER, MODELS, PLANNED, RUNNING, SOLVED
+from scripted_answers import EVENTS, FRONTIER, JUDGED, MODELS, PLANNED, RUNNING, SOLVED
 from scripted_router import HANG, ScriptedRouter
 
 Call = Callable[..., Awaitable[Any]]
@@ -72,19 +72,40 @@ async def test_every_method(router: ScriptedRouter, call: Call) -> None:
     router.expect("GetFrontier", FRONTIER)
     router.expect("GetQuery", RUNNING)
     router.expect("StreamSolve", *EVENTS)
+    router.expect("SubmitFeedback", JUDGED)
     assert await call("solve", "17*24+13", samples=4, models=["abacus-s"], timeout=60) == SOLVED
     assert await call("plan", "17*24+13", effort="low") == PLANNED
     assert await call("models") == MODELS
     assert await call("frontier") == FRONTIER
     assert await call("query", "q1") == RUNNING
     assert await call("stream", "17*24+13", seed=3) == EVENTS
-    solve, plan, _, _, query, stream = router.requests
+    assert await call("feedback", "q1", answer="421") == JUDGED
+    solve, plan, _, _, query, stream, feedback = router.requests
     assert solve == solve_request("17*24+13", samples=4, models=["abacus-s"])
     assert plan.query == solve_request("17*24+13", effort="low")
     assert query.query_id == "q1"
     assert stream.query == solve_request("17*24+13", seed=3)
+    assert feedback == SubmitFeedbackRequest(query_id="q1", answer="421")
     assert router.deadlines[0] == pytest.approx(60, abs=5)
     assert router.deadlines[1] is None
+
+
+async def test_a_truth_is_an_answer_or_a_word_of_it_and_never_none(
+    router: ScriptedRouter, call: Call
+) -> None:
+    router.expect("SubmitFeedback", JUDGED)
+    await call("feedback", "q1", right=False)
+    assert router.requests[0].WhichOneof("truth") == "right"
+    assert not router.requests[0].right
+    for truth in ({}, {"answer": "421", "right": True}):
+        with pytest.raises(InvalidArgument, match="truth"):
+            await call("feedback", "q1", **truth)
+
+
+async def test_feedback_is_tried_again(router: ScriptedRouter, call: Call) -> None:
+    router.expect("SubmitFeedback", Unavailable("busy", 0.01))
+    router.expect("SubmitFeedback", JUDGED)
+    assert await call("feedback", "q1", right=True) == JUDGED
 
 
 @pytest.mark.parametrize(

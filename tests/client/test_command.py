@@ -31,12 +31,20 @@ from isoflop.errors import (
 )
 from isoflop.jsonform import to_dict
 from isoflop.v1.common_pb2 import Sample
-from isoflop.v1.router_pb2 import Budget, GetQueryResponse, PlanResponse, SolveResponse, StreamSolveResponse
+from isoflop.v1.router_pb2 import (
+    Budget,
+    GetQueryResponse,
+    PlanResponse,
+    SolveResponse,
+    StreamSolveResponse,
+    SubmitFeedbackResponse,
+)
 from scripted_answers import (
     ABANDONED,
     CANDIDATES,
     EVENTS,
     FRONTIER,
+    JUDGED,
     MODELS,
     PLANNED,
     RUNNING,
@@ -109,6 +117,36 @@ def words(line: str) -> str:
 
 
 # What is printed.
+
+
+@pytest.mark.parametrize(
+    ("option", "field", "value"),
+    [
+        (["--right"], "right", True),
+        (["--wrong"], "right", False),
+        (["--answer", "421"], "answer", "421"),
+        (["--answer", "-5"], "answer", "-5"),
+    ],
+)
+async def test_feedback_says_what_the_truth_is(
+    router: ScriptedRouter, run: Run, option: list[str], field: str, value: object
+) -> None:
+    router.expect("SubmitFeedback", JUDGED)
+    ended = await run("feedback", "q1", *option)
+    assert (ended.code, ended.err, words(ended.out)) == (0, "", "right 421")
+    asked = router.requests[0]
+    assert (asked.query_id, asked.WhichOneof("truth"), getattr(asked, field)) == ("q1", field, value)
+
+
+async def test_feedback_as_json(router: ScriptedRouter, run: Run) -> None:
+    router.expect("SubmitFeedback", SubmitFeedbackResponse(right=False))
+    ended = await run("feedback", "q1", "--wrong", "--json")
+    assert json.loads(ended.out) == {"right": False, "returned": ""}
+
+
+@pytest.mark.parametrize("options", [[], ["--right", "--wrong"], ["--right", "--answer", "421"]])
+async def test_feedback_takes_one_truth(run: Run, options: list[str]) -> None:
+    assert (await run("feedback", "q1", *options)).code == 2
 
 
 async def test_solve_prints_the_answer_first_then_why_then_the_bill(router: ScriptedRouter, run: Run) -> None:
@@ -244,12 +282,20 @@ async def test_models(router: ScriptedRouter, run: Run) -> None:
     assert listed["models"][0]["shape"]["active_parameters"] == 60_000
 
 
-async def test_frontier(router: ScriptedRouter, run: Run) -> None:
-    router.expect("GetFrontier", FRONTIER)
-    router.expect("GetFrontier", FRONTIER)
+async def test_frontier(router: ScriptedRouter, run: Run, tmp_path: Path) -> None:
+    for _ in range(4):
+        router.expect("GetFrontier", FRONTIER)
     lines = (await run("frontier")).out.splitlines()
-    assert words(lines[1]) == "-1.00 abacus-s × majority × 4 93% 250 M 1e-06"
+    assert words(lines[0]) == "difficulty |1 GFLOPs best"
+    assert words(lines[-3]) == "-1.00 abacus-s × majority × 4 93% 250 M 1e-06"
+    assert lines[-1] == "profile  p1"
     assert json.loads((await run("frontier", "--json")).out) == to_dict(FRONTIER)
+    png = tmp_path / "frontier.png"
+    lines = (await run("frontier", "--png", str(png))).out.splitlines()
+    assert words(lines[0]) == "difficulty plan right FLOPs money"
+    assert png.read_bytes().startswith(b"\x89PNG")
+    ended = await run("frontier", "--png", "frontier.svg")
+    assert (ended.code, ended.err) == (1, "isoflop: png: frontier.svg: the name must end in .png\n")
 
 
 async def test_query(router: ScriptedRouter, run: Run) -> None:

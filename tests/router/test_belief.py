@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -72,7 +70,7 @@ def test_without_votes_the_posterior_is_the_prior(prior: Array) -> None:
     assert posterior.difficulty == pytest.approx(prior)
     assert posterior.confidence == 0.0
     assert posterior.leader == -1
-    assert math.isnan(posterior.scatter)
+    assert np.isnan(posterior.scatter).all()
 
 
 @given(priors(), ballots(), st.randoms(use_true_random=False))

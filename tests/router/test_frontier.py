@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from isoflop.v1.router_pb2 import FrontierPoint, GetFrontierResponse
 from synthetic import GRID, arm_record, make_catalog, make_model, make_profile, p_right
 
 from router import frontier
-from router.frontier import EVERY
+from router.frontier import BINS, bins
 
 
 def by_difficulty(response: GetFrontierResponse) -> dict[float, list[FrontierPoint]]:
@@ -23,8 +24,13 @@ def by_difficulty(response: GetFrontierResponse) -> dict[float, list[FrontierPoi
 FRONTIER = frontier.measure(make_profile(), make_catalog())
 
 
-def test_difficulties_rise_and_are_those_of_the_grid() -> None:
-    assert list(by_difficulty(FRONTIER)) == pytest.approx(list(GRID[::EVERY]))
+def test_difficulties_rise_and_are_the_means_of_bins_with_as_many_queries_each() -> None:
+    profile = make_profile()
+    share = bins(profile)
+    assert share.shape == (BINS, len(GRID))
+    assert share.sum(axis=1) == pytest.approx(np.ones(BINS))
+    assert share.mean(axis=0) == pytest.approx(profile.prior)
+    assert list(by_difficulty(FRONTIER)) == pytest.approx(list(share @ GRID))
     assert [point.difficulty for point in FRONTIER.points] == sorted(p.difficulty for p in FRONTIER.points)
     assert FRONTIER.profile == "synthetic-1"
 
@@ -34,6 +40,12 @@ def test_at_each_difficulty_more_flops_are_more_accuracy() -> None:
         for cheaper, dearer in pairwise(points):
             assert cheaper.action.expected_flops < dearer.action.expected_flops
             assert cheaper.action.expected_accuracy < dearer.action.expected_accuracy
+        gains = [
+            (b.action.expected_accuracy - a.action.expected_accuracy)
+            / (b.action.expected_flops - a.action.expected_flops)
+            for a, b in pairwise(points)
+        ]
+        assert gains == sorted(gains, reverse=True)  # Nor does a mixture of two others beat it.
 
 
 def test_what_is_easy_takes_small_models_and_what_is_hard_large_ones() -> None:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import GRID, arm_record, make_arm, make_model, make_profile, p_right, record, relaxed, vote
 
-from router.profile import ROUND_SIZES, ProfileError, load, parse
+from router.profile import ROUND_SIZES, RUNS, ProfileError, load, parse
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -140,7 +140,6 @@ def test_the_table_of_right_samples_is_the_beta_binomial_sum(
     chances: list[float], concentration: float, samples: int
 ) -> None:
     arm = make_arm(p_right=np.array(chances), concentration=concentration)
-    row = ROUND_SIZES.index(samples)
     for point, chance in enumerate(chances):
         a, b = concentration * chance, concentration * (1 - chance)
         mass = [
@@ -152,14 +151,14 @@ def test_the_table_of_right_samples_is_the_beta_binomial_sum(
             )
             for k in range(samples + 1)
         ]  # fmt: skip
-        wanted = [sum(mass[r:]) for r in range(samples + 1)]
-        assert arm.at_least[row, point, : samples + 1] == pytest.approx(wanted, rel=1e-6, abs=1e-9)
-        assert not arm.at_least[row, point, samples + 1 :].any()
+        at = [RUNS.index((samples, k)) for k in range(samples + 1)]
+        ways = [math.comb(samples, k) for k in range(samples + 1)]
+        assert arm.runs[at, point] * ways == pytest.approx(mass, rel=1e-6, abs=1e-9)
 
 
 def test_one_sample_is_right_as_often_as_the_curve_says() -> None:
     arm = make_profile().arms[0]
-    assert arm.at_least[0, :, 1] == pytest.approx(arm.p_right)
+    assert arm.runs[RUNS.index((1, 1))] == pytest.approx(arm.p_right)
 
 
 def test_votes_between_those_measured_are_interpolated_in_the_logarithm() -> None:

@@ -12,9 +12,10 @@ from isoflop.v1.router_pb2 import Effort, Filters, SolveRequest, SolveResponse
 from prometheus_client import CollectorRegistry
 from scripted_stages import BLANK, HOLD, Said, number
 from scripted_suite import MakeSuite
-from synthetic import EASY, HARD, IMPOSSIBLE, MIDDLE
+from synthetic import EASY, HARD, IMPOSSIBLE, MIDDLE, make_profile
 
 from router.metrics import Metrics
+from router.profiles import InForce, Loaded
 
 DIFFICULTIES = {"easy": EASY, "middle": MIDDLE, "hard": HARD, "impossible": IMPOSSIBLE}
 
@@ -97,13 +98,16 @@ async def test_a_plan_counts_no_query(make_suite: MakeSuite) -> None:
 
 async def test_the_profile_in_force_is_told(make_suite: MakeSuite) -> None:
     suite = make_suite(script)
-    assert suite.metric("profile_info", version="synthetic-1") == 1
+    assert suite.metric("profile_info", role="live", version="synthetic-1") == 1
 
 
 def test_of_two_profiles_the_last_is_in_force() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
-    metrics.profile("one")
-    metrics.profile("two")
-    assert registry.get_sample_value("isoflop_router_profile_info", {"version": "one"}) is None
-    assert registry.get_sample_value("isoflop_router_profile_info", {"version": "two"}) == 1
+    for version in ("one", "two"):
+        metrics.profiles(InForce(Loaded(make_profile(version=version), modified=77.0)), 0)
+    for version, value in (("one", None), ("two", 1)):
+        labels = {"role": "live", "version": version}
+        assert registry.get_sample_value("isoflop_router_profile_info", labels) == value
+    written = registry.get_sample_value("isoflop_router_profile_modified_timestamp_seconds", labels)
+    assert written == 77.0

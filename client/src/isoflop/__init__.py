@@ -38,6 +38,7 @@ from isoflop.v1.router_pb2 import (
     SolveResponse,
     Status,
     StreamSolveResponse,
+    SubmitFeedbackResponse,
 )
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ __all__ = [
     "SolveResponse",
     "Status",
     "StreamSolveResponse",
+    "SubmitFeedbackResponse",
     "Unauthenticated",
     "Unavailable",
     "Unreachable",

@@ -14,11 +14,12 @@ import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
 
-from isoflop import text
+from isoflop import drawing, text
 from isoflop.budget import parse_budget
 from isoflop.errors import InvalidArgument, IsoflopError, Unreachable
 from isoflop.jsonform import to_dict
@@ -160,9 +161,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_query(command("plan", _plan, "say what solve would do first, and why; spends nothing"))
     command("models", _models, "list models, verifiers and strategies")
-    command("frontier", _frontier, "show which plans are worth their price, by difficulty")
+    frontier = command("frontier", _frontier, "show which plans are worth their price, by difficulty")
+    frontier.add_argument("--png", type=Path, metavar="FILE", help="draw them there; needs matplotlib")
     query = command("query", _query, "show a running or finished query")
     query.add_argument("query_id", metavar="QUERY_ID", help="as solve prints it")
+    feedback = command(
+        "feedback", _feedback, "say whether a query was answered right: nothing else is a truth"
+    )
+    feedback.add_argument("query_id", metavar="QUERY_ID", help="as solve prints it")
+    truth = feedback.add_mutually_exclusive_group(required=True)
+    truth.add_argument("--answer", metavar="X", help="the right answer; the router compares")
+    truth.add_argument(
+        "--right", action="store_const", const=True, default=None, help="the returned answer is right"
+    )
+    truth.add_argument(
+        "--wrong", action="store_const", const=False, dest="right", help="the returned answer is wrong"
+    )
     for entry in _suite():
         commands.add_parser(entry.name, formatter_class=argparse.RawDescriptionHelpFormatter).entry = entry
     return parser
@@ -332,13 +346,36 @@ def _models(arguments: argparse.Namespace) -> int:
 
 def _frontier(arguments: argparse.Namespace) -> int:
     with _client(arguments) as client:
-        return _show(client.frontier(timeout=arguments.timeout), text.frontier, arguments.json)
+        response = client.frontier(timeout=arguments.timeout)
+    if arguments.png:
+        drawing.picture(response, arguments.png)
+    elif not arguments.json:
+        plain = not _can_encode(drawing.HEIGHTS)
+        print("\n".join([*drawing.terminal(response, _style(), plain=plain), ""]))
+    return _show(response, text.frontier, arguments.json)
+
+
+def _can_encode(text: str) -> bool:
+    """Whether standard output takes these characters."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _query(arguments: argparse.Namespace) -> int:
     with _client(arguments) as client:
         found = client.query(arguments.query_id, timeout=arguments.timeout)
     return _show(found, text.queried, arguments.json)
+
+
+def _feedback(arguments: argparse.Namespace) -> int:
+    with _client(arguments) as client:
+        told = client.feedback(
+            arguments.query_id, answer=arguments.answer, right=arguments.right, timeout=arguments.timeout
+        )
+    return _show(told, text.judged, arguments.json)
 
 
 def _show(response: _M, as_text: Callable[[_M, Style], str], as_json: bool) -> int:

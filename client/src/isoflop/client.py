@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.message import Message as AnyMessage
 
 from isoflop.errors import Unavailable
-from isoflop.request import Options, solve_request
+from isoflop.request import Options, feedback_request, solve_request
 from isoflop.rpc import CHANNEL_OPTIONS, from_rpc_error
 from isoflop.v1.common_pb2 import Message
 from isoflop.v1.router_pb2 import (
@@ -29,6 +29,7 @@ from isoflop.v1.router_pb2 import (
     SolveResponse,
     StreamSolveRequest,
     StreamSolveResponse,
+    SubmitFeedbackResponse,
 )
 from isoflop.v1.router_pb2_grpc import RouterServiceStub
 
@@ -134,6 +135,20 @@ class Client:
         """A running or finished query, by the `query_id` of its response or first event."""
         return self._call(self._stub.GetQuery, GetQueryRequest(query_id=query_id), timeout)
 
+    def feedback(
+        self,
+        query_id: str,
+        *,
+        answer: str | None = None,
+        right: bool | None = None,
+        timeout: float | None = None,
+    ) -> SubmitFeedbackResponse:
+        """Say the right `answer` to a finished query, or whether the returned one is `right`: one of the two.
+
+        Whether it was right comes back. Said again, it replaces what was said before.
+        """
+        return self._call(self._stub.SubmitFeedback, feedback_request(query_id, answer, right), timeout)
+
     def close(self) -> None:
         """Close the channel; calls that still run are cancelled."""
         self._channel.close()
@@ -213,6 +228,17 @@ class AsyncClient:
     async def query(self, query_id: str, *, timeout: float | None = None) -> GetQueryResponse:
         """As `Client.query`."""
         return await self._call(self._stub.GetQuery, GetQueryRequest(query_id=query_id), timeout)
+
+    async def feedback(
+        self,
+        query_id: str,
+        *,
+        answer: str | None = None,
+        right: bool | None = None,
+        timeout: float | None = None,
+    ) -> SubmitFeedbackResponse:
+        """As `Client.feedback`."""
+        return await self._call(self._stub.SubmitFeedback, feedback_request(query_id, answer, right), timeout)
 
     async def close(self) -> None:
         """Close the channel; calls that still run are cancelled."""

@@ -9,7 +9,8 @@
      ├─ Unavailable          a part is down, or load was shed; `retry_after` says when to try again
      │   └─ Unreachable      nobody answers at the address, or the connection broke
      ├─ DeadlineExceeded     it cannot be finished in time; nothing was spent
-     ├─ FailedPrecondition   no plan fits the budget; the message has the cheapest that would
+     ├─ FailedPrecondition   not as things are: no plan fits the budget, and the message has the cheapest
+     │                       that would; or feedback to a query that still runs
      └─ Internal             a bug; `error_id` finds it in the log
 
 The cores of the services raise them, the servicers turn them into statuses with details of
@@ -115,7 +116,7 @@ class DeadlineExceeded(IsoflopError):
 
 
 class FailedPrecondition(IsoflopError):
-    """No plan fits what the request allows; the message has the cheapest that would."""
+    """It cannot be done as things are, and the message says what can: the cheapest plan where none fits."""
 
     code = Code.FAILED_PRECONDITION
 

@@ -1,4 +1,4 @@
-"""How a SolveRequest is made: one function for both clients and the command."""
+"""How requests are made: one function each for both clients and the command."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, TypedDict, TypeVar
 
 from isoflop.errors import InvalidArgument
 from isoflop.v1.common_pb2 import AnswerFormat, AnswerType, Message
-from isoflop.v1.router_pb2 import Budget, Effort, Filters, Objective, SolveRequest
+from isoflop.v1.router_pb2 import Budget, Effort, Filters, Objective, SolveRequest, SubmitFeedbackRequest
 from isoflop.v1.verification_pb2 import ChainScoring
 
 AnswerTypeName = Literal["number", "expression", "choice", "text", "code", "pattern"]
@@ -132,6 +132,21 @@ def solve_request(
         raise InvalidArgument("request", "a text is not valid Unicode: send UTF-8") from None
     except ValueError as error:  # What protobuf says of a number too large for its field.
         raise InvalidArgument("request", str(error)) from None
+
+
+def feedback_request(query_id: str, answer: str | None, right: bool | None) -> SubmitFeedbackRequest:
+    """The truth about a query: the right answer, or whether the returned one is right.
+
+    Raises InvalidArgument where neither is given, or both are.
+    """
+    if (answer is None) == (right is None):
+        raise InvalidArgument("truth", "give the right answer, or whether the returned one is right")
+    try:
+        if answer is not None:
+            return SubmitFeedbackRequest(query_id=query_id, answer=answer)
+        return SubmitFeedbackRequest(query_id=query_id, right=bool(right))
+    except UnicodeEncodeError:
+        raise InvalidArgument("answer", "the text is not valid Unicode: send UTF-8") from None
 
 
 def _objective(

@@ -13,9 +13,12 @@ from isoflop.v1.router_pb2 import (
     GetQueryResponse,
     ListModelsResponse,
     PlanResponse,
+    ProfileInForce,
+    ProfileRole,
     Round,
     SolveResponse,
     Status,
+    SubmitFeedbackResponse,
 )
 
 
@@ -206,7 +209,22 @@ def listed(response: ListModelsResponse, style: Style) -> str:
         ("strategies", ", ".join(map(line, response.strategies)) or "none"),
         ("profile", line(response.profile)),
     ]
+    facts += [(role(each), in_force(each)) for each in response.profiles]
+    facts += [("fault", line(fault)) for fault in response.profile_faults]
     return "\n".join([*table("llrrrrl", header, rows, style), "", *_facts(facts, style)])
+
+
+def role(profile: ProfileInForce) -> str:
+    """What a profile does."""
+    return ProfileRole.Name(profile.role).removeprefix("PROFILE_ROLE_").lower()
+
+
+def in_force(profile: ProfileInForce) -> str:
+    """A profile's version, its share of queries, and its age."""
+    days = profile.age_seconds / 86400
+    age = f"{days:.0f} days old" if days >= 2 else f"{24 * days:.1f} hours old"
+    share = f" for {profile.share:.3g} of queries" if profile.share else ""
+    return f"{line(profile.version)}{share}, {age}"
 
 
 def frontier(response: GetFrontierResponse, style: Style) -> str:
@@ -231,6 +249,12 @@ def queried(response: GetQueryResponse, style: Style) -> str:
         return solved(response.result, style)
     state = "running" if response.running else "ended without a result"
     return "\n".join([style.strong(state), *_facts(rounds(response.rounds), style)])
+
+
+def judged(response: SubmitFeedbackResponse, style: Style) -> str:
+    """Whether the returned answer was right."""
+    verdict = style.strong("right" if response.right else "wrong")
+    return f"{verdict}  {clean(response.returned) or '(no answer)'}"
 
 
 def _expected(each: Action) -> str:

@@ -28,17 +28,19 @@ from isoflop.v1 import difficulty_pb2 as isoflop_dot_v1_dot_difficulty__pb2
 from isoflop.v1 import verification_pb2 as isoflop_dot_v1_dot_verification__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17isoflop/v1/router.proto\x12\nisoflop.v1\x1a\x1cisoflop/v1/aggregation.proto\x1a\x17isoflop/v1/common.proto\x1a\x1bisoflop/v1/difficulty.proto\x1a\x1disoflop/v1/verification.proto\"\xbd\x02\n\x0cSolveRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12%\n\x08messages\x18\x03 \x03(\x0b\x32\x13.isoflop.v1.Message\x12/\n\ranswer_format\x18\x04 \x01(\x0b\x32\x18.isoflop.v1.AnswerFormat\x12(\n\tobjective\x18\x05 \x01(\x0b\x32\x15.isoflop.v1.Objective\x12\"\n\x06\x62udget\x18\x06 \x01(\x0b\x32\x12.isoflop.v1.Budget\x12\"\n\x06\x65\x66\x66ort\x18\x07 \x01(\x0e\x32\x12.isoflop.v1.Effort\x12$\n\x07\x66ilters\x18\x08 \x01(\x0b\x32\x13.isoflop.v1.Filters\x12\x19\n\x11return_candidates\x18\t \x01(\x08\"i\n\tObjective\x12\x19\n\x0ftarget_accuracy\x18\x01 \x01(\x01H\x00\x12 \n\x16\x66lops_per_right_answer\x18\x02 \x01(\x01H\x00\x12\x17\n\rmost_accurate\x18\x03 \x01(\x08H\x00\x42\x06\n\x04kind\"H\n\x06\x42udget\x12\r\n\x05\x66lops\x18\x01 \x01(\x01\x12\r\n\x05money\x18\x02 \x01(\x01\x12\x0e\n\x06tokens\x18\x03 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t\"\x84\x02\n\x07\x46ilters\x12\x0e\n\x06models\x18\x01 \x03(\t\x12\x12\n\nstrategies\x18\x02 \x03(\t\x12\x14\n\x07samples\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x1c\n\x0fthinking_tokens\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x03\x88\x01\x01\x12\x10\n\x08verifier\x18\x07 \x01(\t\x12)\n\x07scoring\x18\x08 \x01(\x0e\x32\x18.isoflop.v1.ChainScoringB\n\n\x08_samplesB\x12\n\x10_thinking_tokensB\x0e\n\x0c_temperatureB\x07\n\x05_seed\"\x8a\x03\n\rSolveResponse\x12\x10\n\x08query_id\x18\x01 \x01(\t\x12\"\n\x06status\x18\x02 \x01(\x0e\x32\x12.isoflop.v1.Status\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x61nswer\x18\x04 \x01(\t\x12\x0c\n\x04text\x18\x05 \x01(\t\x12\x12\n\nconfidence\x18\x06 \x01(\x01\x12*\n\ndifficulty\x18\x07 \x01(\x0b\x32\x16.isoflop.v1.Difficulty\x12!\n\x06rounds\x18\x08 \x03(\x0b\x32\x11.isoflop.v1.Round\x12%\n\x08\x63lusters\x18\t \x03(\x0b\x32\x13.isoflop.v1.Cluster\x12&\n\ncandidates\x18\n \x03(\x0b\x32\x12.isoflop.v1.Sample\x12\x1e\n\x04\x62ill\x18\x0b \x01(\x0b\x32\x10.isoflop.v1.Bill\x12$\n\x07savings\x18\x0c \x01(\x0b\x32\x13.isoflop.v1.Savings\x12\x0c\n\x04seed\x18\r \x01(\x03\x12\x0f\n\x07profile\x18\x0e \x01(\t\")\n\x07Savings\x12\x0f\n\x07samples\x18\x01 \x01(\x05\x12\r\n\x05\x66lops\x18\x02 \x01(\x01\"\xb2\x01\n\x05Round\x12\r\n\x05index\x18\x01 \x01(\x05\x12\"\n\x06\x61\x63tion\x18\x02 \x01(\x0b\x32\x12.isoflop.v1.Action\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x11\n\tcompleted\x18\x04 \x01(\x05\x12\x0f\n\x07\x61\x62orted\x18\x05 \x01(\x05\x12\x19\n\x11\x63onfidence_before\x18\x06 \x01(\x01\x12\x18\n\x10\x63onfidence_after\x18\x07 \x01(\x01\x12\r\n\x05\x66lops\x18\x08 \x01(\x01\"\xac\x01\n\x06\x41\x63tion\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08strategy\x18\x02 \x01(\t\x12\x0f\n\x07samples\x18\x03 \x01(\x05\x12\x13\n\x0btemperature\x18\x04 \x01(\x01\x12\x10\n\x08verifier\x18\x05 \x01(\t\x12\x19\n\x11\x65xpected_accuracy\x18\x06 \x01(\x01\x12\x16\n\x0e\x65xpected_flops\x18\x07 \x01(\x01\x12\x16\n\x0e\x65xpected_money\x18\x08 \x01(\x01\"=\n\x12StreamSolveRequest\x12\'\n\x05query\x18\x01 \x01(\x0b\x32\x18.isoflop.v1.SolveRequest\"\xde\x02\n\x13StreamSolveResponse\x12+\n\x07started\x18\x01 \x01(\x0b\x32\x18.isoflop.v1.QueryStartedH\x00\x12\"\n\x05round\x18\x02 \x01(\x0b\x32\x11.isoflop.v1.RoundH\x00\x12%\n\x04text\x18\x03 \x01(\x0b\x32\x15.isoflop.v1.TextDeltaH\x00\x12$\n\x06sample\x18\x04 \x01(\x0b\x32\x12.isoflop.v1.SampleH\x00\x12(\n\x06scores\x18\x05 \x01(\x0b\x32\x16.isoflop.v1.ChainScoreH\x00\x12\"\n\x05tally\x18\x06 \x01(\x0b\x32\x11.isoflop.v1.TallyH\x00\x12&\n\x07stopped\x18\x07 \x01(\x0b\x32\x13.isoflop.v1.StoppedH\x00\x12*\n\x05\x66inal\x18\x08 \x01(\x0b\x32\x19.isoflop.v1.SolveResponseH\x00\x42\x07\n\x05\x65vent\"L\n\x0cQueryStarted\x12\x10\n\x08query_id\x18\x01 \x01(\t\x12*\n\ndifficulty\x18\x02 \x01(\x0b\x32\x16.isoflop.v1.Difficulty\"e\n\x05Tally\x12%\n\x08\x63lusters\x18\x01 \x03(\x0b\x32\x13.isoflop.v1.Cluster\x12\x0e\n\x06\x62lanks\x18\x02 \x01(\x05\x12\x12\n\nconfidence\x18\x03 \x01(\x01\x12\x11\n\tstability\x18\x04 \x01(\x01\",\n\x07Stopped\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x11\n\tabandoned\x18\x02 \x01(\x08\"6\n\x0bPlanRequest\x12\'\n\x05query\x18\x01 \x01(\x0b\x32\x18.isoflop.v1.SolveRequest\"\xcc\x01\n\x0cPlanResponse\x12*\n\ndifficulty\x18\x01 \x01(\x0b\x32\x16.isoflop.v1.Difficulty\x12\"\n\x06\x61\x63tion\x18\x02 \x01(\x0b\x32\x12.isoflop.v1.Action\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12&\n\x08rejected\x18\x04 \x03(\x0b\x32\x14.isoflop.v1.Rejected\x12#\n\x07outlook\x18\x05 \x01(\x0b\x32\x12.isoflop.v1.Action\x12\x0f\n\x07profile\x18\x06 \x01(\t\">\n\x08Rejected\x12\"\n\x06\x61\x63tion\x18\x01 \x01(\x0b\x32\x12.isoflop.v1.Action\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x13\n\x11ListModelsRequest\"\x85\x01\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.isoflop.v1.Model\x12\'\n\tverifiers\x18\x02 \x03(\x0b\x32\x14.isoflop.v1.Verifier\x12\x12\n\nstrategies\x18\x03 \x03(\t\x12\x0f\n\x07profile\x18\x04 \x01(\t\"\x14\n\x12GetFrontierRequest\"Q\n\x13GetFrontierResponse\x12)\n\x06points\x18\x01 \x03(\x0b\x32\x19.isoflop.v1.FrontierPoint\x12\x0f\n\x07profile\x18\x02 \x01(\t\"G\n\rFrontierPoint\x12\x12\n\ndifficulty\x18\x01 \x01(\x01\x12\"\n\x06\x61\x63tion\x18\x02 \x01(\x0b\x32\x12.isoflop.v1.Action\"#\n\x0fGetQueryRequest\x12\x10\n\x08query_id\x18\x01 \x01(\t\"q\n\x10GetQueryResponse\x12\x0f\n\x07running\x18\x01 \x01(\x08\x12!\n\x06rounds\x18\x02 \x03(\x0b\x32\x11.isoflop.v1.Round\x12)\n\x06result\x18\x03 \x01(\x0b\x32\x19.isoflop.v1.SolveResponse*T\n\x06\x45\x66\x66ort\x12\x16\n\x12\x45\x46\x46ORT_UNSPECIFIED\x10\x00\x12\x0e\n\nEFFORT_LOW\x10\x01\x12\x11\n\rEFFORT_MEDIUM\x10\x02\x12\x0f\n\x0b\x45\x46\x46ORT_HIGH\x10\x03*`\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATUS_ANSWERED\x10\x01\x12\x14\n\x10STATUS_ABANDONED\x10\x02\x12\x13\n\x0fSTATUS_DEGRADED\x10\x03\x32\xbe\x03\n\rRouterService\x12<\n\x05Solve\x12\x18.isoflop.v1.SolveRequest\x1a\x19.isoflop.v1.SolveResponse\x12P\n\x0bStreamSolve\x12\x1e.isoflop.v1.StreamSolveRequest\x1a\x1f.isoflop.v1.StreamSolveResponse0\x01\x12\x39\n\x04Plan\x12\x17.isoflop.v1.PlanRequest\x1a\x18.isoflop.v1.PlanResponse\x12K\n\nListModels\x12\x1d.isoflop.v1.ListModelsRequest\x1a\x1e.isoflop.v1.ListModelsResponse\x12N\n\x0bGetFrontier\x12\x1e.isoflop.v1.GetFrontierRequest\x1a\x1f.isoflop.v1.GetFrontierResponse\x12\x45\n\x08GetQuery\x12\x1b.isoflop.v1.GetQueryRequest\x1a\x1c.isoflop.v1.GetQueryResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17isoflop/v1/router.proto\x12\nisoflop.v1\x1a\x1cisoflop/v1/aggregation.proto\x1a\x17isoflop/v1/common.proto\x1a\x1bisoflop/v1/difficulty.proto\x1a\x1disoflop/v1/verification.proto\"\xbd\x02\n\x0cSolveRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12%\n\x08messages\x18\x03 \x03(\x0b\x32\x13.isoflop.v1.Message\x12/\n\ranswer_format\x18\x04 \x01(\x0b\x32\x18.isoflop.v1.AnswerFormat\x12(\n\tobjective\x18\x05 \x01(\x0b\x32\x15.isoflop.v1.Objective\x12\"\n\x06\x62udget\x18\x06 \x01(\x0b\x32\x12.isoflop.v1.Budget\x12\"\n\x06\x65\x66\x66ort\x18\x07 \x01(\x0e\x32\x12.isoflop.v1.Effort\x12$\n\x07\x66ilters\x18\x08 \x01(\x0b\x32\x13.isoflop.v1.Filters\x12\x19\n\x11return_candidates\x18\t \x01(\x08\"i\n\tObjective\x12\x19\n\x0ftarget_accuracy\x18\x01 \x01(\x01H\x00\x12 \n\x16\x66lops_per_right_answer\x18\x02 \x01(\x01H\x00\x12\x17\n\rmost_accurate\x18\x03 \x01(\x08H\x00\x42\x06\n\x04kind\"H\n\x06\x42udget\x12\r\n\x05\x66lops\x18\x01 \x01(\x01\x12\r\n\x05money\x18\x02 \x01(\x01\x12\x0e\n\x06tokens\x18\x03 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t\"\x84\x02\n\x07\x46ilters\x12\x0e\n\x06models\x18\x01 \x03(\t\x12\x12\n\nstrategies\x18\x02 \x03(\t\x12\x14\n\x07samples\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x1c\n\x0fthinking_tokens\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x03\x88\x01\x01\x12\x10\n\x08verifier\x18\x07 \x01(\t\x12)\n\x07scoring\x18\x08 \x01(\x0e\x32\x18.isoflop.v1.ChainScoringB\n\n\x08_samplesB\x12\n\x10_thinking_tokensB\x0e\n\x0c_temperatureB\x07\n\x05_seed\"\x8a\x03\n\rSolveResponse\x12\x10\n\x08query_id\x18\x01 \x01(\t\x12\"\n\x06status\x18\x02 \x01(\x0e\x32\x12.isoflop.v1.Status\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x61nswer\x18\x04 \x01(\t\x12\x0c\n\x04text\x18\x05 \x01(\t\x12\x12\n\nconfidence\x18\x06 \x01(\x01\x12*\n\ndifficulty\x18\x07 \x01(\x0b\x32\x16.isoflop.v1.Difficulty\x12!\n\x06rounds\x18\x08 \x03(\x0b\x32\x11.isoflop.v1.Round\x12%\n\x08\x63lusters\x18\t \x03(\x0b\x32\x13.isoflop.v1.Cluster\x12&\n\ncandidates\x18\n \x03(\x0b\x32\x12.isoflop.v1.Sample\x12\x1e\n\x04\x62ill\x18\x0b \x01(\x0b\x32\x10.isoflop.v1.Bill\x12$\n\x07savings\x18\x0c \x01(\x0b\x32\x13.isoflop.v1.Savings\x12\x0c\n\x04seed\x18\r \x01(\x03\x12\x0f\n\x07profile\x18\x0e \x01(\t\")\n\x07Savings\x12\x0f\n\x07samples\x18\x01 \x01(\x05\x12\r\n\x05\x66lops\x18\x02 \x01(\x01\"\xc4\x01\n\x05Round\x12\r\n\x05index\x18\x01 \x01(\x05\x12\"\n\x06\x61\x63tion\x18\x02 \x01(\x0b\x32\x12.isoflop.v1.Action\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x11\n\tcompleted\x18\x04 \x01(\x05\x12\x0f\n\x07\x61\x62orted\x18\x05 \x01(\x05\x12\x19\n\x11\x63onfidence_before\x18\x06 \x01(\x01\x12\x18\n\x10\x63onfidence_after\x18\x07 \x01(\x01\x12\r\n\x05\x66lops\x18\x08 \x01(\x01\x12\x10\n\x08\x65xplored\x18\t \x01(\x08\"\xac\x01\n\x06\x41\x63tion\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08strategy\x18\x02 \x01(\t\x12\x0f\n\x07samples\x18\x03 \x01(\x05\x12\x13\n\x0btemperature\x18\x04 \x01(\x01\x12\x10\n\x08verifier\x18\x05 \x01(\t\x12\x19\n\x11\x65xpected_accuracy\x18\x06 \x01(\x01\x12\x16\n\x0e\x65xpected_flops\x18\x07 \x01(\x01\x12\x16\n\x0e\x65xpected_money\x18\x08 \x01(\x01\"=\n\x12StreamSolveRequest\x12\'\n\x05query\x18\x01 \x01(\x0b\x32\x18.isoflop.v1.SolveRequest\"\xde\x02\n\x13StreamSolveResponse\x12+\n\x07started\x18\x01 \x01(\x0b\x32\x18.isoflop.v1.QueryStartedH\x00\x12\"\n\x05round\x18\x02 \x01(\x0b\x32\x11.isoflop.v1.RoundH\x00\x12%\n\x04text\x18\x03 \x01(\x0b\x32\x15.isoflop.v1.TextDeltaH\x00\x12$\n\x06sample\x18\x04 \x01(\x0b\x32\x12.isoflop.v1.SampleH\x00\x12(\n\x06scores\x18\x05 \x01(\x0b\x32\x16.isoflop.v1.ChainScoreH\x00\x12\"\n\x05tally\x18\x06 \x01(\x0b\x32\x11.isoflop.v1.TallyH\x00\x12&\n\x07stopped\x18\x07 \x01(\x0b\x32\x13.isoflop.v1.StoppedH\x00\x12*\n\x05\x66inal\x18\x08 \x01(\x0b\x32\x19.isoflop.v1.SolveResponseH\x00\x42\x07\n\x05\x65vent\"L\n\x0cQueryStarted\x12\x10\n\x08query_id\x18\x01 \x01(\t\x12*\n\ndifficulty\x18\x02 \x01(\x0b\x32\x16.isoflop.v1.Difficulty\"e\n\x05Tally\x12%\n\x08\x63lusters\x18\x01 \x03(\x0b\x32\x13.isoflop.v1.Cluster\x12\x0e\n\x06\x62lanks\x18\x02 \x01(\x05\x12\x12\n\nconfidence\x18\x03 \x01(\x01\x12\x11\n\tstability\x18\x04 \x01(\x01\",\n\x07Stopped\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x11\n\tabandoned\x18\x02 \x01(\x08\"6\n\x0bPlanRequest\x12\'\n\x05query\x18\x01 \x01(\x0b\x32\x18.isoflop.v1.SolveRequest\"\xcc\x01\n\x0cPlanResponse\x12*\n\ndifficulty\x18\x01 \x01(\x0b\x32\x16.isoflop.v1.Difficulty\x12\"\n\x06\x61\x63tion\x18\x02 \x01(\x0b\x32\x12.isoflop.v1.Action\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12&\n\x08rejected\x18\x04 \x03(\x0b\x32\x14.isoflop.v1.Rejected\x12#\n\x07outlook\x18\x05 \x01(\x0b\x32\x12.isoflop.v1.Action\x12\x0f\n\x07profile\x18\x06 \x01(\t\">\n\x08Rejected\x12\"\n\x06\x61\x63tion\x18\x01 \x01(\x0b\x32\x12.isoflop.v1.Action\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x13\n\x11ListModelsRequest\"\xcb\x01\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.isoflop.v1.Model\x12\'\n\tverifiers\x18\x02 \x03(\x0b\x32\x14.isoflop.v1.Verifier\x12\x12\n\nstrategies\x18\x03 \x03(\t\x12\x0f\n\x07profile\x18\x04 \x01(\t\x12,\n\x08profiles\x18\x05 \x03(\x0b\x32\x1a.isoflop.v1.ProfileInForce\x12\x16\n\x0eprofile_faults\x18\x06 \x03(\t\"l\n\x0eProfileInForce\x12\x0f\n\x07version\x18\x01 \x01(\t\x12%\n\x04role\x18\x02 \x01(\x0e\x32\x17.isoflop.v1.ProfileRole\x12\r\n\x05share\x18\x03 \x01(\x01\x12\x13\n\x0b\x61ge_seconds\x18\x04 \x01(\x01\"\x14\n\x12GetFrontierRequest\"Q\n\x13GetFrontierResponse\x12)\n\x06points\x18\x01 \x03(\x0b\x32\x19.isoflop.v1.FrontierPoint\x12\x0f\n\x07profile\x18\x02 \x01(\t\"G\n\rFrontierPoint\x12\x12\n\ndifficulty\x18\x01 \x01(\x01\x12\"\n\x06\x61\x63tion\x18\x02 \x01(\x0b\x32\x12.isoflop.v1.Action\"#\n\x0fGetQueryRequest\x12\x10\n\x08query_id\x18\x01 \x01(\t\"q\n\x10GetQueryResponse\x12\x0f\n\x07running\x18\x01 \x01(\x08\x12!\n\x06rounds\x18\x02 \x03(\x0b\x32\x11.isoflop.v1.Round\x12)\n\x06result\x18\x03 \x01(\x0b\x32\x19.isoflop.v1.SolveResponse\"U\n\x15SubmitFeedbackRequest\x12\x10\n\x08query_id\x18\x01 \x01(\t\x12\x10\n\x06\x61nswer\x18\x02 \x01(\tH\x00\x12\x0f\n\x05right\x18\x03 \x01(\x08H\x00\x42\x07\n\x05truth\"9\n\x16SubmitFeedbackResponse\x12\r\n\x05right\x18\x01 \x01(\x08\x12\x10\n\x08returned\x18\x02 \x01(\t*T\n\x06\x45\x66\x66ort\x12\x16\n\x12\x45\x46\x46ORT_UNSPECIFIED\x10\x00\x12\x0e\n\nEFFORT_LOW\x10\x01\x12\x11\n\rEFFORT_MEDIUM\x10\x02\x12\x0f\n\x0b\x45\x46\x46ORT_HIGH\x10\x03*`\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATUS_ANSWERED\x10\x01\x12\x14\n\x10STATUS_ABANDONED\x10\x02\x12\x13\n\x0fSTATUS_DEGRADED\x10\x03*t\n\x0bProfileRole\x12\x1c\n\x18PROFILE_ROLE_UNSPECIFIED\x10\x00\x12\x15\n\x11PROFILE_ROLE_LIVE\x10\x01\x12\x17\n\x13PROFILE_ROLE_CANARY\x10\x02\x12\x17\n\x13PROFILE_ROLE_SHADOW\x10\x03\x32\x97\x04\n\rRouterService\x12<\n\x05Solve\x12\x18.isoflop.v1.SolveRequest\x1a\x19.isoflop.v1.SolveResponse\x12P\n\x0bStreamSolve\x12\x1e.isoflop.v1.StreamSolveRequest\x1a\x1f.isoflop.v1.StreamSolveResponse0\x01\x12\x39\n\x04Plan\x12\x17.isoflop.v1.PlanRequest\x1a\x18.isoflop.v1.PlanResponse\x12K\n\nListModels\x12\x1d.isoflop.v1.ListModelsRequest\x1a\x1e.isoflop.v1.ListModelsResponse\x12N\n\x0bGetFrontier\x12\x1e.isoflop.v1.GetFrontierRequest\x1a\x1f.isoflop.v1.GetFrontierResponse\x12\x45\n\x08GetQuery\x12\x1b.isoflop.v1.GetQueryRequest\x1a\x1c.isoflop.v1.GetQueryResponse\x12W\n\x0eSubmitFeedback\x12!.isoflop.v1.SubmitFeedbackRequest\x1a\".isoflop.v1.SubmitFeedbackResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'isoflop.v1.router_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EFFORT']._serialized_start=3171
-  _globals['_EFFORT']._serialized_end=3255
-  _globals['_STATUS']._serialized_start=3257
-  _globals['_STATUS']._serialized_end=3353
+  _globals['_EFFORT']._serialized_start=3515
+  _globals['_EFFORT']._serialized_end=3599
+  _globals['_STATUS']._serialized_start=3601
+  _globals['_STATUS']._serialized_end=3697
+  _globals['_PROFILEROLE']._serialized_start=3699
+  _globals['_PROFILEROLE']._serialized_end=3815
   _globals['_SOLVEREQUEST']._serialized_start=155
   _globals['_SOLVEREQUEST']._serialized_end=472
   _globals['_OBJECTIVE']._serialized_start=474
@@ -52,39 +54,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAVINGS']._serialized_start=1315
   _globals['_SAVINGS']._serialized_end=1356
   _globals['_ROUND']._serialized_start=1359
-  _globals['_ROUND']._serialized_end=1537
-  _globals['_ACTION']._serialized_start=1540
-  _globals['_ACTION']._serialized_end=1712
-  _globals['_STREAMSOLVEREQUEST']._serialized_start=1714
-  _globals['_STREAMSOLVEREQUEST']._serialized_end=1775
-  _globals['_STREAMSOLVERESPONSE']._serialized_start=1778
-  _globals['_STREAMSOLVERESPONSE']._serialized_end=2128
-  _globals['_QUERYSTARTED']._serialized_start=2130
-  _globals['_QUERYSTARTED']._serialized_end=2206
-  _globals['_TALLY']._serialized_start=2208
-  _globals['_TALLY']._serialized_end=2309
-  _globals['_STOPPED']._serialized_start=2311
-  _globals['_STOPPED']._serialized_end=2355
-  _globals['_PLANREQUEST']._serialized_start=2357
-  _globals['_PLANREQUEST']._serialized_end=2411
-  _globals['_PLANRESPONSE']._serialized_start=2414
-  _globals['_PLANRESPONSE']._serialized_end=2618
-  _globals['_REJECTED']._serialized_start=2620
-  _globals['_REJECTED']._serialized_end=2682
-  _globals['_LISTMODELSREQUEST']._serialized_start=2684
-  _globals['_LISTMODELSREQUEST']._serialized_end=2703
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2706
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2839
-  _globals['_GETFRONTIERREQUEST']._serialized_start=2841
-  _globals['_GETFRONTIERREQUEST']._serialized_end=2861
-  _globals['_GETFRONTIERRESPONSE']._serialized_start=2863
-  _globals['_GETFRONTIERRESPONSE']._serialized_end=2944
-  _globals['_FRONTIERPOINT']._serialized_start=2946
-  _globals['_FRONTIERPOINT']._serialized_end=3017
-  _globals['_GETQUERYREQUEST']._serialized_start=3019
-  _globals['_GETQUERYREQUEST']._serialized_end=3054
-  _globals['_GETQUERYRESPONSE']._serialized_start=3056
-  _globals['_GETQUERYRESPONSE']._serialized_end=3169
-  _globals['_ROUTERSERVICE']._serialized_start=3356
-  _globals['_ROUTERSERVICE']._serialized_end=3802
+  _globals['_ROUND']._serialized_end=1555
+  _globals['_ACTION']._serialized_start=1558
+  _globals['_ACTION']._serialized_end=1730
+  _globals['_STREAMSOLVEREQUEST']._serialized_start=1732
+  _globals['_STREAMSOLVEREQUEST']._serialized_end=1793
+  _globals['_STREAMSOLVERESPONSE']._serialized_start=1796
+  _globals['_STREAMSOLVERESPONSE']._serialized_end=2146
+  _globals['_QUERYSTARTED']._serialized_start=2148
+  _globals['_QUERYSTARTED']._serialized_end=2224
+  _globals['_TALLY']._serialized_start=2226
+  _globals['_TALLY']._serialized_end=2327
+  _globals['_STOPPED']._serialized_start=2329
+  _globals['_STOPPED']._serialized_end=2373
+  _globals['_PLANREQUEST']._serialized_start=2375
+  _globals['_PLANREQUEST']._serialized_end=2429
+  _globals['_PLANRESPONSE']._serialized_start=2432
+  _globals['_PLANRESPONSE']._serialized_end=2636
+  _globals['_REJECTED']._serialized_start=2638
+  _globals['_REJECTED']._serialized_end=2700
+  _globals['_LISTMODELSREQUEST']._serialized_start=2702
+  _globals['_LISTMODELSREQUEST']._serialized_end=2721
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2724
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2927
+  _globals['_PROFILEINFORCE']._serialized_start=2929
+  _globals['_PROFILEINFORCE']._serialized_end=3037
+  _globals['_GETFRONTIERREQUEST']._serialized_start=3039
+  _globals['_GETFRONTIERREQUEST']._serialized_end=3059
+  _globals['_GETFRONTIERRESPONSE']._serialized_start=3061
+  _globals['_GETFRONTIERRESPONSE']._serialized_end=3142
+  _globals['_FRONTIERPOINT']._serialized_start=3144
+  _globals['_FRONTIERPOINT']._serialized_end=3215
+  _globals['_GETQUERYREQUEST']._serialized_start=3217
+  _globals['_GETQUERYREQUEST']._serialized_end=3252
+  _globals['_GETQUERYRESPONSE']._serialized_start=3254
+  _globals['_GETQUERYRESPONSE']._serialized_end=3367
+  _globals['_SUBMITFEEDBACKREQUEST']._serialized_start=3369
+  _globals['_SUBMITFEEDBACKREQUEST']._serialized_end=3454
+  _globals['_SUBMITFEEDBACKRESPONSE']._serialized_start=3456
+  _globals['_SUBMITFEEDBACKRESPONSE']._serialized_end=3513
+  _globals['_ROUTERSERVICE']._serialized_start=3818
+  _globals['_ROUTERSERVICE']._serialized_end=4353
 # @@protoc_insertion_point(module_scope)

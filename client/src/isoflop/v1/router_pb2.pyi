@@ -79,6 +79,34 @@ STATUS_DEGRADED: Status.ValueType  # 3
 """With an answer, but something was missing on the way."""
 Global___Status: _TypeAlias = Status  # noqa: Y015
 
+class _ProfileRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ProfileRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProfileRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROFILE_ROLE_UNSPECIFIED: _ProfileRole.ValueType  # 0
+    """Never sent."""
+    PROFILE_ROLE_LIVE: _ProfileRole.ValueType  # 1
+    """Decides."""
+    PROFILE_ROLE_CANARY: _ProfileRole.ValueType  # 2
+    """Decides a share of queries."""
+    PROFILE_ROLE_SHADOW: _ProfileRole.ValueType  # 3
+    """Decides nothing, and is compared."""
+
+class ProfileRole(_ProfileRole, metaclass=_ProfileRoleEnumTypeWrapper):
+    """What a profile does."""
+
+PROFILE_ROLE_UNSPECIFIED: ProfileRole.ValueType  # 0
+"""Never sent."""
+PROFILE_ROLE_LIVE: ProfileRole.ValueType  # 1
+"""Decides."""
+PROFILE_ROLE_CANARY: ProfileRole.ValueType  # 2
+"""Decides a share of queries."""
+PROFILE_ROLE_SHADOW: ProfileRole.ValueType  # 3
+"""Decides nothing, and is compared."""
+Global___ProfileRole: _TypeAlias = ProfileRole  # noqa: Y015
+
 @_typing.final
 class SolveRequest(_message.Message):
     """A query, and what may be spent on it.
@@ -407,6 +435,7 @@ class Round(_message.Message):
     CONFIDENCE_BEFORE_FIELD_NUMBER: _builtins.int
     CONFIDENCE_AFTER_FIELD_NUMBER: _builtins.int
     FLOPS_FIELD_NUMBER: _builtins.int
+    EXPLORED_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """0 for the first."""
     reason: _builtins.str
@@ -421,6 +450,8 @@ class Round(_message.Message):
     """P(the leading answer is right) after the round."""
     flops: _builtins.float
     """FLOPs it took."""
+    explored: _builtins.bool
+    """Drawn at random instead of the planner's own choice, to learn what it brings: the platform's expense."""
     @_builtins.property
     def action(self) -> Global___Action:
         """The action."""
@@ -436,10 +467,11 @@ class Round(_message.Message):
         confidence_before: _builtins.float = ...,
         confidence_after: _builtins.float = ...,
         flops: _builtins.float = ...,
+        explored: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted", b"aborted", "action", b"action", "completed", b"completed", "confidence_after", b"confidence_after", "confidence_before", b"confidence_before", "flops", b"flops", "index", b"index", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted", b"aborted", "action", b"action", "completed", b"completed", "confidence_after", b"confidence_after", "confidence_before", b"confidence_before", "explored", b"explored", "flops", b"flops", "index", b"index", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -806,8 +838,10 @@ class ListModelsResponse(_message.Message):
     VERIFIERS_FIELD_NUMBER: _builtins.int
     STRATEGIES_FIELD_NUMBER: _builtins.int
     PROFILE_FIELD_NUMBER: _builtins.int
+    PROFILES_FIELD_NUMBER: _builtins.int
+    PROFILE_FAULTS_FIELD_NUMBER: _builtins.int
     profile: _builtins.str
-    """Version of the profile in force."""
+    """Version of the live profile."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Model]:
         """Models, smallest first."""
@@ -820,6 +854,14 @@ class ListModelsResponse(_message.Message):
     def strategies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Strategies."""
 
+    @_builtins.property
+    def profiles(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProfileInForce]:
+        """All profiles in force, the live one first."""
+
+    @_builtins.property
+    def profile_faults(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is wrong with the profiles' files, each a sentence. What was good before stays in force."""
+
     def __init__(
         self,
         *,
@@ -827,14 +869,50 @@ class ListModelsResponse(_message.Message):
         verifiers: _abc.Iterable[_verification_pb2.Verifier] | None = ...,
         strategies: _abc.Iterable[_builtins.str] | None = ...,
         profile: _builtins.str = ...,
+        profiles: _abc.Iterable[Global___ProfileInForce] | None = ...,
+        profile_faults: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "profile", b"profile", "strategies", b"strategies", "verifiers", b"verifiers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "profile", b"profile", "profile_faults", b"profile_faults", "profiles", b"profiles", "strategies", b"strategies", "verifiers", b"verifiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
+
+@_typing.final
+class ProfileInForce(_message.Message):
+    """A profile that the router works with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """Its version."""
+    role: Global___ProfileRole.ValueType
+    """What it does."""
+    share: _builtins.float
+    """Share of queries that a canary decides."""
+    age_seconds: _builtins.float
+    """Seconds since its file was written."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        role: Global___ProfileRole.ValueType = ...,
+        share: _builtins.float = ...,
+        age_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "role", b"role", "share", b"share", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProfileInForce: _TypeAlias = ProfileInForce  # noqa: Y015
 
 @_typing.final
 class GetFrontierRequest(_message.Message):
@@ -964,3 +1042,63 @@ class GetQueryResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetQueryResponse: _TypeAlias = GetQueryResponse  # noqa: Y015
+
+@_typing.final
+class SubmitFeedbackRequest(_message.Message):
+    """The truth about a query."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUERY_ID_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    RIGHT_FIELD_NUMBER: _builtins.int
+    query_id: _builtins.str
+    """Its name, from SolveResponse or QueryStarted. It has ended with a result."""
+    answer: _builtins.str
+    """The right answer. It is read and compared as the query's answers were; where those were found by a
+    pattern, it is the bare answer.
+    """
+    right: _builtins.bool
+    """Whether the answer that was returned is right."""
+    def __init__(
+        self,
+        *,
+        query_id: _builtins.str = ...,
+        answer: _builtins.str = ...,
+        right: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "right", b"right", "truth", b"truth"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "query_id", b"query_id", "right", b"right", "truth", b"truth"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_truth: _TypeAlias = _typing.Literal["answer", "right"]  # noqa: Y015
+    _WhichOneofArgType_truth: _TypeAlias = _typing.Literal["truth", b"truth"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_truth) -> _WhichOneofReturnType_truth | None: ...
+
+Global___SubmitFeedbackRequest: _TypeAlias = SubmitFeedbackRequest  # noqa: Y015
+
+@_typing.final
+class SubmitFeedbackResponse(_message.Message):
+    """What the truth says of the answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RIGHT_FIELD_NUMBER: _builtins.int
+    RETURNED_FIELD_NUMBER: _builtins.int
+    right: _builtins.bool
+    """Whether the answer that was returned is right."""
+    returned: _builtins.str
+    """The answer that was returned; empty where there was none, which is never right."""
+    def __init__(
+        self,
+        *,
+        right: _builtins.bool = ...,
+        returned: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["returned", b"returned", "right", b"right"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitFeedbackResponse: _TypeAlias = SubmitFeedbackResponse  # noqa: Y015

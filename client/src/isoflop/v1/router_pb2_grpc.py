@@ -65,6 +65,11 @@ class RouterServiceStub:
                 request_serializer=isoflop_dot_v1_dot_router__pb2.GetQueryRequest.SerializeToString,
                 response_deserializer=isoflop_dot_v1_dot_router__pb2.GetQueryResponse.FromString,
                 _registered_method=True)
+        self.SubmitFeedback = channel.unary_unary(
+                '/isoflop.v1.RouterService/SubmitFeedback',
+                request_serializer=isoflop_dot_v1_dot_router__pb2.SubmitFeedbackRequest.SerializeToString,
+                response_deserializer=isoflop_dot_v1_dot_router__pb2.SubmitFeedbackResponse.FromString,
+                _registered_method=True)
 
 
 class RouterServiceServicer:
@@ -113,6 +118,13 @@ class RouterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SubmitFeedback(self, request, context):
+        """The truth about a finished query of one's own: whether its answer was right.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +157,11 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.GetQuery,
                     request_deserializer=isoflop_dot_v1_dot_router__pb2.GetQueryRequest.FromString,
                     response_serializer=isoflop_dot_v1_dot_router__pb2.GetQueryResponse.SerializeToString,
+            ),
+            'SubmitFeedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitFeedback,
+                    request_deserializer=isoflop_dot_v1_dot_router__pb2.SubmitFeedbackRequest.FromString,
+                    response_serializer=isoflop_dot_v1_dot_router__pb2.SubmitFeedbackResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +327,33 @@ class RouterService:
             '/isoflop.v1.RouterService/GetQuery',
             isoflop_dot_v1_dot_router__pb2.GetQueryRequest.SerializeToString,
             isoflop_dot_v1_dot_router__pb2.GetQueryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitFeedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/isoflop.v1.RouterService/SubmitFeedback',
+            isoflop_dot_v1_dot_router__pb2.SubmitFeedbackRequest.SerializeToString,
+            isoflop_dot_v1_dot_router__pb2.SubmitFeedbackResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,8 @@ class RouterServiceStub:
     """The measured frontier: by difficulty, what no other plan beats in accuracy at its price."""
     GetQuery: _grpc.UnaryUnaryMultiCallable[_router_pb2.GetQueryRequest, _router_pb2.GetQueryResponse]
     """A finished or running query: its decisions, and its result once it has one."""
+    SubmitFeedback: _grpc.UnaryUnaryMultiCallable[_router_pb2.SubmitFeedbackRequest, _router_pb2.SubmitFeedbackResponse]
+    """The truth about a finished query of one's own: whether its answer was right."""
 
 @_typing.type_check_only
 class RouterServiceAsyncStub(RouterServiceStub):
@@ -63,6 +65,8 @@ class RouterServiceAsyncStub(RouterServiceStub):
     """The measured frontier: by difficulty, what no other plan beats in accuracy at its price."""
     GetQuery: _aio.UnaryUnaryMultiCallable[_router_pb2.GetQueryRequest, _router_pb2.GetQueryResponse]  # type: ignore[assignment]
     """A finished or running query: its decisions, and its result once it has one."""
+    SubmitFeedback: _aio.UnaryUnaryMultiCallable[_router_pb2.SubmitFeedbackRequest, _router_pb2.SubmitFeedbackResponse]  # type: ignore[assignment]
+    """The truth about a finished query of one's own: whether its answer was right."""
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers each query with the cheapest plan that is good enough."""
@@ -114,5 +118,13 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.GetQueryResponse, _abc.Awaitable[_router_pb2.GetQueryResponse]]:
         """A finished or running query: its decisions, and its result once it has one."""
+
+    @_abc_1.abstractmethod
+    def SubmitFeedback(
+        self,
+        request: _router_pb2.SubmitFeedbackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.SubmitFeedbackResponse, _abc.Awaitable[_router_pb2.SubmitFeedbackResponse]]:
+        """The truth about a finished query of one's own: whether its answer was right."""
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,111 @@
+"""Feedback: what was decided is recorded as a query ends; a caller's truth about it is compared and kept."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+
+import structlog
+from isoflop.errors import FailedPrecondition, InvalidArgument, Unavailable
+from isoflop.v1.aggregation_pb2 import AggregateRequest, Candidate, Cluster
+from isoflop.v1.common_pb2 import ANSWER_TYPE_PATTERN
+from isoflop.v1.router_pb2 import SubmitFeedbackRequest, SubmitFeedbackResponse
+
+from router.decision import Decision
+from router.explore import Draw, draw
+from router.metrics import Metrics
+from router.settings import RouterSettings
+from router.stages import Aggregation
+from router.truths import Answered, Truth, Truths
+
+log = structlog.get_logger()
+
+LATE_SECONDS = 0.1
+"""How long after a query's deadline, which lies before its caller's, its record may still take."""
+
+
+class Feedback:
+    """Draws first rounds, records what came, and takes the truth."""
+
+    def __init__(
+        self, settings: RouterSettings, truths: Truths, aggregation: Aggregation, metrics: Metrics
+    ) -> None:
+        self._settings = settings
+        self._truths = truths
+        self._aggregation = aggregation
+        self._metrics = metrics
+
+    def draw(self, query_id: str, decision: Decision) -> Draw:
+        """The first decision of a query. It follows from the query's id, which is random."""
+        settings = self._settings
+        chance = random.Random(query_id).random()
+        return draw(decision, settings.explore_share, settings.explore_among, chance)
+
+    async def record(self, answered: Answered, deadline: float) -> None:
+        """Keep a finished query. Where that fails, or takes until the deadline, in the event loop's time, its
+        caller gets the answer all the same."""
+        latest = None if math.isinf(deadline) else deadline + LATE_SECONDS
+        try:
+            async with asyncio.timeout_at(latest):
+                await self._truths.add(answered)
+        except (Unavailable, TimeoutError) as error:
+            self._metrics.unrecorded()
+            log.warning("a query was not recorded", query=answered.query_id, error=str(error))
+
+    async def find(self, query_id: str) -> Answered | None:
+        """A finished query that feedback can be given to."""
+        return await self._truths.get(query_id)
+
+    async def take(self, answered: Answered, request: SubmitFeedbackRequest) -> SubmitFeedbackResponse:
+        """Keep the truth about a query; raises InvalidArgument where there is none in the request."""
+        match request.WhichOneof("truth"):
+            case "answer":
+                truth = Truth(await self._is_right(answered, request.answer), request.answer)
+            case "right":
+                if request.right and not answered.answer:
+                    raise InvalidArgument("right", "no answer was returned, which cannot be right")
+                truth = Truth(request.right, None)
+            case _:
+                raise InvalidArgument("truth", "give the right answer, or whether the returned one is right")
+        if await self._truths.tell(answered.query_id, truth):
+            self._metrics.told(truth.right, answered.confidence)
+        await self.measure_drift()
+        return SubmitFeedbackResponse(right=truth.right, returned=answered.answer)
+
+    async def measure_drift(self) -> None:
+        """Tell the metrics how the truths told last differ from what was predicted."""
+        self._metrics.drift(await self._truths.drift(self._settings.drift_truths))
+
+    async def close(self) -> None:
+        """Wait for what is being written."""
+        await self._truths.close()
+
+    async def _is_right(self, answered: Answered, answer: str) -> bool:
+        """Whether the returned answer is the same as the right one, as votes are compared."""
+        if not answer.strip():
+            raise InvalidArgument("answer", "must not be empty")
+        most = self._settings.max_prompt_bytes
+        if len(answer.encode()) > most:
+            raise InvalidArgument("answer", f"at most {most} bytes")
+        wanted = answered.asked.answer_format
+        if wanted.type == ANSWER_TYPE_PATTERN:
+            return answer.strip() == answered.answer
+        returned = Cluster(
+            answer=answered.answer, members=["returned"], weight=1, best_weight=1, best_member="returned"
+        )
+        tally = await self._aggregation.aggregate(
+            AggregateRequest(
+                format=wanted,
+                clusters=[returned] if answered.answer else [],
+                candidates=[Candidate(id="truth", text=answer, weight=1)],
+            )
+        )
+        if tally.blanks:
+            raise InvalidArgument("answer", "it holds no answer of the type that the query asked for")
+        together = any(len(cluster.members) > 1 for cluster in tally.clusters)
+        if answered.answer and tally.undecided and not together:
+            raise FailedPrecondition(
+                "the two answers take too long to compare: say whether the returned one is right"
+            )
+        return together

@@ -1,0 +1,116 @@
+"""The frontier drawn: on the terminal, and as a picture."""
+
+from __future__ import annotations
+
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from isoflop import drawing
+from isoflop.drawing import APART, HEIGHTS, WIDTH, by_difficulty, picture, terminal
+from isoflop.errors import FailedPrecondition, InvalidArgument
+from isoflop.text import Style
+from isoflop.v1.router_pb2 import Action, FrontierPoint, GetFrontierResponse
+
+Plan = tuple[str, float, float]
+
+
+def frontier(lines: dict[float, list[Plan]]) -> GetFrontierResponse:
+    return GetFrontierResponse(
+        profile="p1",
+        points=[
+            FrontierPoint(
+                difficulty=difficulty,
+                action=Action(model=model, samples=1, expected_flops=flops, expected_accuracy=right),
+            )
+            for difficulty, plans in lines.items()
+            for model, flops, right in plans
+        ],
+    )
+
+
+TWO = frontier({-1.0: [("small", 1e6, 0.5), ("large", 1e8, 1.0)], 2.0: [("large", 1e9, 0.2)]})
+MANY = frontier({float(d): [("m", 1e6, 1 - d / 40)] for d in range(40)})
+
+
+def test_each_column_shows_the_best_plan_at_its_price() -> None:
+    lines = terminal(TWO, Style())
+    assert lines[0].index("|10 MFLOPs") - 12 == WIDTH // 3
+    heights, models = lines[1][12 : 12 + WIDTH], lines[2][12:]
+    # From 1 M to 1 G: two thirds of the way the second plan is there.
+    share = sum(model == "a" for model in models) / WIDTH
+    assert share == pytest.approx(2 / 3, abs=0.03)
+    assert set(heights) == {HEIGHTS[4], HEIGHTS[7]}
+    assert lines[1].endswith("100%")
+    # The dearest plan of all is in the last column.
+    assert lines[3][12 : 12 + WIDTH] == " " * (WIDTH - 1) + HEIGHTS[1]
+    assert lines[-1].endswith("its model: a small, b large")
+    assert "\x1b" not in "".join(lines)
+
+
+def test_without_block_characters_there_are_digits_and_with_colour_colours() -> None:
+    plain = terminal(TWO, Style(), plain=True)
+    assert set(plain[1][12 : 12 + WIDTH]) == {"5", "9"}
+    assert "".join(plain).isascii()
+    assert "\x1b[34m" in terminal(TWO, Style(colour=True))[1]
+
+
+def test_where_nothing_is_measured_that_is_said(tmp_path: Path) -> None:
+    (said,) = terminal(GetFrontierResponse(), Style())
+    assert "no frontier" in said
+    with pytest.raises(FailedPrecondition, match="no frontier"):
+        picture(GetFrontierResponse(), tmp_path / "f.png")
+
+
+def test_difficulties_are_chosen_by_what_is_in_reach() -> None:
+    chosen = [difficulty for difficulty, _ in by_difficulty(MANY, 5)]
+    assert (len(chosen), chosen[0], chosen[-1]) == (5, 0.0, 39.0)
+    assert chosen == sorted(chosen)
+    flat = frontier({float(d): [("m", 1e6, 1.0 if d < 38 else 0.1)] for d in range(40)})
+    assert [difficulty for difficulty, _ in by_difficulty(flat, 5)] == [0.0, 38.0]
+    assert len(by_difficulty(TWO, 5)) == 2
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=6))
+def test_labels_do_not_cover_each_other(tops: list[float]) -> None:
+    heights = drawing._apart(tops)
+    ordered = sorted(heights)
+    assert all(b - a >= APART - 1e-9 for a, b in pairwise(ordered))
+    assert min(heights) >= 0
+    pairs = sorted(zip(tops, heights, strict=True))
+    assert all(low[1] <= high[1] for low, high in pairwise(pairs) if low[0] < high[0])
+
+
+def test_a_picture_is_written(tmp_path: Path) -> None:
+    image = pytest.importorskip("matplotlib.image")
+    picture(TWO, tmp_path / "frontier.png")
+    pixels = image.imread(tmp_path / "frontier.png")
+    height, width, channels = pixels.shape
+    assert width > height > 400
+    assert channels == 4
+    alpha = pixels[..., 3]
+    assert (alpha == 0).mean() > 0.8  # The ground is whatever the page's is.
+    # Ink has contrast with white and with black: WCAG asks for 3 of what is drawn.
+    drawn = pixels[alpha > 0.95][:, :3]
+    linear = ((drawn + 0.055) / 1.055) ** 2.4
+    light = linear @ [0.2126, 0.7152, 0.0722]
+    assert (1.05 / (light + 0.05)).min() >= 2.5
+    assert ((light + 0.05) / 0.05).min() >= 3
+
+
+def test_a_picture_has_to_be_a_png_that_can_be_written(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="must end in"):
+        picture(TWO, tmp_path / "frontier.svg")
+    with pytest.raises(OSError, match="No such file"):
+        picture(TWO, tmp_path / "none" / "frontier.png")
+
+
+def test_without_matplotlib_it_is_said_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(FailedPrecondition, match=r"pip install 'isoflop\[picture\]'"):
+        picture(TWO, tmp_path / "frontier.png")
