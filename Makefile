@@ -2,10 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint proto up train lock clean
-.PHONY: step-labels bench-embedded bench-headlines bench-scaling bench-prm bench-answers bench-difficulty bench-overhead bench-planner
-.PHONY: step-labels bench-embedded bench-headlines bench-scaling bench-prm bench-answers bench-difficulty bench-price
-.PHONY: bench-overhead
+.PHONY: demo test test-all lint proto up train lock clean step-labels bench-embedded bench-headlines bench-scaling
+.PHONY: bench-prm bench-answers bench-difficulty bench-overhead bench-planner bench-price bench-replay
 
 demo: .venv/run.stamp  ## 30 held-out problems, live
 	@$(BIN)/isoflop demo --json build/demo.json
@@ -73,11 +71,15 @@ bench-difficulty: .venv/dev.stamp  ## difficulty from text, on held-out queries 
 
 bench-planner: .venv/dev.stamp  ## how long a decision takes
 	$(BIN)/python -m benchmarks.planner
+
 bench-price: .venv/dev.stamp  ## a budget that lasts while difficulty shifts
 	$(BIN)/python -m benchmarks.price
 
 bench-overhead: .venv/dev.stamp  ## what the suite adds to direct calls
 	$(BIN)/python -m benchmarks.overhead
+
+bench-replay: .venv/dev.stamp  ## accuracy against FLOPs on the recordings in ../shared, beside baselines
+	$(BIN)/python -m benchmarks.replay
 
 lock:  ## requirements/*.txt from requirements/*.in
 	requirements/lock.sh

@@ -4,7 +4,8 @@ A recording is JSON lines, one query under one model each:
 `{"query_id", "model", "prompt"?, "samples": [{"answer"|null, "text"?, "tokens"?, "chars"?}]}`.
 A query is found by its prompt, or by its `query_id` sent as the prompt where none is recorded. Sample i
 of a query is the recorded sample at place i of a permutation that the seed decides, so each is played
-at most once a query. What a recording says of right and wrong (`correct`, `gold`) is never read.
+at most once a query. One that is longer than it may be is cut: it has its most tokens, and no text, since its
+answer came after them. What a recording says of right and wrong (`correct`, `gold`) is never read.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import json
 import random
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from isoflop.errors import FailedPrecondition, InvalidArgument
 from isoflop.v1.common_pb2 import (
+    FINISH_REASON_LENGTH,
     FINISH_REASON_STOP,
     SEED_PROMISE_ALWAYS,
     Capabilities,
@@ -71,8 +74,12 @@ class RecordedBackend:
             if round.aborted(job.sample_id):
                 round.put(Piece(job.sample_id, end=NEVER_STARTED))
                 continue
-            end = End(FINISH_REASON_STOP, 0)
-            round.put(Piece(job.sample_id, recorded.text, recorded.tokens, end=end))
+            most = job.sampling.max_tokens
+            if most and recorded.tokens > most:
+                round.put(Piece(job.sample_id, tokens=most, end=End(FINISH_REASON_LENGTH, 0)))
+            else:
+                end = End(FINISH_REASON_STOP, 0)
+                round.put(Piece(job.sample_id, recorded.text, recorded.tokens, end=end))
             # Let the caller read, and say that it has seen enough.
             await asyncio.sleep(0)
 
@@ -90,9 +97,15 @@ class RecordedBackend:
             raise FailedPrecondition(
                 f"{self.model.name} has {len(samples)} recorded samples of this query: ask for no more"
             )
-        order = list(range(len(samples)))
-        random.Random(f"{job.sampling.seed}/{self.model.name}/{prompt}").shuffle(order)
-        return samples[order[job.index]]
+        return samples[order(job.sampling.seed, self.model.name, prompt, len(samples))[job.index]]
+
+
+@lru_cache(maxsize=1024)
+def order(seed: int, model: str, prompt: str, count: int) -> tuple[int, ...]:
+    """The places in the recording of a query's `count` samples from a model, in the order of play."""
+    places = list(range(count))
+    random.Random(f"{seed}/{model}/{prompt}").shuffle(places)
+    return tuple(places)
 
 
 def read(path: Path, model: str) -> dict[str, list[Recorded]]:

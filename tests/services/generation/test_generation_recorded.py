@@ -12,6 +12,8 @@ import pytest
 from isoflop.errors import FailedPrecondition, InvalidArgument
 from isoflop.v1.common_pb2 import (
     FINISH_REASON_ABORTED,
+    FINISH_REASON_LENGTH,
+    FINISH_REASON_STOP,
     SEED_PROMISE_ALWAYS,
     Message,
     Sample,
@@ -22,7 +24,7 @@ from prometheus_client import CollectorRegistry
 from scripted_backend import Call, generate, make_core, samples, start
 
 from services.common.catalog import CatalogError
-from services.generation.backends.recorded import RecordedBackend
+from services.generation.backends.recorded import RecordedBackend, order
 from services.generation.catalog import RecordedEntry
 
 RECORDINGS = Path(__file__).resolve().parents[4] / "shared" / "data" / "recordings"
@@ -68,7 +70,13 @@ def open_recording(path: Path, model: str = "big") -> RecordedBackend:
 
 
 async def play(
-    backend: RecordedBackend, prompt: str = "What is 1+1?", *, first: int = 0, count: int = 1, seed: int = 0
+    backend: RecordedBackend,
+    prompt: str = "What is 1+1?",
+    *,
+    first: int = 0,
+    count: int = 1,
+    seed: int = 0,
+    max_tokens: int = 0,
 ) -> tuple[list[Sample], RoundUsage]:
     return await generate(
         make_core(backend),
@@ -77,7 +85,7 @@ async def play(
             messages=[Message(role="user", content=prompt)],
             branches=[Branch(samples=count)],
             first_sample=first,
-            sampling=Sampling(seed=seed),
+            sampling=Sampling(seed=seed, max_tokens=max_tokens),
         ),
     )
 
@@ -126,14 +134,35 @@ async def test_each_sample_is_played_once_over_all_rounds(recording: RecordedBac
 
 
 async def test_a_seed_decides_the_order(recording: RecordedBackend) -> None:
-    def order(made: tuple[list[Sample], RoundUsage]) -> list[str]:
+    def texts(made: tuple[list[Sample], RoundUsage]) -> list[str]:
         return [one.text for one in made[0]]
 
-    first = order(await play(recording, count=COUNT, seed=1))
-    assert first == order(await play(recording, count=COUNT, seed=1))
-    assert first != order(await play(recording, count=COUNT, seed=2))
+    first = texts(await play(recording, count=COUNT, seed=1))
+    assert first == texts(await play(recording, count=COUNT, seed=1))
+    assert first != texts(await play(recording, count=COUNT, seed=2))
     # And not the order of the rounds.
-    assert first[6:8] == order(await play(recording, first=6, count=2, seed=1))
+    assert first[6:8] == texts(await play(recording, first=6, count=2, seed=1))
+
+
+async def test_the_order_of_play_can_be_told(recording: RecordedBackend) -> None:
+    made, _ = await play(recording, count=COUNT, seed=1)
+    places = order(1, "played", "What is 1+1?", COUNT)
+    assert sorted(places) == list(range(COUNT))
+    assert [one.text for one in made] == [f"text {place}" for place in places]
+
+
+async def test_a_sample_longer_than_it_may_be_is_cut(recording: RecordedBackend) -> None:
+    """It costs what it may have, and its answer was not reached; the others are whole."""
+    most = 104
+    made, usage = await play(recording, count=COUNT, max_tokens=most)
+    whole, _ = await play(recording, count=COUNT)
+    for cut, one in zip(made, whole, strict=True):
+        if one.tokens <= most:
+            assert cut == one
+            assert cut.finish_reason == FINISH_REASON_STOP
+        else:
+            assert (cut.text, cut.tokens, cut.finish_reason) == ("", most, FINISH_REASON_LENGTH)
+    assert usage.completion_tokens == sum(min(one.tokens, most) for one in whole)
 
 
 async def test_a_round_of_more_samples_than_are_left_plays_none(recording: RecordedBackend) -> None:
