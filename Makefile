@@ -30,7 +30,7 @@ train: .venv/train.stamp  ## the embedded models, their verifier and profile, fr
 	$(BIN)/python -m training.train
 	@$(MAKE) --no-print-directory step-labels
 	$(BIN)/isoflop train-prm --labels $(PRM)/judged.jsonl --output models/abacus-prm $(LIKE_ABACUS)
-	$(BIN)/isoflop calibrate --queries training/problems/calibration.jsonl --first 480 --yes \
+	$(BIN)/isoflop calibrate --queries training/problems/calibration.jsonl --first 480 --verifiers abacus-prm --yes \
 		--recording build/calibration.recording.jsonl --output models/profile.json --estimator models/difficulty.json
 
 PRM = build/prm
