@@ -379,10 +379,10 @@ def test_from_end_to_end(tmp_path: Path, small_store: Path, capsys: pytest.Captu
 
 
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (found,) = read([scripted(tmp_path, problems=10)])
+    (found,) = read([scripted(tmp_path, problems=15)])
     first = Replay(found, tmp_path).run(2, [1e13], 1)
     stored = Replay(found, tmp_path).path / "solved.jsonl.gz"
-    assert len(first) == 20
+    assert len(first) == 30
     whole = stored.read_bytes()
     stored.write_bytes(whole[:-20])
     played: list[replay_suite.Job] = []
@@ -398,12 +398,12 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     played.clear()
     assert Replay(found, tmp_path).run(1, [1e13], 1) == [one for one in first if not one.permutation]
     assert played == []
-    assert len(Replay(found, tmp_path).run(2, [1e12, 1e13], 1)) == 40
+    assert len(Replay(found, tmp_path).run(2, [1e12, 1e13], 1)) == 60
     assert {one.worths for one in played} == {(1e12,)}
 
 
 def test_a_process_that_fails_is_told(tmp_path: Path) -> None:
-    (found,) = read([scripted(tmp_path, problems=10)])
+    (found,) = read([scripted(tmp_path, problems=15)])
     made = Replay(found, tmp_path)
     (made.path / "profile-0.json").write_text("{}")
     with pytest.raises(replay_suite.ReplayFailed):
@@ -412,7 +412,7 @@ def test_a_process_that_fails_is_told(tmp_path: Path) -> None:
 
 def test_answers_are_judged_as_recorded(tmp_path: Path) -> None:
     """Not by whether they look like the gold answer: here all that are right say so of another answer."""
-    (found,) = read([scripted(tmp_path, problems=10)])
+    (found,) = read([scripted(tmp_path, problems=15)])
     solved = Replay(found, tmp_path).run(1, [1e15], 1)
     (point,) = replay_suite.points(found, solved, 1, [1e15])
     flipped = {

@@ -10,7 +10,7 @@ from isoflop.v1.common_pb2 import Capabilities
 from isoflop.v1.router_pb2 import Budget, Effort, Filters, Objective, SolveRequest
 from scripted_stages import ESTIMATE_FLOPS, HOLD, Said, listed, number, same
 from scripted_suite import MakeSuite, Suite
-from synthetic import EASY, EFFORTS, HARD, MIDDLE, make_model, make_profile
+from synthetic import EASY, EFFORTS, MIDDLE, make_model, make_profile
 
 from router.price import Window
 from router.purse import Purse
@@ -81,12 +81,12 @@ async def test_one_query_has_a_share_and_all_that_is_left_where_that_pays_for_no
 ) -> None:
     def level(model: str, index: int) -> Said:
         """No answer gets ahead: it would go on until all is spent that a right answer is worth."""
-        return number(index % 4)
+        return number(index % 2)
 
     profile = make_profile(efforts=EFFORTS | {"medium": 1e10})
     votes = Filters(models=["m"], strategies=["majority"])
-    wide = make_suite(level, HARD, profile=profile, budget_flops=1e10, **LONG)
-    free = make_suite(level, HARD, profile=profile)
+    wide = make_suite(level, MIDDLE, profile=profile, budget_flops=1e10, **LONG)
+    free = make_suite(level, MIDDLE, profile=profile)
     shared, alone = [await suite.router.solve(ask(filters=votes)) for suite in (wide, free)]
     assert 0 < shared.bill.flops < 0.5e10 < alone.bill.flops
 
