@@ -73,7 +73,10 @@ PLANNED = fingerprint(
     *(MODELS / name for name in ("SHA256SUMS", "catalog.yaml", "profile.json", "difficulty.json")),
     *(
         ROOT / "router" / f"{name}.py"
-        for name in ("belief", "cost", "planner", "profile", "progress", "solve")
+        for name in (
+            *("accuracy", "belief", "cost", "decision", "lengths", "lookahead", "menu", "outlook", "planner"),
+            *("profile", "progress", "solve"),
+        )
     ),
 )
 """What isoflop's own depend on: models, profile and what decides."""
