@@ -68,7 +68,7 @@ def test_errors_of_the_command_are_one_sentence(embedded_suite: Suite) -> None:
 
 @pytest.mark.parametrize("module", SERVICES)
 def test_a_port_in_use_is_one_line(module: str, embedded_suite: Suite) -> None:
-    done = run(module, "--address", embedded_suite.address)
+    done = run(module, "--address", embedded_suite.address, "--log-level", "error")
     assert done.returncode == 1
     assert embedded_suite.address in one_line(done.stderr)
 
