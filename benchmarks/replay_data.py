@@ -8,7 +8,6 @@ aggregation may. A sample without an answer is blank: no vote, and its tokens co
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ import yaml
 from isoflop.v1.common_pb2 import ANSWER_TYPE_CHOICE, ANSWER_TYPE_EXPRESSION, AnswerType
 
 from services.aggregation.answers import expression_key
+from services.common.texts import open_text
 from services.generation.backends.recorded import CHARS_A_TOKEN, order
 from training.resampling import NO_ANSWER, Bools, Floats, Ints
 
@@ -183,7 +183,7 @@ def read(paths: Iterable[Path], models: Sequence[str] = ()) -> list[Recording]:
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
+        with open_text(path) as lines:
             yield from map(json.loads, lines)
     except (OSError, EOFError, ValueError) as error:
         raise RecordingError(f"recording {path}: {error}") from None

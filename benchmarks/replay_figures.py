@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.replay_baselines import Point
 from benchmarks.replay_data import RIGHT, Recording
+from router import frontier
 from training.resampling import Floats, Ints, interval, resamples
 
 FIRST: Final = (1, 4)
@@ -98,16 +99,7 @@ class Plan:
 
 def hull(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     """The upper hull of (FLOPs, accuracy) points and of buying nothing, by rising FLOPs and accuracy."""
-    found = [(0.0, 0.0)]
-    for x, y in sorted(points):
-        if y <= found[-1][1]:
-            continue
-        while len(found) > 1 and (found[-1][1] - found[-2][1]) * (x - found[-2][0]) <= (y - found[-2][1]) * (
-            found[-1][0] - found[-2][0]
-        ):
-            found.pop()
-        found.append((x, y))
-    return found
+    return frontier.hull([(0.0, 0.0), *points], lambda point: point)
 
 
 def flops_for(hull: Sequence[tuple[float, float]], accuracy: float) -> float:

@@ -232,9 +232,3 @@ class Races:
 def race(posterior: Posterior) -> Races:
     """Of one belief."""
     return Races.of(posterior.joint[None], posterior.sizes[None], posterior.scatter[None], posterior.chosen)
-
-
-def expected_accuracy(posterior: Posterior, arm: Arm, samples: int, had: int = 0) -> float:
-    """Expected P(the returned answer is right) after so many more samples of one arm (one of ROUND_SIZES)."""
-    stack = Stack.of(((arm, None),))
-    return float(race(posterior).accuracies(stack, np.array([[had]]))[0, 0, ROUND_SIZES.index(samples)])

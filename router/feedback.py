@@ -5,24 +5,58 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import time
 
 import structlog
 from isoflop.errors import FailedPrecondition, InvalidArgument, Unavailable
 from isoflop.v1.aggregation_pb2 import AggregateRequest, Candidate, Cluster
 from isoflop.v1.common_pb2 import ANSWER_TYPE_PATTERN
-from isoflop.v1.router_pb2 import SubmitFeedbackRequest, SubmitFeedbackResponse
+from isoflop.v1.router_pb2 import (
+    SolveRequest,
+    SolveResponse,
+    SubmitFeedbackRequest,
+    SubmitFeedbackResponse,
+)
 
 from router.decision import Decision
 from router.explore import Draw, draw
 from router.metrics import Metrics
+from router.planner import Planner
 from router.settings import RouterSettings
+from router.shadow import First
 from router.stages import Aggregation
-from router.truths import Answered, Truth, Truths
+from router.truths import Answered, Truth, Truths, without_text
 
 log = structlog.get_logger()
 
 LATE_SECONDS = 0.1
 """How long after a query's deadline, which lies before its caller's, its record may still take."""
+
+
+def answered(
+    final: SolveResponse, asked: SolveRequest, first: First, drawn: Draw, planner: Planner
+) -> Answered:
+    """What is kept of a finished query: what was asked, how it began, and what came."""
+    return Answered(
+        query_id=final.query_id,
+        ended=time.time(),
+        profile=final.profile,
+        tenant="",
+        asked=without_text(asked),
+        prompt_bytes=first.query.prompt_bytes,
+        seconds=first.state.seconds,
+        difficulty=first.difficulty.mean,
+        difficulty_sd=first.difficulty.sd,
+        round_samples=planner.round_samples,
+        max_samples=planner.max_samples,
+        offers=drawn.offers,
+        taken=drawn.taken,
+        rounds=len(final.rounds),
+        flops=final.bill.flops,
+        answer=final.answer,
+        confidence=final.confidence,
+        catalog=planner.catalog,
+    )
 
 
 class Feedback:

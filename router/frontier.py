@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
-import numpy as np
 from isoflop.v1.router_pb2 import Action, FrontierPoint, GetFrontierResponse
 
 from router import cost
 from router.catalog import Catalog
 from router.lengths import Array
 from router.profile import ROUND_SIZES, Arm, Profile, Verified
+
+T = TypeVar("T")
 
 BINS = 9
 """Bins of difficulty that are told of, each of as many queries."""
@@ -22,37 +24,31 @@ PROMPT_BYTES = 16
 def measure(profile: Profile, catalog: Catalog) -> GetFrontierResponse:
     """Points by rising difficulty, then FLOPs; models that are not in the catalogue are left out."""
     response = GetFrontierResponse(profile=profile.version)
-    for share in bins(profile):
+    for share in profile.bins(BINS):
         difficulty = float(share @ profile.grid)
-        for plan in _hull(_plans(profile, catalog, share)):
+        for plan in hull(_plans(profile, catalog, share), _price):
             response.points.append(FrontierPoint(difficulty=difficulty, action=plan))
     return response
 
 
-def _hull(plans: Iterable[Action]) -> list[Action]:
-    """The plans by rising FLOPs, each of which raises accuracy, by ever less for a FLOP."""
-    hull: list[Action] = []
-    for plan in sorted(plans, key=lambda plan: (plan.expected_flops, -plan.expected_accuracy)):
-        if hull and plan.expected_accuracy <= hull[-1].expected_accuracy:
+def hull(points: Iterable[T], at: Callable[[T], tuple[float, float]]) -> list[T]:
+    """Those by rising FLOPs each of which raises accuracy, by ever less for a FLOP; `at` tells the two."""
+    found: list[T] = []
+    for point in sorted(points, key=lambda point: (at(point)[0], -at(point)[1])):
+        if found and at(point)[1] <= at(found[-1])[1]:
             continue
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-1], plan):
-            hull.pop()
-        hull.append(plan)
-    return hull
+        while len(found) > 1 and _slope(at(found[-2]), at(found[-1])) <= _slope(at(found[-1]), at(point)):
+            found.pop()
+        found.append(point)
+    return found
 
 
-def _slope(cheaper: Action, dearer: Action) -> float:
-    gain = dearer.expected_accuracy - cheaper.expected_accuracy
-    return gain / (dearer.expected_flops - cheaper.expected_flops)
+def _slope(cheaper: tuple[float, float], dearer: tuple[float, float]) -> float:
+    return (dearer[1] - cheaper[1]) / (dearer[0] - cheaper[0])
 
 
-def bins(profile: Profile) -> Array:
-    """Share of each type in each bin, shape (at most BINS, D); rows sum to 1, difficulties rise."""
-    ends = np.concatenate([[0.0], np.cumsum(profile.prior)])
-    edges = np.linspace(0.0, 1.0, BINS + 1)
-    inside = np.minimum(ends[1:], edges[1:, None]) - np.maximum(ends[:-1], edges[:-1, None])
-    inside = np.maximum(inside, 0.0)
-    return np.asarray(inside / inside.sum(axis=1, keepdims=True))
+def _price(plan: Action) -> tuple[float, float]:
+    return plan.expected_flops, plan.expected_accuracy
 
 
 def _plans(profile: Profile, catalog: Catalog, share: Array) -> Iterator[Action]:

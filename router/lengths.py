@@ -68,7 +68,7 @@ class LengthCurve:
         if seen.samples:
             variance = self.between**2 + self.within**2 / seen.samples
             apart = (seen.log_tokens / seen.samples - self.mean) ** 2 / variance
-            told -= 0.5 * (TAIL + 1) * np.log1p(apart / TAIL)
+            told += log_student(apart)
         if seen.caps:
             mean, sd = self.foreseen(seen)
             for cap in seen.caps:
@@ -86,6 +86,11 @@ def cut_at(mean: Array, sd: Array, cap: Array) -> Array:
     place = (np.log(cap) - mean) / sd
     missing = below(-place)
     return np.exp(mean + 0.5 * sd**2) * below(place - sd) + np.where(missing > 0, cap, 0.0) * missing
+
+
+def log_student(apart: Array) -> Array:
+    """Logarithm of Student's density, but for a constant, at squared distances in spreads."""
+    return np.asarray(-0.5 * (TAIL + 1) * np.log1p(apart / TAIL))
 
 
 def below(place: Array) -> Array:

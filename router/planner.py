@@ -28,16 +28,13 @@ from router.lengths import Array
 from router.lookahead import best_probe
 from router.menu import Menu
 from router.outlook import HEADROOM, Outlook
-from router.profile import MOST_VOTES, Profile
+from router.profile import MOST_VOTES, SAMPLES_WORTH, Profile
 from router.query import Query
 
 T = TypeVar("T")
 
 LEAST_GAIN = 1e-4
 """A rise in P(right) below this is nothing."""
-
-SAMPLES_WORTH = {"low": 3.0, "medium": 8.0, "high": 20.0, "most": 1000.0}
-"""What a right answer is worth at each effort, in samples, where no model was measured."""
 
 PROBED = 3
 """Samples of a query after which none is bought any more for what it tells."""

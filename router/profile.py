@@ -34,6 +34,11 @@ MOST_VOTES = 4096
 """Most samples of a query that the tables below reach to."""
 
 
+SAMPLES_WORTH = {"low": 3.0, "medium": 8.0, "high": 20.0, "most": 1000.0}
+"""What a right answer is worth at each effort, in samples of the dearest model: at low, one is bought for a
+rise of a third, at medium of an eighth, at high of five points."""
+
+
 class ProfileError(Exception):
     """A profile is not usable; `str(error)` says where and why."""
 
@@ -274,6 +279,10 @@ class Profile:
         weight = self.prior * np.exp(likelier - likelier.max()) + 1e-12
         return np.asarray(weight / weight.sum())
 
+    def bins(self, count: int) -> Array:
+        """Share of each type in each of `count` bins of equally many queries: see `equal_bins`."""
+        return equal_bins(self.prior, count)
+
     def arm(self, model: Model, greedy: bool, temperature: float | None) -> Arm:
         """The arm of a model that is nearest to a temperature; curves of ignorance where it has none."""
         own = [arm for arm in self.arms if arm.model == model.name and arm.greedy == greedy]
@@ -285,6 +294,18 @@ class Profile:
         if temperature is None:
             return own[0]
         return min(own, key=lambda arm: abs(arm.temperature - temperature))
+
+
+def equal_bins(share: Array, count: int) -> Array:
+    """Share of each type in each of `count` bins of equally many queries, in the order of the types.
+
+    `share`, shape (D,), is that of the queries of each type; shape (count, D), and rows sum to 1.
+    """
+    ends = np.concatenate([[0.0], np.cumsum(share / share.sum())])
+    edges = np.linspace(0.0, 1.0, count + 1)
+    inside = np.minimum(ends[1:], edges[1:, None]) - np.maximum(ends[:-1], edges[:-1, None])
+    inside = np.maximum(inside, 0.0)
+    return np.asarray(inside / inside.sum(axis=1, keepdims=True))
 
 
 @lru_cache(maxsize=256)
@@ -375,6 +396,13 @@ def _after_greedy(arm: Arm, greedy: Array, wrong: Array) -> Arm:
     )
 
 
+def first_fault(error: ValidationError) -> str:
+    """Where the first fault of a file is, and what."""
+    fault = error.errors()[0]
+    where = ".".join(str(part) for part in fault["loc"]) or "it"
+    return f"{where}: {fault['msg']}"
+
+
 def load(path: Path) -> Profile:
     """Read a profile; raises ProfileError."""
     try:
@@ -382,8 +410,6 @@ def load(path: Path) -> Profile:
     except OSError as error:
         raise ProfileError(f"profile {path}: {error.strerror}") from None
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"]) or "it"
-        raise ProfileError(f"profile {path}: {where}: {fault['msg']}") from None
+        raise ProfileError(f"profile {path}: {first_fault(error)}") from None
     except ValueError as error:
         raise ProfileError(f"profile {path}: not JSON ({error})") from None

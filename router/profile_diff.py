@@ -60,21 +60,9 @@ class Difference:
     """Those of them in which the two would do something else."""
 
 
-def thirds(profile: Profile) -> Array:
-    """Shape (3, D): weights of the types in each third of the queries by difficulty; each row sums to 1."""
-    order = np.argsort(profile.grid, kind="stable")
-    share = profile.prior[order]
-    end = np.cumsum(share)
-    edges = np.arange(4)[:, None] / 3
-    overlap = np.minimum(end, edges[1:]) - np.maximum(end - share, edges[:-1])
-    weights = np.zeros((3, len(share)))
-    weights[:, order] = np.maximum(overlap, 0.0)
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
-
-
 def curves(profile: Profile) -> list[Curves]:
     """Each arm in thirds."""
-    weights = thirds(profile)
+    weights = profile.bins(3)
     return [_curves(arm, weights) for arm in profile.arms]
 
 
@@ -124,7 +112,7 @@ def _decisions(profile: Profile, catalog: Catalog, models: Sequence[Model]) -> I
     ballots = [(None, ()), *itertools.product(models, BALLOTS)]
     for effort in (EFFORT_LOW, EFFORT_MEDIUM, EFFORT_HIGH):
         query = admit(SolveRequest(prompt=PROMPT, effort=effort), catalog, bounds)
-        for mean in thirds(profile) @ profile.grid:
+        for mean in profile.bins(3) @ profile.grid:
             belief = profile.belief(float(mean), SD)
             for model, ballot in ballots:
                 votes, bought = NO_VOTES, {}

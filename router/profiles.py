@@ -28,7 +28,7 @@ from isoflop.errors import FailedPrecondition
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from router import profile
-from router.profile import Profile, ProfileError
+from router.profile import Profile, ProfileError, first_fault
 
 log = structlog.get_logger()
 
@@ -350,9 +350,7 @@ def read_rollout(folder: Path) -> Rollout:
     except OSError as error:
         raise ProfileError(f"{path}: {error.strerror}") from None
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"]) or "it"
-        raise ProfileError(f"{path}: {where}: {fault['msg']}") from None
+        raise ProfileError(f"{path}: {first_fault(error)}") from None
     if rollout.form != SCHEMA:
         raise ProfileError(f"{path}: schema {rollout.form}, but this router reads {SCHEMA}")
     return rollout

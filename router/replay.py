@@ -9,7 +9,6 @@ worth what the live profile's effort says. Labels are read here alone, when a qu
 from __future__ import annotations
 
 import asyncio
-import gzip
 import hashlib
 import zlib
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from isoflop.errors import FailedPrecondition, InvalidArgument
@@ -38,6 +37,7 @@ from router.stages import Stages
 from services.aggregation.core import Aggregation
 from services.aggregation.settings import AggregationSettings
 from services.common.catalog import CatalogError, ShapeEntry
+from services.common.texts import open_text
 from services.difficulty.core import open_difficulty
 from services.difficulty.embedding import EmbeddingError
 from services.difficulty.record import EstimatorError
@@ -251,7 +251,7 @@ def read(paths: Sequence[Path]) -> list[RecordedQuery]:
     for path in paths:
         number = 0
         try:
-            with _text(path) as lines:
+            with open_text(path) as lines:
                 for number, line in enumerate(lines, start=1):  # noqa: B007 (the error names it)
                     rows.append(RecordedQuery.model_validate_json(line))
         except OSError as error:
@@ -261,12 +261,6 @@ def read(paths: Sequence[Path]) -> list[RecordedQuery]:
                 "recordings", f"{path}: line {max(number, 1)} is no recorded query"
             ) from None
     return rows
-
-
-def _text(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
 
 
 @asynccontextmanager

@@ -35,7 +35,7 @@ from router.bench import RoundBench
 from router.cost import TEMPLATE_TOKENS, Allowance, Cost, Meter
 from router.decision import Action, Decision, State
 from router.explore import Draw
-from router.feedback import Feedback
+from router.feedback import Feedback, answered
 from router.metrics import Metrics, outcome
 from router.pace import Pace
 from router.planner import Planner
@@ -47,7 +47,6 @@ from router.shadow import First
 from router.stages import Stages
 from router.strategies import STRATEGIES
 from router.strategies.strategy import Candidate
-from router.truths import Answered, without_text
 
 
 @dataclass
@@ -340,29 +339,8 @@ class Life:
         """Keep what was decided and what came, before the answer goes out: feedback may come at once."""
         if self.feedback is None or self.drawn is None or self.first is None:
             return
-        await self.feedback.record(
-            Answered(
-                query_id=final.query_id,
-                ended=time.time(),
-                profile=final.profile,
-                tenant="",
-                asked=without_text(self.asked),
-                prompt_bytes=self.query.prompt_bytes,
-                seconds=self.first.state.seconds,
-                difficulty=self.difficulty.mean,
-                difficulty_sd=self.difficulty.sd,
-                round_samples=self.planner.round_samples,
-                max_samples=self.planner.max_samples,
-                offers=self.drawn.offers,
-                taken=self.drawn.taken,
-                rounds=len(final.rounds),
-                flops=final.bill.flops,
-                answer=final.answer,
-                confidence=final.confidence,
-                catalog=self.planner.catalog,
-            ),
-            self.query.deadline,
-        )
+        kept = answered(final, self.asked, self.first, self.drawn, self.planner)
+        await self.feedback.record(kept, self.query.deadline)
 
     async def bills(self) -> None:
         """Wait until it is told what late scores took. The answer has gone out, and does not have it."""

@@ -21,7 +21,6 @@ among the problems are left out.
 from __future__ import annotations
 
 import argparse
-import gzip
 import hashlib
 import json
 import math
@@ -34,6 +33,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from services.common.texts import open_text
 
 Array = NDArray[np.float64]
 
@@ -172,7 +173,7 @@ def convert(paths: Iterable[Path], problems: Path | None = None) -> Iterator[dic
     known = {row["query_id"]: row for row in map(json.loads, problems.open())} if problems else None
     for path in paths:
         model = re.sub(r"-[0-9a-f]{12}-t[\d.]+$", "", path.name.split(".jsonl")[0])
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
+        with open_text(path) as lines:
             for number, line in enumerate(lines, 1):
                 try:
                     record = json.loads(line)

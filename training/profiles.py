@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,8 @@ from scipy.special import betaln, expit, gammaln, log_expit, logit, logsumexp
 from sklearn.cluster import AgglomerativeClustering
 
 from router import cost
-from router.lengths import TAIL
-from router.profile import ROUND_SIZES, SCHEMA
+from router.lengths import log_student
+from router.profile import ROUND_SIZES, SAMPLES_WORTH, SCHEMA, equal_bins, together
 from training import irt
 
 Array = NDArray[np.float64]
@@ -53,9 +52,6 @@ SPREADS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 """Of the logarithm of tokens between queries of one type; likewise tried."""
 PSEUDO_QUERIES = 2.0
 """For what is measured on single samples: so many more that behave as the model does elsewhere."""
-WORTH = {"low": 3.0, "medium": 8.0, "high": 20.0, "most": 1000.0}
-"""What a right answer is worth at each effort, in samples of the dearest model: at low, one is bought for a
-rise of a third, at medium of an eighth, at high of five points."""
 
 
 class FitError(Exception):
@@ -196,7 +192,7 @@ def _lengths(types: Types, counts: Counts, between: float) -> Array:
     """Log-likelihood of the lengths, shape (Q, K, M)."""
     variance = (between**2 + types.within**2 / counts.total)[:, None]
     apart = (counts.log_tokens[:, None] - types.log_tokens) ** 2 / variance
-    return np.asarray(-0.5 * ((TAIL + 1) * np.log1p(apart / TAIL) + np.log(variance)))
+    return np.asarray(log_student(apart) - 0.5 * np.log(variance))
 
 
 def _mixture(counts: Counts, many: int) -> Types:
@@ -255,18 +251,8 @@ def in_order(types: Types, difficulty: Array) -> tuple[Types, Array]:
     """The types by rising difficulty, and that, shape (K,); `difficulty` is the queries', shape (Q,)."""
     place = types.mean(difficulty)
     order = np.argsort(place, kind="stable")
-    return (
-        Types(
-            types.of[:, order],
-            types.right[order],
-            types.error[order],
-            types.log_tokens[order],
-            types.concentration,
-            types.within,
-            types.between,
-        ),
-        place[order],
-    )
+    by_type = {name: getattr(types, name)[order] for name in ("right", "error", "log_tokens")}
+    return replace(types, of=types.of[:, order], **by_type), place[order]
 
 
 def numbered(samples: Sequence[Samples]) -> NDArray[np.int64]:
@@ -378,7 +364,7 @@ def _told(answers: NDArray[np.int64], evidence: Array, right: Array, alike: floa
     for row, said, p in zip(answers, evidence, np.clip(right, 0.01, 0.99), strict=True):
         for answer in np.unique(row[row >= 0]):
             own = said[row == answer]
-            log_odds = logit(p) + own.sum() / (1 + (len(own) - 1) * alike)
+            log_odds = logit(p) + together(own.sum(), len(own), alike)
             total += float(log_expit(log_odds if answer == 0 else -log_odds)) / len(np.unique(row))
     return total
 
@@ -434,7 +420,7 @@ def fit(
         "grid": rounded(grid),
         "prior": rounded(types.share, 6),
         "arms": arms,
-        "efforts": {name: float(f"{worth * once:.4g}") for name, worth in WORTH.items()},
+        "efforts": {name: float(f"{worth * once:.4g}") for name, worth in SAMPLES_WORTH.items()},
     }
 
 
@@ -521,11 +507,4 @@ def rounded(values: Array, digits: int = 4) -> list[float]:
 
 def thirds(share: Sequence[float], curve: Sequence[float]) -> list[float]:
     """Mean of a curve over the easiest, the middle and the hardest third of the queries."""
-    weight, values = np.array(share) / np.sum(share), np.array(curve)
-    ends = np.concatenate([[0.0], np.cumsum(weight)])
-    edges = np.linspace(0, 1, 4)
-    inside = [
-        np.maximum(np.minimum(ends[1:], high) - np.maximum(ends[:-1], low), 0.0)
-        for low, high in pairwise(edges)
-    ]
-    return [round(float(part @ values / part.sum()), 4) for part in inside]
+    return rounded(equal_bins(np.array(share, float), 3) @ np.array(curve))

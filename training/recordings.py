@@ -18,12 +18,12 @@ import math
 import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from services.common.texts import open_text
 from training.profiles import Array, Measured, Samples
 
 
@@ -97,10 +97,9 @@ def read(paths: Iterable[Path], models: Sequence[str] = (), only: Container[str]
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
     """The checked lines of a file; raises RecordingError, which names the line, and OSError."""
-    opened = partial(gzip.open, mode="rt") if path.suffix == ".gz" else open
     number = 1
     try:
-        with opened(path, encoding="utf-8") as text:
+        with open_text(path) as text:
             for line in text:
                 if line.strip():
                     yield _checked(json.loads(line))

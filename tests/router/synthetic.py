@@ -16,11 +16,12 @@ from isoflop.v1.common_pb2 import Capabilities, Message, Model, Price, Shape
 from isoflop.v1.router_pb2 import SolveRequest
 from isoflop.v1.verification_pb2 import Verifier
 
+from router.accuracy import Stack, race
 from router.belief import NO_VOTES, Posterior, Votes, update
 from router.catalog import Catalog
 from router.decision import UNLIMITED, State
 from router.planner import Planner
-from router.profile import SCHEMA, Arm, Array, Profile, parse
+from router.profile import ROUND_SIZES, SCHEMA, Arm, Array, Profile, parse
 from router.query import Bounds, Query, admit
 
 relaxed = settings(deadline=None, max_examples=60)
@@ -160,3 +161,9 @@ def make_votes(*rows: tuple[Arm, list[int], int]) -> Votes:
     """For each arm its votes by cluster, and its blanks."""
     counts = np.array([counts for _, counts, _ in rows], dtype=float).reshape(len(rows), -1)
     return Votes(tuple(arm for arm, _, _ in rows), counts, np.array([float(b) for _, _, b in rows]))
+
+
+def expected_accuracy(posterior: Posterior, arm: Arm, samples: int, had: int = 0) -> float:
+    """Expected P(the returned answer is right) after so many more samples of one arm (one of ROUND_SIZES)."""
+    stack = Stack.of(((arm, None),))
+    return float(race(posterior).accuracies(stack, np.array([[had]]))[0, 0, ROUND_SIZES.index(samples)])

@@ -11,7 +11,7 @@ from isoflop.v1.router_pb2 import FrontierPoint, GetFrontierResponse
 from synthetic import GRID, arm_record, make_catalog, make_model, make_profile, p_right
 
 from router import frontier
-from router.frontier import BINS, bins
+from router.frontier import BINS
 
 
 def by_difficulty(response: GetFrontierResponse) -> dict[float, list[FrontierPoint]]:
@@ -26,7 +26,7 @@ FRONTIER = frontier.measure(make_profile(), make_catalog())
 
 def test_difficulties_rise_and_are_the_means_of_bins_with_as_many_queries_each() -> None:
     profile = make_profile()
-    share = bins(profile)
+    share = profile.bins(BINS)
     assert share.shape == (BINS, len(GRID))
     assert share.sum(axis=1) == pytest.approx(np.ones(BINS))
     assert share.mean(axis=0) == pytest.approx(profile.prior)

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from isoflop.v1.router_pb2 import Budget, Filters, SolveRequest
+from synthetic import expected_accuracy
 
 from benchmarks.simulated import Play, Truth, ask, many_talents, planner_of
 from router import lookahead
-from router.accuracy import LEAST_RIVAL, MOST_RIVALS, expected_accuracy
+from router.accuracy import LEAST_RIVAL, MOST_RIVALS
 from router.belief import Posterior
 from router.decision import State
 from router.lengths import UNSEEN, Array, below

@@ -25,6 +25,7 @@ from synthetic import (
     IMPOSSIBLE,
     MIDDLE,
     arm_record,
+    expected_accuracy,
     make_model,
     make_planner,
     make_profile,
@@ -35,7 +36,6 @@ from synthetic import (
     relaxed,
 )
 
-from router.accuracy import expected_accuracy
 from router.belief import NO_VOTES, Votes, update
 from router.catalog import Catalog
 from router.cost import Cost, samples

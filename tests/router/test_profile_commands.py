@@ -191,7 +191,7 @@ def test_show_is_of_the_live_one_by_default(call: Call, folder: Path) -> None:
 
 def test_thirds_are_of_the_queries() -> None:
     profile = make_profile()
-    weights = profile_diff.thirds(profile)
+    weights = profile.bins(3)
     assert weights.sum(axis=1) == pytest.approx(1)
     assert weights.sum(axis=0) / 3 == pytest.approx(profile.prior)
     means = weights @ profile.grid

@@ -11,7 +11,6 @@ answer came after them. What a recording says of right and wrong (`correct`, `go
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 import random
 import zlib
@@ -29,6 +28,7 @@ from isoflop.v1.common_pb2 import (
 )
 
 from services.common.catalog import CatalogError
+from services.common.texts import open_text
 from services.generation.backends import NEVER_STARTED, End, Job, Piece, Round
 from services.generation.catalog import RecordedEntry
 
@@ -113,8 +113,7 @@ def read(path: Path, model: str) -> dict[str, list[Recorded]]:
     found: dict[str, list[Recorded]] = {}
     number = 0
     try:
-        packed = path.suffix == ".gz"
-        with gzip.open(path, "rt", encoding="utf-8") if packed else path.open(encoding="utf-8") as lines:
+        with open_text(path) as lines:
             for number, line in enumerate(lines, start=1):  # noqa: B007 (the error names it)
                 row = json.loads(line)
                 if row["model"] == model:
