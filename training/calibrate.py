@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoflop.errors import IsoflopError
-from isoflop.text import counted, money, si
+from isoflop.text import counted, file_fault, money, si
 from isoflop.v1.common_pb2 import Model
 from isoflop.v1.generation_pb2 import DescribeModelsRequest
 from isoflop.v1.verification_pb2 import DescribeVerifiersRequest, Verifier
@@ -154,9 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
         _fail("interrupted; whole rounds are kept, and the same command goes on")
         return INTERRUPTED
     except OSError as error:
-        return _fail(
-            f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
-        )
+        return _fail(file_fault(error))
     except (_Wrong, QueriesError, RecordingError, FitError, CannotServe) as error:
         return _fail(str(error))
     except IsoflopError as error:

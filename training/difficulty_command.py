@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from isoflop.text import file_fault
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -74,13 +75,13 @@ def run(arguments: argparse.Namespace) -> int:
         _tell(found, arguments.answers)
         record, figures = _train(found, arguments)
     except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}")
+        return _fail(file_fault(error))
     except (AnswersError, EmbeddingError) as error:
         return _fail(str(error))
     try:
         arguments.output.write_text(record + "\n", encoding="utf-8")
     except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}")
+        return _fail(file_fault(error))
     if arguments.json:
         print(json.dumps(figures, indent=1))
     else:

@@ -194,7 +194,7 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
         for fault in summary.faults:
             print(f"left out: {fault}", file=sys.stderr)
         print(told(summary))
-        return 0
+        return 0 if summary.problems or summary.known else 1
 
     return run
 
@@ -274,11 +274,15 @@ async def open_generation(wanted: Wanted) -> AsyncIterator[GenerationStage]:
 async def label(wanted: Wanted) -> Summary:
     """Label what the output lacks.
 
-    Raises InvalidArgument, NotFound for an unknown model, FailedPrecondition for one that cannot continue a
-    prefix, OSError, and what the generation service raises. A problem that it refuses is left out.
+    Raises InvalidArgument, also where the file has no problem, NotFound for an unknown model,
+    FailedPrecondition for one that cannot continue a prefix, OSError, and what the generation service raises.
+    A problem that it refuses is left out.
     """
     check(wanted)
     problems, faults = read_problems(wanted.problems)
+    if not problems:
+        why = f"; line {faults[0].line}: {faults[0].reason}" if faults else ""
+        raise InvalidArgument("problems", f"{wanted.problems}: no problem in it can be read{why}")
     done = known(wanted.output, wanted.model)
     to_do = [problem for problem in problems if problem.query_id not in done]
     summary = Summary(known=len(problems) - len(to_do), faults=[str(fault) for fault in faults])

@@ -556,6 +556,10 @@ def register_greet(parser: argparse.ArgumentParser) -> cli.Run:
     def greet(arguments: argparse.Namespace) -> int:
         if arguments.name == "nobody":
             raise NotFound("nobody is there: name somebody")
+        if arguments.name == "a file":
+            Path("no", "such.jsonl").read_text()
+        if arguments.name == "a full disk":
+            raise OSError(28, "No space left on device")
         print(f"hello {arguments.name}")
         return 7
 
@@ -579,6 +583,9 @@ def suite(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_the_suites_commands(run: Run) -> None:
     assert await run("greet", "you") == Ended(7, "hello you\n", "")
     assert await run("greet", "nobody") == Ended(1, "", "isoflop: nobody is there: name somebody\n")
+    told = "isoflop: no/such.jsonl: No such file or directory\n"
+    assert await run("greet", "a file") == Ended(1, "", told)
+    assert await run("greet", "a full disk") == Ended(1, "", "isoflop: No space left on device\n")
     assert (await run("greet")).code == 2
     ended = await run("broken")
     assert ended == Ended(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from isoflop import cli
 from isoflop.errors import FailedPrecondition, InvalidArgument
 from isoflop.v1.common_pb2 import Message
 from toy_labels import write_toy
@@ -50,6 +51,15 @@ def test_the_command_line_becomes_what_is_wanted(monkeypatch: pytest.MonkeyPatch
     arguments = parser.parse_args(["--labels", "a", "b", "--output", "o", "--epochs", "2", "--size", "s"])
     assert run(arguments) == 0
     assert asked == [Wanted((Path("a"), Path("b")), Path("o"), epochs=2, size="s")]
+
+
+def test_a_missing_file_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(prm, "need", lambda *packages: None)  # It is read before anything needs them.
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train-prm", "--labels", "none.jsonl"]) == 1
+    assert capsys.readouterr().err == "isoflop: none.jsonl: No such file or directory\n"
 
 
 @pytest.mark.parametrize(

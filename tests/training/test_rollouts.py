@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from isoflop import cli
 from isoflop.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from isoflop.v1.common_pb2 import (
     FINISH_REASON_ABORTED,
@@ -284,12 +285,57 @@ async def test_broken_problems_are_left_out_and_named(generation: ScriptedGenera
     assert [fault.split(": ", 1)[0][-6:] for fault in summary.faults] == ["line 2", "line 3", "line 4"]
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("no\n{}\n", "problems.jsonl: no problem in it can be read; line 1: Invalid JSON"),
+        ("\n", "problems.jsonl: no problem in it can be read\n"),
+        (None, "problems.jsonl: No such file or directory\n"),
+    ],
+)
+def test_a_file_without_a_problem_ends_the_command(
+    generation: ScriptedGeneration,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    text: str | None,
+    said: str,
+) -> None:
+    monkeypatch.setattr("training.rollouts.log.configure", lambda level, form: None)
+    to = wanted(tmp_path)
+    to.problems.unlink()
+    if text is not None:
+        to.problems.write_text(text)
+    options = ["--problems", str(to.problems), "--model", "m", "--output", str(to.output)]
+    assert cli.main(["label-steps", *options]) == 1
+    assert said in capsys.readouterr().err
+    assert not to.output.exists()
+    assert not generation.starts
+
+
 async def test_a_problem_that_is_refused_is_left_out(generation: ScriptedGeneration, tmp_path: Path) -> None:
     generation.refuse = InvalidArgument("messages", "too long")
     to = wanted(tmp_path, problems=2)
     summary = await label(to)
     assert summary.faults == ["problem q0: messages: too long", "problem q1: messages: too long"]
     assert written(to) == []
+
+
+def test_a_run_that_labels_nothing_has_failed(
+    generation: ScriptedGeneration,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("training.rollouts.log.configure", lambda level, form: None)
+    to = wanted(tmp_path)
+    command = ["label-steps", "--problems", str(to.problems), "--model", "m", "--output", str(to.output)]
+    generation.refuse = InvalidArgument("messages", "too long")
+    assert cli.main(command) == 1
+    assert "left out: problem q0: messages: too long\n" in capsys.readouterr().err
+    generation.refuse = None
+    assert [cli.main(command), cli.main(command)] == [0, 0]
+    assert "1 were there before" in capsys.readouterr().out
 
 
 async def test_a_service_that_is_down_ends_the_run(generation: ScriptedGeneration, tmp_path: Path) -> None:

@@ -74,8 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(
             f'{error.target} does not answer: start a router with "isoflop up", or name one with --address'
         )
-    except (IsoflopError, OSError) as error:
+    except IsoflopError as error:
         return _fail(str(error))
+    except OSError as error:
+        return _fail(text.file_fault(error))
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         return _fail(f"a bug, please report it: {error!r} at {where.filename}:{where.lineno}")

@@ -53,6 +53,13 @@ def money(value: float, currency: str) -> str:
     return f"{value:,.2f} {currency}".rstrip() if value >= 1 else f"{value:.3g} {currency}".rstrip()
 
 
+def file_fault(error: OSError) -> str:
+    """The file, where it is told, and what is wrong with it, as in `a.jsonl: No such file or directory`."""
+    if error.filename is None:
+        return error.strerror or str(error)
+    return f"{error.filename}: {error.strerror}"
+
+
 def counted(number: int, noun: str) -> str:
     """How many of what, as in `1 sample`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
