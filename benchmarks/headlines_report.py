@@ -11,8 +11,8 @@ from typing import Any, Final
 import matplotlib as mpl
 import numpy as np
 
-from benchmarks.headlines_claims import TEMPERATURE_SIZES, Row, heat
-from benchmarks.headlines_data import Measured, NotMeasured
+from benchmarks.headlines_claims import SOURCES, TEMPERATURE_SIZES, Row, heat
+from benchmarks.headlines_data import MEDIUM, Measured, NotMeasured
 from training.resampling import Floats, interval, resamples
 
 mpl.use("Agg")
@@ -37,6 +37,13 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 TOP_ANSWERS: Final = 3
 """Answers with most votes that are kept of each query and model."""
 PICTURES: Final = ("flops", "thirds", "temperature")
+HISTORY: Final = {
+    "abacus-prm": "The verifier was not fixed so: it was trained again, on more step labels, after headlines "
+    "of an earlier one, up to 64 samples, had been seen. Its labels, epochs and rule come from the train "
+    "split; that it was trained again does not ([training](../../training/README.md)). It has abacus-m's "
+    "size, so that a score of a chain costs somewhat more than abacus-m's writing it.",
+}
+"""What of a verifier's making bears on its headlines, by name."""
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -87,18 +94,13 @@ def write_page(
         "`benchmarks/results/headlines.json`, each query's in `headlines_queries.jsonl`, what they were made",
         "with in `headlines_manifest.json`.",
         "",
-        f"{len(models[0].problems)} held-out problems; samples of each: "
-        f"{', '.join(f'{one.most} from {one.name}' for one in models)}, at temperature "
-        f"{manifest['options']['temperature']:g}, verifier `{manifest['verifier']['name']}`. "
-        "Problems were fixed before the models were trained, definitions and demands before any sample was "
-        "seen; a claim that does not hold stays here with the reason found. Where a claim is told of each "
-        "model, its headline is the middle model's, by size.",
-        "",
+        *_made(models, manifest),
         f"**{held} of {len(headlines)} headlines hold.**",
         "",
         *_table(headlines),
         "",
         *_reasons(headlines),
+        *_sources(),
     ]
     captions = {
         "flops": "Accuracy against FLOPs of a query (attention, prompt and verifier included): greedy "
@@ -116,6 +118,35 @@ def write_page(
     lines += ["## How to reproduce", "", *_how(manifest)]
     path.write_text("\n".join(lines) + "\n")
     return drawn
+
+
+def _made(models: Sequence[Measured], manifest: dict[str, Any]) -> list[str]:
+    """Of what the figures are, and what was fixed before what."""
+    options, verifier = manifest["options"], manifest["verifier"]["name"]
+    fixed = (
+        "Problems were fixed before the models were trained, definitions and demands before any sample was "
+        f"seen; a claim that does not hold stays here with the reason found. {HISTORY.get(verifier, '')}"
+    )
+    return [
+        f"{len(models[0].problems)} held-out problems; samples of each: "
+        f"{', '.join(f'{one.most} from {one.name}' for one in models)}, at temperature "
+        f"{options['temperature']:g}, verifier `{verifier}`. Where a claim is told of each model, its "
+        "headline is the middle model's, by size.",
+        "",
+        fixed.rstrip(),
+        "",
+        "A model's medium band is the held-out problems of those kinds and numbers of operations of which "
+        f"one sample is right in {100 * MEDIUM[0]:.0f} to {100 * MEDIUM[1]:.0f} % on *calibration* problems "
+        f"(up to {options['cell_problems']} of each kind and number, {options['cell_samples']} samples of "
+        "each). The [model card](../../models/README.md) has another medium band, told by the held-out "
+        "samples that it describes: it is not the same problems.",
+        "",
+    ]
+
+
+def _sources() -> list[str]:
+    """Where the references come from."""
+    return ["References:", "", *(f"- `{claim}`: {told}." for claim, told in SOURCES.items()), ""]
 
 
 def _table(rows: Sequence[Row]) -> list[str]:

@@ -17,7 +17,7 @@ import pytest
 from isoflop.v1.common_pb2 import Model, Shape
 
 from benchmarks.headlines import REDUCED, Options, Places, Run, main
-from benchmarks.headlines_claims import Row, all_rows, self_consistency
+from benchmarks.headlines_claims import Row, all_rows, chains, dear_chains, self_consistency
 from benchmarks.headlines_data import SCORINGS, Measured, NotMeasured, Prices
 from router.cost import samples as cost_of_samples
 from training.splits import Problem
@@ -177,6 +177,41 @@ def test_what_is_true_of_the_scripted_samples_is_found(rows: list[Row]) -> None:
     assert small.holds == small.figures["by_ratio"][0]["matches"]
     budget = small.figures["by_ratio"][0]["flops"]
     assert budget <= small.figures["by_ratio"][-1]["flops"]
+
+
+def test_what_scored_chains_cost_is_among_the_reasons(rows: list[Row], measured: list[Measured]) -> None:
+    small, large = measured[:2]
+    told = [row for row in rows if row.claim == "small_matches_large" and row.about.startswith("abacus-s")]
+    everything, _, unscored = (row.figures["chain_flops"] for row in told)
+    each = (small.cost(2, True) - small.cost(1, True)).mean(0)[0]
+    assert everything == pytest.approx(each, abs=1)
+    assert everything - unscored == pytest.approx(1e5, abs=2)
+    cost = chains(small, np.ones(40, bool), True)
+    assert cost.within(cost.prompt + 3 * cost.each) == 3
+    assert cost.within(0.0) == 0
+    own, other = (float(one.greedy_cost.mean(0)[0]) for one in (small, large))
+    said = dear_chains(cost, "s", own, "l", cost.prompt + 1.5 * cost.each)
+    assert f"a scored chain of s costs {each / own:.1f} times its own greedy answer" in said
+    assert said.endswith(" that of l: equal FLOPs buy 1, and to choose takes two; ")
+    assert dear_chains(cost, "s", own, "l", other).endswith(f": equal FLOPs buy {cost.within(other)}; ")
+    assert "equal FLOPs buy none, and" in dear_chains(cost, "s", own, "l", own / 2)
+
+
+def test_the_page_says_what_was_seen_before_and_where_references_come_from(run: Run, rows: list[Row]) -> None:
+    page = run.places.page.read_text()
+    assert "trained again, on more step labels, after headlines of an earlier one" in page
+    assert "of which one sample is right in 20 to 80 % on *calibration* problems (up to 2 of" in page
+    for claim in ("self_consistency_40", "prm_over_majority", "small_matches_large"):
+        assert f"- `{claim}`: " in page.partition("References:")[2]
+
+
+def test_the_checked_in_page_has_the_checked_in_rows() -> None:
+    page = Places().page.read_text()
+    for told in json.loads((Places().results / "headlines.json").read_text()):
+        assert told["how"] in page
+        if told["headline"]:
+            assert f"| {told['about']} | {told['reference']} |" in page
+            assert told["holds"] or f"**Does not hold:** {told['reason']}." in page
 
 
 def test_good_scores_beat_the_majority_where_it_is_in_doubt(rows: list[Row]) -> None:
