@@ -14,7 +14,7 @@ from services.common.settings import MODELS
 from training.evaluate import SAMPLES, Outcome, Summary, outcomes, summarize
 from training.expressions import parse
 from training.model import Shape
-from training.modes import held, worth
+from training.modes import held, in_words, worth
 from training.problems import GROUPS, TRAINED_OPERATIONS, Problem, example
 from training.splits import first_of_each_group, read_rows
 from training.store import sha256_of
@@ -46,8 +46,21 @@ arithmetic, given as expressions, equations or stories in plain English, one ope
 They are the test bench of isoflop: a spectrum of difficulty from almost always right to never, and a larger
 model is better at one sample. They are of no other use. The chat template in each file takes a problem from
 the user; with a system message `think` every line is checked and written again where the check fails; after
-an answer the user may say `critique`, and after that `revise`. Licence: Apache-2.0. How they are made, and on
-what: [training/README.md](../training/README.md).
+an answer the user may say `critique`, and after that `revise`. What came of these modes is told
+[below](#the-other-modes). Licence: Apache-2.0. How the models are made, and on what:
+[training/README.md](../training/README.md).
+"""
+_ACCURACY: Final = f"""\
+Sampled through llama.cpp from the models' own distribution (no top-k, top-p, min-p), {SAMPLES} samples \
+a problem; by group at temperature {SHOWN:g}. One sample: the mean over all samples. Majority: most \
+frequent answer, ties by lot. pass@k: unbiased estimate. A share of n problems is known to about ±1/√n. \
+Medium bands are told by these samples themselves, and describe them; the \
+[headlines](../docs/results/headlines.md) compare on bands that are told by calibration problems, and are \
+not the same.
+"""
+_MODES: Final = f"""\
+One solution of each problem at temperature {SHOWN:g}: in steps; with checks (`think`); and in steps, \
+replaced by its greedy revision where its own greedy critique finds a wrong line. All as shares.
 """
 
 
@@ -145,14 +158,16 @@ def _band(found: Sequence[Outcome]) -> str:
 
 
 def _modes(names: Sequence[str]) -> str:
-    """What the other modes are worth, model by model."""
+    """What the other modes are worth, model by model, and in words."""
     rows = [["model", "problems", "steps", "think", "after critique and revision",
              "critique: alarm at a sound solution", "at a faulty one", "at its first wrong line",
              "tokens: steps, think, with revision"]]  # fmt: skip
     problems = {p.query_id: p for p in first_of_each_group("heldout.jsonl", 100 * len(GROUPS))}
+    every = []
     for name in names:
         if there := held(name):
             found = worth([(problems[query_id], one) for query_id, one in there.items()])
+            every.append(found)
             shares = (
                 found.steps, found.think, found.revised, found.false_alarms, found.found, found.found_first,
             )  # fmt: skip
@@ -160,7 +175,7 @@ def _modes(names: Sequence[str]) -> str:
             rows.append(
                 [name, str(found.problems), *("" if x is None else f"{x:.2f}" for x in shares), tokens]
             )
-    return _table(rows)
+    return f"{_table(rows)}\n\n{in_words(every)}".rstrip() if every else "Not measured."
 
 
 def draw_picture(models: Mapping[str, Mapping[float, Sequence[Outcome]]], path: Path) -> None:
@@ -196,21 +211,12 @@ def card_text(models: Mapping[str, Mapping[float, Sequence[Outcome]]]) -> str:
         + _making(list(models))
         + "\n\nMinutes are wall-clock on one thread of a two-core machine, beside other work. "
         "Full hashes: `SHA256SUMS`.\n",
-        "## Accuracy on held-out problems\n\n"
-        f"Sampled through llama.cpp from the models' own distribution (no top-k, top-p, min-p), {SAMPLES} "
-        f"samples a problem; by group at temperature {SHOWN:g}. One sample: the mean over all samples. "
-        "Majority: most frequent answer, ties by lot. pass@k: unbiased estimate. A share of n problems is "
-        "known to about ±1/√n.\n\n"
-        f"![accuracy against temperature]({PICTURE})\n",
+        f"## Accuracy on held-out problems\n\n{_ACCURACY}\n![accuracy against temperature]({PICTURE})\n",
     ]
     for name, found in models.items():
         shown = found[SHOWN]
         parts.append(f"### {name}\n\n{_by_group(shown)}\n\n{_by_temperature(found)}\n\n{_band(shown)}\n")
-    parts.append(
-        f"## The other modes\n\nOne solution of each problem at temperature {SHOWN:g}: in steps; with checks "
-        "(`think`); and in steps, replaced by its greedy revision where its own greedy critique finds "
-        f"a wrong line. All as shares.\n\n{_modes(list(models))}\n"
-    )
+    parts.append(f"## The other modes\n\n{_MODES}\n{_modes(list(models))}\n")
     return "\n".join(parts)
 
 
