@@ -58,7 +58,8 @@ STORE = ROOT / "build" / "bench-prm"
 RESULTS = ROOT / "benchmarks" / "results" / "prm.json"
 PAGE = ROOT / "docs" / "results" / "prm.md"
 PICTURE = PAGE.with_suffix(".png")
-ARMS = {"step labels": (0,), "roll-outs": (1,), "both": (0, 1)}
+ROLLOUTS = "roll-outs"
+ARMS = {"step labels": (0,), ROLLOUTS: (1,), "both": (0, 1)}
 """Which of the two files of labels each verifier learns from."""
 CHAINS_A_REQUEST = 256
 MISTAKES = 8
@@ -266,8 +267,6 @@ def page(found: dict[str, Any]) -> str:
         "Precision: average precision of finding wrong steps (chance gets their share). First errors as in "
         "ProcessBench (arXiv 2412.06559): found at its very place, and right chains passed, at a threshold "
         "chosen on calibration problems; F1 is their harmonic mean. Intervals: 95 % bootstrap over problems. "
-        "What roll-outs teach is how often their model ends right from there, which is less often than the "
-        "step is right: by the judge such scores are no chances, whatever they are worth as an order. "
         "Roll-outs take samples for every label and the judge takes none, so there are far fewer of them: "
         "this compares what the labels give that either source makes at its price, not label for label.",
         f"![Figures of the three verifiers]({PICTURE.name})",
@@ -281,6 +280,7 @@ def page(found: dict[str, Any]) -> str:
             for name, own in arms.items()
         )
         + ".",
+        *(_why_rollouts_are_off(own) for name, own in arms.items() if name == ROLLOUTS),
         "## By the model that wrote the solutions",
         table(
             [
@@ -323,6 +323,26 @@ def page(found: dict[str, Any]) -> str:
         *_fooled(arms),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _why_rollouts_are_off(own: dict[str, Any]) -> str:
+    """Why the scores of the verifier of roll-outs are no chances by the judge."""
+    told, training = own["all"], own["training"]
+    steps = sum(count for _, _, count in own["reliability"])
+    said = sum(score * count for score, _, count in own["reliability"]) / steps
+    models = " or ".join(training["models"])
+    return (
+        f"Why the calibration error of roll-outs is {told['calibration_error']['value']:.3f}: their labels "
+        f"ask something else. A label is the share of the completions of {models} from the end of the step "
+        "that end right; after a step from which none does, all are 0. So it says whether the problem can "
+        "still be solved from there by that model, and the judge says whether the step itself is right: a "
+        f"right step from which {models} mostly fails later has a low label. Labels are "
+        f"{training['counts']['right']:.3f} in the mean (of all steps, those after a mistake too), and the "
+        f"scores that they teach {said:.3f}, where {1 - told['share_wrong']:.3f} of the steps here are right "
+        "by the judge. Against their own question, whether any completion ends right, the error on "
+        f"calibration problems is {training['calibration']['calibration_error']:.3f}. AUC and the best of n "
+        "go by the order of the scores, and first errors by a threshold that was chosen for them."
+    )
 
 
 def _fooled(arms: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.prm import ARMS, Arm, check_apart, draw, page, results, text_of
+from benchmarks.prm import ARMS, PAGE, RESULTS, Arm, check_apart, draw, page, results, text_of
 from services.verification.steps import texts
 from training import prm_figures
 from training.labels import Chain, Step, row_of
@@ -41,8 +41,11 @@ def heldout(goodness: float) -> list[Scored]:
 
 
 def record(models: list[str]) -> dict[str, Any]:
-    counts = {"training": 10, "problems": 5, "steps": 30}
-    return {"models": models, "threshold": 0.5, "counts": counts, "minutes": 1.5}
+    counts = {"training": 10, "problems": 5, "steps": 30, "right": 0.25}
+    calibration = {"calibration_error": 0.042}
+    return {
+        "models": models, "threshold": 0.5, "counts": counts, "minutes": 1.5, "calibration": calibration,
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +78,20 @@ def test_the_page_says_what_the_figures_say(found: dict[str, Any]) -> None:
     assert "| both: m0 |" in text
     assert "2 held-out chains too long" in text
     assert "| copy | 8 |" in text
+    told = found["arms"]["roll-outs"]["all"]["calibration_error"]["value"]
+    assert f"calibration error of roll-outs is {told:.3f}: their labels ask something else" in text
+    scores = [score for one in heldout(0.1) for score in one.scores]
+    assert "Labels are 0.250 in the mean (" in text
+    assert f"scores that they teach {sum(scores) / len(scores):.3f}, where 0.833 of the steps here" in text
     # What stands in a table keeps to its cell.
     assert "`x\\|y' ⏎ `" in text
     for table in (block for block in text.split("\n\n") if block.startswith("|")):
         rows = [line.replace("\\|", "").count("|") for line in table.strip().splitlines()]
         assert len(set(rows)) == 1
+
+
+def test_the_checked_in_page_is_that_of_the_checked_in_figures() -> None:
+    assert page(json.loads(RESULTS.read_text())) == PAGE.read_text()
 
 
 def test_the_picture_is_drawn_and_the_results_are_json(found: dict[str, Any], tmp_path: Path) -> None:
