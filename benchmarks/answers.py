@@ -31,6 +31,7 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.progress import track
 
+from benchmarks import sources
 from services.aggregation import worker
 from services.aggregation.answers import based, expression_key, extract
 from services.aggregation.equivalence import Equivalence
@@ -312,6 +313,8 @@ def report(figures: dict[str, Any]) -> str:
         "figures are in-sample. The second half is not quite untouched: how often a base is left out, and",
         "what the labels say of it, was counted on all of `math500`; and the two recordings have the same",
         "problems under different ids, so one that was seen in one may be in the other's second half.",
+        "",
+        *sources.told("math500_steps", "math500"),
         "",
         "## Extraction",
         "",

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
+from benchmarks import sources
 from services.difficulty.embedding import Embedding, EmbeddingError
 from services.difficulty.estimator import Estimator
 from training import difficulty, irt
@@ -219,6 +220,7 @@ def math500(shared: Path, embedding: Embedding | None, progress: Progress) -> di
     trained = difficulty.train(answers, "benchmark")
     return {
         "title": "MATH-500, seven recorded models, five folds",
+        "recordings": ["math500"],
         "joined": int(known.sum()),
         "way": ", ".join(ways),
         "rmse": trained.errors,
@@ -343,6 +345,8 @@ def report(parts: list[dict[str, Any]], left_out: list[str], about: str) -> str:
         "",
         "Dots are tenths of the samples; bars are 95 % intervals over problems, as in the tables.",
     ]
+    if recorded := [name for part in parts for name in part.get("recordings", ())]:
+        lines += ["", *sources.told(*recorded), "", "Problems and levels are MATH-500's own (MIT)."]
     lines += [f"\n**Left out**: {one}" for one in left_out]
     for part in parts:
         lines += _section(part)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.answers import Compared, half, last_box, reason, scored, wilson
+from benchmarks.answers import ROOT, Compared, half, last_box, reason, report, scored, wilson
 
 
 @pytest.mark.parametrize(
@@ -61,3 +63,11 @@ def test_halves_and_kinds() -> None:
     assert reason("1,2", "3") == "several values"
     assert reason(r"\text{east}", "west") == "words"
     assert reason("1", "2") == "value"
+
+
+def test_the_checked_in_page_is_that_of_the_checked_in_figures() -> None:
+    figures = json.loads((ROOT / "benchmarks" / "results" / "answers.json").read_text())
+    page = (ROOT / "docs" / "results" / "answers.md").read_text()
+    assert report(figures) == page
+    for recording in ("math500", "math500_steps"):
+        assert f"- `{recording}`: " in page

@@ -71,6 +71,7 @@ def test_abacus_alone(run: Any, tmp_path: Path) -> None:
     assert rows["estimator"]["brier_skill"]["value"] > rows["mean of all"]["brier_skill"]["value"]
     assert part["cost"]["flops"] > 0
     assert "MATH-500: the recordings were not there" in page
+    assert "Recordings of real models" not in page
     assert "| estimator |" in page
 
 
@@ -92,6 +93,8 @@ def test_recordings_with_levels(run: Any, tmp_path: Path) -> None:
     assert part["joined"] == part["rows"]["estimator"]["queries"] == 70
     assert part["rows"]["level by the problem's authors"]["spearman"]["value"] > 0.6
     assert "abacus: its files of answers were not there" in page
+    assert "- `math500`: 497 problems of MATH-500 under seven reasoning models" in page
+    assert "BoInf-code-publish, commit fbcb0970b0" in page
     assert "embeddings: run `python -m training.embedding`" in page
 
 
