@@ -5,6 +5,9 @@ probability that is Beta-distributed over the queries of that difficulty (mean p
 have the same answer; wrong ones agree now and then, as in Ewens's sampling formula with parameter alpha:
 the next wrong sample repeats an earlier wrong answer of m votes with probability m / (alpha + wrong).
 
+Some wrong samples have no answer at all. How many of them is the arm's own habit, which differs from query to
+query, and that count has its likelihood, too: else blanks would speak against the answer that all others agree on.
+
 So the joint probability of the votes, of difficulty d and of "cluster j is right" (or none is) has a
 closed form, and the confidence in an answer is its sum over d. Votes of several arms count for what each
 is worth; a model's samples are not independent of its greedy one, and where calibration has measured that
@@ -111,7 +114,7 @@ def update(prior: Array, votes: Votes) -> Posterior:
             # The model's greedy sample was right under some hypotheses, and wrong under the others.
             was_wrong, was_right = (_likelihood(after, agreed, samples) for after in arm.after_greedy)
             likelihood = np.where(greedy[arm.model][:, None], was_right, was_wrong)
-        log += likelihood
+        log += likelihood + arm.log_blanks(int(counts.sum()) - agreed, int(blanks))[:, None]
     for arm, seen in zip(votes.arms, votes.lengths, strict=False):
         if arm.length:
             log += arm.length.log_likelihood(seen)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from isoflop.v1.common_pb2 import Model
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from router.lengths import Array, LengthCurve
@@ -33,6 +34,8 @@ RUNS = tuple((size, votes) for size in ROUND_SIZES for votes in range(size + 1))
 MOST_VOTES = 4096
 """Most samples of a query that the tables below reach to."""
 
+LEAST_BLANKS = 0.01
+"""A share of blanks below this, or above one less this, is taken to be this."""
 
 SAMPLES_WORTH = {"low": 3.0, "medium": 8.0, "high": 20.0, "most": 1000.0}
 """What a right answer is worth at each effort, in samples of the dearest model: at low, one is bought for a
@@ -105,6 +108,8 @@ class ArmRecord(BaseModel):
     """Measured accuracy of a majority vote of n samples, by n, from resampled calibration samples."""
     verified: list[VerifiedRecord] = []
     """What verifiers say of its samples."""
+    blanks: float = Field(default=0.0, ge=0, le=1)
+    """Share of wrong samples that have no answer."""
     prompt_tokens_per_byte: float = Field(gt=0)
     """Prompt tokens for each byte of the query."""
     seconds_per_token: float = Field(ge=0)
@@ -208,6 +213,8 @@ class Arm:
     """Shape (len(ROUND_SIZES), D): accuracy of a majority vote."""
     prompt_tokens_per_byte: float
     seconds_per_token: float
+    blanks: float = 0.5
+    """Share of wrong samples that have no answer."""
     measured: bool = True
     """False for a model that was never calibrated: curves of ignorance."""
     length: LengthCurve | None = None
@@ -245,6 +252,22 @@ class Arm:
             np.vstack([zero, np.cumsum(wrong, axis=0)]),
             np.concatenate([[0.0], np.cumsum(total)]),
         )
+
+    def log_blanks(self, answered: NDArray[np.int64], blanks: int) -> Array:
+        """Logarithm of the chance that of wrong samples in an order so many are blank, others `answered`.
+
+        Beta-binomial with mean `blanks` and one pseudo-count, as queries differ much. Shape as `answered`.
+        """
+        none, some, total = self._blank
+        return np.asarray(none[blanks] + some[answered] - total[answered + blanks])
+
+    @cached_property
+    def _blank(self) -> tuple[Array, Array, Array]:
+        """Sums of logarithms, shape (MOST_VOTES + 1,) each, as `rising` has them."""
+        share = min(max(self.blanks, LEAST_BLANKS), 1 - LEAST_BLANKS)
+        counts = np.arange(MOST_VOTES)
+        none, some, total = (np.cumsum(np.log(mean + counts)) for mean in (share, 1 - share, 1.0))
+        return np.insert(none, 0, 0.0), np.insert(some, 0, 0.0), np.insert(total, 0, 0.0)
 
     @cached_property
     def runs(self) -> Array:
@@ -343,6 +366,7 @@ def parse(data: Any) -> Profile:
                 concentration=arm.concentration,
                 scatter=np.broadcast_to(arm.scatter, prior.shape),
                 votes=votes,
+                blanks=arm.blanks,
                 prompt_tokens_per_byte=arm.prompt_tokens_per_byte,
                 seconds_per_token=arm.seconds_per_token,
                 length=_length(arm.length) if arm.length else None,

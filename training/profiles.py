@@ -310,6 +310,11 @@ def scatter_of(answers: NDArray[np.int64], types: Types) -> Array:
     return np.asarray(alpha[(types.of.T @ log - 0.5 * (np.log(alpha) - mean) ** 2).argmax(axis=1)])
 
 
+def _blanks(answers: NDArray[np.int64]) -> float:
+    """Share of wrong samples without an answer, with one more that is half of it; `answers` are `numbered`."""
+    return float(((answers < 0).sum() + 0.5) / ((answers != 0).sum() + 1))
+
+
 def fit_verified(samples: Sequence[Samples], verifier: str, right: Array) -> dict[str, Any] | None:
     """What a verifier's scores say of right and wrong: see `router.profile.VerifiedRecord`; None: nothing.
 
@@ -451,6 +456,7 @@ def _sampled_arm(
         "concentration": float(types.concentration[number]),
         "scatter": rounded(scatter_of(answers, types), 3),
         "votes": {str(size): rounded(curve) for size, curve in votes.items()},
+        "blanks": round(_blanks(answers), 4),
     }
     expected = types.of @ right
     arm["verified"] = []
@@ -475,7 +481,7 @@ def _greedy_arm(types: Types, arm: dict[str, Any], samples: Sequence[Samples]) -
     p = np.minimum((types.of.T @ right + PSEUDO_QUERIES * sampled) / (counts + PSEUDO_QUERIES), 1.0)
     tokens = np.maximum([one.tokens[0] for one in samples], 1.0)
     return {
-        **{name: arm[name] for name in ("model", "concentration", "scatter", "seconds_per_token")},
+        **{name: arm[name] for name in ("model", "concentration", "scatter", "blanks", "seconds_per_token")},
         "prompt_tokens_per_byte": arm["prompt_tokens_per_byte"],
         "temperature": 0.0,
         "p_right": rounded(p),
