@@ -280,19 +280,24 @@ def _scaling(
         temperature=one.temperature,
         strategy=strategy,
         verifier=one.verifier if strategy in ("weighted", "best_of_n") else "",
-        difficulty=difficulty and (round(difficulty[0], 4), round(difficulty[1], 4)),
+        difficulty=difficulty and _rounded(difficulty),
         queries=queries,
         samples=(at[0], at[-1]),
         form=told.fitted.form,
         parameters={name: float(f"{value:.6g}") for name, value in told.fitted.parameters().items()},
+        interval=_rounded(interval(np.clip(told.fitted.at([at[-1]])[1:, 0], 0.0, 1.0))),
         ceiling=ceiling and round(ceiling[0], 4),
-        ceiling_interval=ceiling and (round(ceiling[1], 4), round(ceiling[2], 4)),
+        ceiling_interval=ceiling and _rounded(ceiling[1:]),
         errors={form: round(error, 5) for form, error in told.errors.items()},
         held_out=told.held_out,
         best_n=told.best_n,
         falls=told.falls,
     )
     return Scaling(record, Points(np.array(at), curves[0], low, high), curves)
+
+
+def _rounded(interval: tuple[float, float]) -> tuple[float, float]:
+    return round(interval[0], 4), round(interval[1], 4)
 
 
 @lru_cache(maxsize=4)
