@@ -191,6 +191,8 @@ def test_ceilings_intervals_and_falls_are_drawn() -> None:
     assert [list(line.get_ydata()) for line in marks[2][1:]] == [pytest.approx([60]), pytest.approx([50, 70])]
     assert marks[2][1].get_xdata()[0] > 8
     assert marks[3][0].get_marker() == "v"
+    told = [text.get_text() for text in drawn([law("m0", None, falls=True)]).legends[0].get_texts()]
+    assert told == ["all queries", "less from there on"]
 
 
 def test_bins_have_names_or_numbers() -> None:

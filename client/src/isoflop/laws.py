@@ -135,5 +135,9 @@ def _legend(figure: Any, laws: Sequence[ScalingLaw], ink: str) -> None:
     handles = [
         Line2D([], [], color=ink, label=label, **look) for label, look in zip(labels, looks, strict=True)
     ]
+    if any(law.falls for law in laws):
+        fall = Line2D([], [], color=ink, linestyle="none", marker="v", markersize=5)
+        fall.set_label("less from there on")
+        handles.append(fall)
     place = "outside upper left"
     figure.legend(handles=handles, frameon=False, labelcolor=ink, loc=place, ncols=2, fontsize=9)
