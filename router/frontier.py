@@ -1,16 +1,27 @@
-"""The frontier: by difficulty, the measured plans that no other beats at its price, nor a mixture of two."""
+"""The frontier: by difficulty, the measured plans that no other beats at its price, nor a mixture of two.
+
+With it the scaling laws that calibration has fitted: how far more samples lead.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from isoflop.v1.router_pb2 import Action, FrontierPoint, GetFrontierResponse
+from isoflop.v1.router_pb2 import (
+    Action,
+    FrontierPoint,
+    GetFrontierResponse,
+    ScalingInterval,
+    ScalingLaw,
+    ScalingPoint,
+)
 
 from router import cost
 from router.catalog import Catalog
 from router.lengths import Array
 from router.profile import ROUND_SIZES, Arm, Profile, Verified
+from router.scaling import ScalingRecord
 
 T = TypeVar("T")
 
@@ -22,13 +33,47 @@ PROMPT_BYTES = 16
 
 
 def measure(profile: Profile, catalog: Catalog) -> GetFrontierResponse:
-    """Points by rising difficulty, then FLOPs; models that are not in the catalogue are left out."""
+    """Points by rising difficulty, then FLOPs, and laws; models and verifiers that are not in the catalogue
+    are left out."""
     response = GetFrontierResponse(profile=profile.version)
     for share in profile.bins(BINS):
         difficulty = float(share @ profile.grid)
         for plan in hull(_plans(profile, catalog, share), _price):
             response.points.append(FrontierPoint(difficulty=difficulty, action=plan))
+    response.laws.extend(
+        _law(record)
+        for record in profile.scaling
+        if record.model in catalog.models and (not record.verifier or record.verifier in catalog.verifiers)
+    )
     return response
+
+
+def _law(record: ScalingRecord) -> ScalingLaw:
+    least, most = record.samples
+    doubled = [2**power for power in range(most.bit_length())]
+    between = {n for power in doubled for n in (power, power * 3 // 2) if least < n < most}
+    easiest, hardest = record.difficulty or (None, None)
+    return ScalingLaw(
+        model=record.model,
+        temperature=record.temperature,
+        strategy=record.strategy,
+        verifier=record.verifier,
+        easiest=easiest,
+        hardest=hardest,
+        queries=record.queries,
+        form=record.form,
+        parameters=record.parameters,
+        points=[ScalingPoint(samples=n, accuracy=record.at(n)) for n in sorted({least, most} | between)],
+        interval=_interval(record.interval),
+        ceiling=record.ceiling,
+        ceiling_interval=_interval(record.ceiling_interval),
+        best_samples=record.best_n,
+        falls=record.falls,
+    )
+
+
+def _interval(ends: tuple[float, float] | None) -> ScalingInterval | None:
+    return ScalingInterval(low=ends[0], high=ends[1]) if ends else None
 
 
 def hull(points: Iterable[T], at: Callable[[T], tuple[float, float]]) -> list[T]:

@@ -325,6 +325,8 @@ def _diff(arguments: argparse.Namespace) -> int:
     if rows:
         header = ("model", "T", "points: easy", "middle", "hard", "tokens: easy", "middle", "hard")
         print("\n".join([*table("lrrrrrrr", header, rows, PLAIN), ""]))
+    if found.ceilings:
+        print("\n".join([*_ceilings(found.ceilings), ""]))
     for name, (x, y) in found.efforts.items():
         if x != y:
             print(
@@ -335,6 +337,30 @@ def _diff(arguments: argparse.Namespace) -> int:
     else:
         print("the catalogue has no model that both have measured: decisions are not compared")
     return 0
+
+
+def _ceilings(changed: Sequence[profile_diff.Ceiling]) -> list[str]:
+    """Those that surely changed, and how many others did."""
+    rows = [
+        (
+            line(one.model),
+            line(f"{one.strategy} by {one.verifier}" if one.verifier else one.strategy),
+            "all" if one.bin is None else f"bin {one.bin[0]} of {one.bin[1]}",
+            _limit(one.before),
+            _limit(one.after),
+        )
+        for one in changed
+        if one.is_certain
+    ]
+    lines = table("lllrr", ("model", "strategy", "queries", "ceiling", "then"), rows, PLAIN) if rows else []
+    within = len(changed) - len(rows)
+    return [*lines, f"ceilings that moved within their intervals: {within}"] if within else lines
+
+
+def _limit(limit: profile_diff.Limit | None) -> str:
+    if limit is None:
+        return "none found"
+    return f"{limit.ceiling:.1%} ({100 * limit.low:.1f} to {100 * limit.high:.1f})"
 
 
 def _add(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""How two profiles differ: arms, curves by thirds of difficulty, efforts, and what they would decide.
+"""How two profiles differ: arms, curves by thirds of difficulty, ceilings, efforts, what they would decide.
 
 Latent difficulty is of each profile's own calibration queries, so thirds are of their prior: the easiest
 third of the queries, the middle, the hardest. Pure functions.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,37 @@ class Curves:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """A ceiling of accuracy with its 95 % interval."""
+
+    ceiling: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """That of one model and strategy on all queries, or those of a bin, where both profiles have a law."""
+
+    model: str
+    temperature: float | None
+    strategy: str
+    verifier: str
+    bin: tuple[int, int] | None
+    """Which of how many, the easiest is 1; none: all queries."""
+    before: Limit | None
+    """None: there was none within what was measured; likewise after."""
+    after: Limit | None
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether it came or went, or the intervals are apart."""
+        if self.before is None or self.after is None:
+            return True
+        return self.before.high < self.after.low or self.after.high < self.before.low
+
+
+@dataclass(frozen=True)
 class Difference:
     """From profile `a` to `b`."""
 
@@ -54,6 +86,8 @@ class Difference:
     both: tuple[tuple[Curves, Curves], ...]
     efforts: dict[str, tuple[float, float]]
     """FLOPs that a right answer is worth, by effort."""
+    ceilings: tuple[Ceiling, ...]
+    """Those that changed."""
     states: int
     """Reference states that both have decided; 0: the catalogue has no model that both have measured."""
     otherwise: int
@@ -78,15 +112,41 @@ def _curves(arm: Arm, weights: Array) -> Curves:
 def difference(a: Profile, b: Profile, catalog: Catalog) -> Difference:
     """How they differ, over a catalogue of models."""
     before, after = ({(arm.model, arm.temperature): arm for arm in curves(one)} for one in (a, b))
+    limits, later = _limits(a), _limits(b)
     states, otherwise = decided_otherwise(a, b, catalog)
     return Difference(
         added=tuple(arm for key, arm in after.items() if key not in before),
         gone=tuple(arm for key, arm in before.items() if key not in after),
         both=tuple((arm, after[key]) for key, arm in before.items() if key in after),
         efforts={name: (a.efforts[name], b.efforts[name]) for name in a.efforts if name in b.efforts},
+        ceilings=tuple(
+            Ceiling(*key, limit, later[key])
+            for key, limit in limits.items()
+            if key in later and limit != later[key]
+        ),
         states=states,
         otherwise=otherwise,
     )
+
+
+Key = tuple[str, float | None, str, str, tuple[int, int] | None]
+
+
+def _limits(profile: Profile) -> dict[Key, Limit | None]:
+    """The ceiling of each law; bins go by their order, as difficulties are of each profile's own queries."""
+    bins: dict[tuple[str, float | None, str, str], list[tuple[float, float]]] = defaultdict(list)
+    for law in profile.scaling:
+        if law.difficulty:
+            bins[law.model, law.temperature, law.strategy, law.verifier].append(law.difficulty)
+    found: dict[Key, Limit | None] = {}
+    for law in profile.scaling:
+        key = (law.model, law.temperature, law.strategy, law.verifier)
+        place = (sorted(bins[key]).index(law.difficulty) + 1, len(bins[key])) if law.difficulty else None
+        limit = None
+        if law.ceiling is not None and law.ceiling_interval:
+            limit = Limit(law.ceiling, *law.ceiling_interval)
+        found[*key, place] = limit
+    return found
 
 
 def decided_otherwise(a: Profile, b: Profile, catalog: Catalog) -> tuple[int, int]:

@@ -68,6 +68,8 @@ class ScalingRecord(BaseModel):
     """The one that predicted best what it had not seen."""
     parameters: dict[str, float]
     """Of that form, fitted to all that was measured: see `PARAMETERS`."""
+    interval: tuple[float, float] | None = None
+    """95 % interval of the accuracy that the law has at the most samples, from resampled queries."""
     ceiling: float | None = Field(default=None, ge=0, le=1)
     """The accuracy that no number of samples exceeds; none: none was found within `samples`."""
     ceiling_interval: tuple[float, float] | None = None
@@ -93,7 +95,7 @@ class ScalingRecord(BaseModel):
             raise ValueError("the samples fall, or the best number is not among them")
         if (self.ceiling is None) != (self.ceiling_interval is None):
             raise ValueError("a ceiling and its interval come together")
-        for low, high in filter(None, (self.difficulty, self.ceiling_interval)):
+        for low, high in filter(None, (self.difficulty, self.interval, self.ceiling_interval)):
             if low > high:
                 raise ValueError("an interval falls")
         return self

@@ -418,6 +418,7 @@ async def _time(
 
 def _fit(arguments: argparse.Namespace, found: Recordings, models: Sequence[Model]) -> dict[str, Any]:
     """The profile's data, checked."""
+    from training.profile_scaling import laws
     from training.profiles import fit
 
     version = arguments.version_name or f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M}"
@@ -427,6 +428,10 @@ def _fit(arguments: argparse.Namespace, found: Recordings, models: Sequence[Mode
     data = fit(
         found.queries, models, version, temperature=temperature, seconds_per_token=found.seconds_per_token
     )
+    data["scaling"] = [
+        law.model_dump(mode="json", exclude_defaults=True)
+        for law in laws(found.queries, found.models, temperature)
+    ]
     try:
         profile.parse(data)
     except ValidationError as error:

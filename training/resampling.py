@@ -6,6 +6,7 @@ using the same samples are compared on the same problems and the same draws.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -22,6 +23,8 @@ DRAWS: Final = 100
 RESAMPLES: Final = 2000
 """Bootstrap resamples of problems."""
 
+_MOST_SUMS: Final = 2_000_000
+"""Sums of votes that are held at once."""
 _LEAST_WEIGHT: Final = 1e-9
 """Added to each vote's weight: where a verifier gives nothing to any, they are as good as each other."""
 
@@ -53,6 +56,58 @@ def vote(answers: Ints, right: int, n: int, orders: Ints, weights: Floats | None
     return float((leaders[:, right] / np.maximum(leaders.sum(1), 1)).mean())
 
 
+def votes(
+    answers: Ints, right: Ints, at: Sequence[int], orders: Ints, weights: Floats | None = None
+) -> Floats:
+    """`vote` of each of Q queries for each n of `at`, shape (Q, len(at)), all queries at once.
+
+    `answers` and `weights` have shape (Q, N), `right` (Q,), `orders` (R, N).
+    """
+    queries, kinds = len(answers), int(answers.max(initial=0)) + 2  # The last of them: no answer.
+    if queries > 1 and queries * len(orders) * kinds > _MOST_SUMS:
+        parts = np.array_split(np.arange(queries), 2)
+        return np.vstack(
+            [votes(answers[i], right[i], at, orders, None if weights is None else weights[i]) for i in parts]
+        )
+    found = np.zeros((queries, len(at)))
+    # Kinds come first: what is taken over them is then taken of long rows.
+    sums = np.zeros((kinds, queries, len(orders)))
+    each = np.arange(queries * len(orders)).reshape(queries, -1)
+    to, truth = (answers % kinds) * each.size, np.maximum(right, 0)
+    places = {n: place for place, n in enumerate(at)}
+    for n in range(1, max(at) + 1):
+        drawn = orders[:, n - 1]
+        sums.reshape(-1)[to[:, drawn] + each] += 1.0 if weights is None else weights[:, drawn] + _LEAST_WEIGHT
+        if n in places:
+            most = sums[:-1].max(0)
+            leaders = (sums[:-1] >= most * (1 - 1e-6)) & (most > 0)
+            leads = leaders[truth, np.arange(queries)]
+            found[:, places[n]] = (leads / np.maximum(leaders.sum(0), 1)).mean(1)
+    if 1 in places:  # Each sample is as likely: exactly.
+        found[:, places[1]] = (answers == right[:, None]).mean(1)
+    found[right == NO_ANSWER] = 0.0
+    return found
+
+
+def bests(scores: Floats, right: Bools, at: Sequence[int]) -> Floats:
+    """`best_of` of each of Q queries for each n of `at`, shape (Q, len(at)), all queries at once.
+
+    `scores` and `right` have shape (Q, N).
+    """
+    samples = scores.shape[1]
+    order = scores.argsort(1)
+    ranked = np.take_along_axis(scores, order, 1)
+    first = np.ones(ranked.shape, bool)
+    first[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
+    # Of equal scores each is as likely to be chosen: to all of them goes their mean. A row begins anew.
+    group = (first.cumsum() - 1).reshape(ranked.shape)
+    share = np.bincount(group.ravel(), np.take_along_axis(right, order, 1).ravel()) / np.bincount(
+        group.ravel()
+    )
+    upto = np.array([[_share(rank, samples, n) for n in at] for rank in range(samples + 1)])
+    return np.asarray(share[group] @ np.diff(upto, axis=0))
+
+
 def best_of(scores: Floats, right: Bools, n: int) -> float:
     """Chance that the best scored of n of the samples is right, exactly; ties broken by lot.
 
@@ -74,13 +129,13 @@ def _share(inside: int, samples: int, n: int) -> float:
     return float(np.prod(np.arange(inside - n + 1, inside + 1) / np.arange(samples - n + 1, samples + 1)))
 
 
-def resamples(problems: int, seed: int = 0) -> Floats:
-    """Weights of RESAMPLES resamples of problems, shape (RESAMPLES, problems): times values, their means.
+def resamples(problems: int, seed: int = 0, count: int = RESAMPLES) -> Floats:
+    """Weights of `count` resamples of problems, shape (count, problems): times values, their means.
 
     The same for the same number of problems, so that whatever is told of the same problems is paired.
     """
     rng = np.random.default_rng(seed)
-    return rng.multinomial(problems, np.full(problems, 1 / problems), RESAMPLES) / problems
+    return rng.multinomial(problems, np.full(problems, 1 / problems), count) / problems
 
 
 def interval(values: Floats) -> tuple[float, float]:

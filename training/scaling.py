@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Final, Literal
 
@@ -36,11 +37,11 @@ from training.resampling import (
     Bools,
     Floats,
     Ints,
-    best_of,
+    bests,
     interval,
     permutations,
     resamples,
-    vote,
+    votes,
 )
 from training.votes import pass_at
 
@@ -193,27 +194,13 @@ def per_query(one: Outcomes, strategy: Strategy, at: Sequence[int]) -> Floats:
         # Queries with equally many right samples are alike.
         table = np.array([[pass_at(n, most, right) for n in at] for right in range(most + 1)])
         return np.asarray(table[one.is_right.sum(1)])
-    orders = permutations(most)
     if strategy == "majority":
-        told = [
-            [vote(answers, int(right), n, orders) for n in at]
-            for answers, right in zip(one.answers, one.right, strict=True)
-        ]
-        return np.array(told)
+        return votes(one.answers, one.right, at, permutations(most))
     if one.scores is None:
         raise ValueError(f"{strategy} needs scores, and there are none of {one.model}")
     if strategy == "weighted":
-        told = [
-            [vote(answers, int(right), n, orders, scores) for n in at]
-            for answers, right, scores in zip(one.answers, one.right, one.scores, strict=True)
-        ]
-    else:
-        ranked = np.where(one.answers == NO_ANSWER, -np.inf, one.scores)
-        told = [
-            [best_of(scores, right, n) for n in at]
-            for scores, right in zip(ranked, one.is_right, strict=True)
-        ]
-    return np.array(told)
+        return votes(one.answers, one.right, at, permutations(most), one.scores)
+    return bests(np.where(one.answers == NO_ANSWER, -np.inf, one.scores), one.is_right, at)
 
 
 def difficulties(models: Sequence[Outcomes]) -> Floats:
@@ -277,11 +264,12 @@ def _scaling(
 
     def curve(weights: Floats) -> Floats:
         """Means over queries with weights, shape (R, Q), as curves, shape (R, S)."""
-        total = np.einsum("rq,hq->r", weights, inside)
-        means = np.einsum("rq,hq,hqs->rs", weights, inside, values) / total[:, None]
+        means = (
+            weights @ np.where(inside[:, :, None], values, 0.0).sum(0) / (weights @ inside.sum(0))[:, None]
+        )
         return np.asarray(np.clip(means, 0.0, 1.0))  # A mean of ones may be rounded to more than 1.
 
-    curves = curve(np.vstack([np.full(queries, 1 / queries), resamples(queries)[:RESAMPLES]]))
+    curves = curve(_resamples(queries))
     # Queries are often sorted, by dataset or level: every fifth is of a fold.
     folds = np.arange(queries) % FOLDS == np.arange(min(FOLDS, queries))[:, None]
     told = law(at, curves, curve((~folds).astype(float)), curve(folds.astype(float)))
@@ -292,19 +280,30 @@ def _scaling(
         temperature=one.temperature,
         strategy=strategy,
         verifier=one.verifier if strategy in ("weighted", "best_of_n") else "",
-        difficulty=difficulty and (round(difficulty[0], 4), round(difficulty[1], 4)),
+        difficulty=difficulty and _rounded(difficulty),
         queries=queries,
         samples=(at[0], at[-1]),
         form=told.fitted.form,
         parameters={name: float(f"{value:.6g}") for name, value in told.fitted.parameters().items()},
+        interval=_rounded(interval(np.clip(told.fitted.at([at[-1]])[1:, 0], 0.0, 1.0))),
         ceiling=ceiling and round(ceiling[0], 4),
-        ceiling_interval=ceiling and (round(ceiling[1], 4), round(ceiling[2], 4)),
+        ceiling_interval=ceiling and _rounded(ceiling[1:]),
         errors={form: round(error, 5) for form, error in told.errors.items()},
         held_out=told.held_out,
         best_n=told.best_n,
         falls=told.falls,
     )
     return Scaling(record, Points(np.array(at), curves[0], low, high), curves)
+
+
+def _rounded(interval: tuple[float, float]) -> tuple[float, float]:
+    return round(interval[0], 4), round(interval[1], 4)
+
+
+@lru_cache(maxsize=4)
+def _resamples(queries: int) -> Floats:
+    """Weights of all queries, then of resampled ones; kept, as models and strategies share their bins."""
+    return np.vstack([np.full(queries, 1 / queries), resamples(queries, count=RESAMPLES)])
 
 
 def law(at: Sequence[int], curves: Floats, trained: Floats, tested: Floats) -> Law:
@@ -364,10 +363,10 @@ def fit(form: Form, at: Sequence[int], curves: Floats, weights: Floats) -> Fitte
         raise ValueError(f"{form} has {len(PARAMETERS[form])} parameters, and there are {len(at)} points")
     n, weights = np.array(at, float), weights / weights.sum()
     if form == "logarithm":
-        rates = np.full((len(curves), 1), n[-1])
+        rates = np.full((1, 1), n[-1])
     else:
         least, most = _EXPONENTS if form == "power" else (_SCALES[0], _SCALES[1] * n[-1])
-        rates = np.tile(np.geomspace(least, most, _RATES), (len(curves), 1))
+        rates = np.geomspace(least, most, _RATES)[None]
     start, end, rate = _best(form, n, curves, weights, rates)
     if rates.shape[1] > 1:
         step = (most / least) ** (1 / (_RATES - 1))
@@ -401,13 +400,13 @@ def _weight(form: Form, n: Floats, rate: Floats) -> Floats:
 def _best(
     form: Form, n: Floats, curves: Floats, weights: Floats, rates: Floats
 ) -> tuple[Floats, Floats, Floats]:
-    """Start, end and rate of each curve, of the rates, shape (R, G), that are tried for it."""
+    """Start, end and rate of each curve, of the rates that are tried: shape (R, G), or (1, G), for all."""
     left = _weight(form, n, rates[:, :, None])
     gone = 1 - left
     # The squared error is ss s^2 + 2 se s e + ee e^2 - 2 sy s - 2 ey e, up to a constant: shape (R, G) each.
     pairs = ((left, left), (left, gone), (gone, gone))
-    ss, se, ee = (np.einsum("s,rgs,rgs->rg", weights, *pair) for pair in pairs)
-    sy, ey = (np.einsum("s,rgs,rs->rg", weights, x, curves) for x in (left, gone))
+    ss, se, ee = (np.broadcast_to((x * y) @ weights, (len(curves), rates.shape[1])) for x, y in pairs)
+    sy, ey = ((x @ (weights * curves)[:, :, None])[:, :, 0] for x in (left, gone))
     tiny = 1e-12
     determinant = ss * ee - se**2
     solvable = np.where(determinant > tiny, determinant, 1.0)
@@ -430,7 +429,7 @@ def _best(
     flat = np.moveaxis(errors, 1, 0).reshape(len(curves), -1)
     where, rate = np.divmod(flat.argmin(1), rates.shape[1])
     row = np.arange(len(curves))
-    return starts[where, row, rate], ends[where, row, rate], rates[row, rate]
+    return starts[where, row, rate], ends[where, row, rate], np.broadcast_to(rates, ss.shape)[row, rate]
 
 
 def _error(fitted: Fitted, at: Sequence[int], truth: Floats) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 
 from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 from isoflop.jsonform import to_dict
 from isoflop.v1.common_pb2 import Usage
-from isoflop.v1.router_pb2 import Filters, SolveRequest, SolveResponse
+from isoflop.v1.router_pb2 import Filters, ScalingLaw, SolveRequest, SolveResponse
 from scripted_answers import SOLVED
 
 counts = st.integers(-(2**63), 2**63 - 1)
@@ -25,6 +26,13 @@ def test_integers_are_numbers_and_defaults_are_there() -> None:
     assert "seed" not in to_dict(Filters())
     assert to_dict(Filters(seed=0))["seed"] == 0
     assert "objective" not in to_dict(SolveRequest())
+
+
+def test_a_map_is_an_object_in_the_order_of_its_keys() -> None:
+    law = ScalingLaw(parameters={"n0": 8.0, "b": 0.5, "ceiling": math.inf})
+    written = json.dumps(to_dict(law), allow_nan=False)
+    assert '"parameters": {"b": 0.5, "ceiling": "Infinity", "n0": 8.0}' in written
+    assert json_format.Parse(written, ScalingLaw()) == law
 
 
 @given(

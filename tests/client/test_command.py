@@ -33,8 +33,12 @@ from isoflop.jsonform import to_dict
 from isoflop.v1.common_pb2 import Sample
 from isoflop.v1.router_pb2 import (
     Budget,
+    GetFrontierResponse,
     GetQueryResponse,
     PlanResponse,
+    ScalingInterval,
+    ScalingLaw,
+    ScalingPoint,
     SolveResponse,
     StreamSolveResponse,
     SubmitFeedbackResponse,
@@ -296,6 +300,46 @@ async def test_frontier(router: ScriptedRouter, run: Run, tmp_path: Path) -> Non
     assert png.read_bytes().startswith(b"\x89PNG")
     ended = await run("frontier", "--png", "frontier.svg")
     assert (ended.code, ended.err) == (1, "isoflop: png: frontier.svg: the name must end in .png\n")
+
+
+async def test_frontier_tells_laws(router: ScriptedRouter, run: Run) -> None:
+    every = ScalingLaw(
+        model="abacus-s",
+        strategy="majority",
+        queries=90,
+        form="power",
+        points=[ScalingPoint(samples=1, accuracy=0.25), ScalingPoint(samples=16, accuracy=0.5)],
+        best_samples=6,
+        falls=True,
+    )
+    hard = ScalingLaw(
+        model="abacus-s",
+        strategy="weighted",
+        verifier="prm\x1b[2J",
+        easiest=0.5,
+        hardest=1.75,
+        queries=30,
+        form="saturating",
+        parameters={"ceiling": 0.6, "b": 0.5, "n0": 2.0},
+        points=[ScalingPoint(samples=1, accuracy=0.1), ScalingPoint(samples=8, accuracy=0.58)],
+        interval=ScalingInterval(low=0.5, high=0.66),
+        ceiling=0.6,
+        ceiling_interval=ScalingInterval(low=0.52, high=0.7),
+        best_samples=8,
+    )
+    told = GetFrontierResponse(points=FRONTIER.points, profile="p1", laws=[every, hard])
+    for _ in range(2):
+        router.expect("GetFrontier", told)
+    lines = (await run("frontier")).out.splitlines()
+    assert [words(line) for line in lines[-5:-2]] == [
+        "model strategy difficulty once at most n law ceiling best n",
+        "abacus-s majority all 25% 50% 16 power none found 6, then less",
+        "abacus-s weighted by prm\\x1b[2J +0.50 to +1.75 10% 58% (50 to 66) 8 saturating 60% (52 to 70) 8",
+    ]
+    listed = json.loads((await run("frontier", "--json")).out)
+    assert listed == to_dict(told)
+    assert listed["laws"][1]["ceiling"] == 0.6
+    assert "ceiling" not in listed["laws"][0]
 
 
 async def test_query(router: ScriptedRouter, run: Run) -> None:

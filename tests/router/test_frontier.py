@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from synthetic import GRID, arm_record, make_catalog, make_model, make_profile, 
 
 from router import frontier
 from router.frontier import BINS
+from router.scaling import ScalingRecord
 
 
 def by_difficulty(response: GetFrontierResponse) -> dict[float, list[FrontierPoint]]:
@@ -73,6 +75,51 @@ def test_models_that_are_not_in_the_catalogue_are_left_out() -> None:
 def test_where_no_model_was_measured_there_is_no_frontier() -> None:
     response = frontier.measure(make_profile(), make_catalog(make_model("unmeasured")))
     assert not response.points
+
+
+LAW: dict[str, Any] = {
+    "model": "s",
+    "temperature": 0.7,
+    "strategy": "majority",
+    "difficulty": [-2.0, -0.5],
+    "queries": 100,
+    "samples": [1, 24],
+    "form": "saturating",
+    "parameters": {"ceiling": 0.7, "b": 0.4, "n0": 8.0},
+    "interval": [0.6, 0.72],
+    "ceiling": 0.7,
+    "ceiling_interval": [0.65, 0.75],
+    "errors": {"saturating": 0.01},
+    "held_out": "more samples",
+    "best_n": 16,
+    "falls": False,
+}
+
+
+def test_laws_of_what_is_in_the_catalogue_are_told() -> None:
+    weighted = LAW | {"strategy": "weighted", "verifier": "logprob"}
+    bare = {key: value for key, value in LAW.items() if key not in ("temperature", "difficulty", "interval")}
+    bare |= {"ceiling": None, "ceiling_interval": None, "falls": True}
+    elsewhere = [LAW | {"model": "gone"}, weighted | {"verifier": "gone"}]
+    profile = make_profile(scaling=[bare, LAW, weighted, *elsewhere])
+    first, told, scored = frontier.measure(profile, make_catalog()).laws
+    assert (told.model, told.strategy, told.form, told.queries) == ("s", "majority", "saturating", 100)
+    assert (told.temperature, told.easiest, told.hardest) == (0.7, -2.0, -0.5)
+    assert [point.samples for point in told.points] == [1, 2, 3, 4, 6, 8, 12, 16, 24]
+    record = ScalingRecord.model_validate(LAW)
+    assert [point.accuracy for point in told.points] == [record.at(n.samples) for n in told.points]
+    assert dict(told.parameters) == LAW["parameters"]
+    assert (told.ceiling, told.ceiling_interval.low, told.ceiling_interval.high) == (0.7, 0.65, 0.75)
+    assert (told.interval.low, told.interval.high) == (0.6, 0.72)
+    assert (told.best_samples, told.falls) == (16, False)
+    for field in ("temperature", "easiest", "hardest", "ceiling", "ceiling_interval", "interval"):
+        assert not first.HasField(field)
+    assert first.falls
+    assert (scored.strategy, scored.verifier) == ("weighted", "logprob")
+
+
+def test_a_profile_without_laws_tells_none() -> None:
+    assert not FRONTIER.laws
 
 
 def test_a_model_that_another_beats_at_its_price_vanishes() -> None:

@@ -242,6 +242,54 @@ def test_diff_in_words_and_for_machines(call: Call, folder: Path, tmp_path: Path
         call("diff", "v1", other, "--catalog", tmp_path / "none.yaml")
 
 
+def law(ceiling: tuple[float, float, float] | None, **changes: Any) -> dict[str, Any]:
+    told = {} if ceiling is None else {"ceiling": ceiling[0], "ceiling_interval": ceiling[1:]}
+    return {
+        "model": "s",
+        "strategy": "majority",
+        "queries": 100,
+        "samples": [1, 32],
+        "form": "logarithm",
+        "parameters": {"a": 0.3, "c": 0.1},
+        "errors": {"logarithm": 0.0},
+        "held_out": "more samples",
+        "best_n": 32,
+        "falls": False,
+        **told,
+        **changes,
+    }
+
+
+def test_diff_tells_how_ceilings_changed(call: Call, tmp_path: Path) -> None:
+    """Bins go by their order: their difficulties are of each profile's own queries."""
+    bins = [{"difficulty": [-2.0, 0.0]}, {"difficulty": [0.1, 2.0]}]
+    scored = {"strategy": "weighted", "verifier": "v"}
+    before = [
+        law((0.5, 0.45, 0.55)), law((0.9, 0.85, 0.95), **bins[0]), law(None, **bins[1]),
+        law((0.6, 0.5, 0.7), **scored), law((0.7, 0.6, 0.8), model="gone"), law(None, model="m"),
+    ]  # fmt: skip
+    moved = [{"difficulty": [-1.0, 0.5]}, {"difficulty": [0.6, 1.0]}]
+    after = [
+        law((0.6, 0.56, 0.65)), law((0.92, 0.86, 0.97), **moved[0]), law((0.3, 0.2, 0.4), **moved[1]),
+        law((0.6, 0.5, 0.7), **scored), law(None, model="m"), law((0.1, 0.0, 0.2), model="new"),
+    ]  # fmt: skip
+    a, b = (
+        put(tmp_path / f"{v}.json", record(version=v, scaling=x)) for v, x in (("a", before), ("b", after))
+    )
+    catalog = write_catalog(tmp_path / "catalog.yaml", PARAMETERS)
+    told = json.loads(call("diff", a, b, "--json", "--catalog", catalog))["ceilings"]
+    assert [(one["model"], one["strategy"], one["bin"]) for one in told] == [
+        ("s", "majority", None), ("s", "majority", [1, 2]), ("s", "majority", [2, 2])
+    ]  # fmt: skip
+    assert told[0]["before"] == {"ceiling": 0.5, "low": 0.45, "high": 0.55}
+    assert (told[2]["before"], told[2]["after"]["ceiling"]) == (None, 0.3)
+    lines = [" ".join(line.split()) for line in call("diff", a, b, "--catalog", catalog).splitlines()]
+    assert "s majority all 50.0% (45.0 to 55.0) 60.0% (56.0 to 65.0)" in lines
+    assert "s majority bin 2 of 2 none found 30.0% (20.0 to 40.0)" in lines
+    assert "ceilings that moved within their intervals: 1" in lines
+    assert "ceiling" not in call("diff", a, a, "--catalog", catalog)
+
+
 # The gate's figures.
 
 

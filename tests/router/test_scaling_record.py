@@ -74,6 +74,7 @@ def test_less_than_a_sample_has_no_accuracy(n: float) -> None:
         ({"ceiling": None}, "come together"),
         ({"ceiling_interval": [0.8, 0.6]}, "interval falls"),
         ({"difficulty": [1.0, 0.0]}, "interval falls"),
+        ({"interval": [0.8, 0.6]}, "interval falls"),
         ({"errors": {"logarithm": 0.1}}, "held-out error"),
         ({"best_n": 65}, "best number"),
         ({"samples": [64, 1]}, "samples fall"),

@@ -85,6 +85,8 @@ def test_queries_become_a_profile_and_a_second_run_buys_nothing(
     assert [arm["model"] for arm in told["arms"]] == ["a", "a", "b", "b"]
     read = profile.load(tmp_path / "p.json")
     assert {arm.model for arm in read.arms} == {"a", "b"}
+    laws = [(law.model, law.strategy, law.temperature, law.queries, law.samples) for law in read.scaling]
+    assert laws == [(model, "majority", 0.7, QUERIES, (1, 4)) for model in ("a", "b")]
     kept = tmp_path / "p.recording.jsonl"
     before = kept.read_bytes()
     assert len([row for row in rows(kept) if row["samples"]]) == QUERIES * 2
@@ -103,6 +105,7 @@ def test_a_recording_alone_makes_the_same_profile(options: list[str], tmp_path: 
     command("--queries", tmp_path / "queries.jsonl", *options, "--temperature", "0.9", "--version-name", "v")
     made = json.loads((tmp_path / "p.json").read_text())
     assert {arm["temperature"] for arm in made["arms"]} == {0.0, 0.9}
+    assert {law["temperature"] for law in made["scaling"]} == {0.9}
     again = ["--recordings", tmp_path / "p.recording.jsonl", *options, "--output", tmp_path / "again.json"]
     assert command(*again, "--version-name", "v") == 0
     assert json.loads((tmp_path / "again.json").read_text()) == made
@@ -227,7 +230,9 @@ def test_an_embedded_model_is_measured_live(tmp_path: Path, capsys: pytest.Captu
     options += ["--samples", "2", "--verifiers", "logprob", "--output", tmp_path / "p.json"]
     assert command(*options) == 0
     assert "from 10 queries" in capsys.readouterr().out
-    (greedy, sampled) = profile.load(tmp_path / "p.json").arms
+    read = profile.load(tmp_path / "p.json")
+    (greedy, sampled) = read.arms
+    assert read.scaling == ()  # Two samples are too few for a law.
     assert (greedy.temperature, sampled.temperature, sampled.model) == (0.0, 0.7, "abacus-s")
     assert 0 < sampled.seconds_per_token < 1
     assert sampled.tokens.min() > 5
@@ -256,3 +261,8 @@ def test_recordings_of_real_models_make_a_profile(tmp_path: Path, capsys: pytest
     # The README of the data: gpt-oss once solves three quarters of AIME.
     (arm,) = [arm for arm in read.arms if arm.model == "gpt-oss-20b"]
     assert arm.p_right @ read.prior == pytest.approx(0.758, abs=0.05)
+    # No more than 30 problems: no bins.
+    assert [(law.model, law.strategy, law.difficulty) for law in read.scaling] == [
+        (name, "majority", None) for name in names
+    ]
+    assert read.scaling[0].at(1) == pytest.approx(0.758, abs=0.05)

@@ -10,7 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.resampling import NO_ANSWER, RESAMPLES, best_of, interval, permutations, resamples, vote
+from training import resampling
+from training.resampling import (
+    NO_ANSWER,
+    RESAMPLES,
+    best_of,
+    bests,
+    interval,
+    permutations,
+    resamples,
+    vote,
+    votes,
+)
 from training.votes import pass_at
 
 answers = st.lists(st.integers(NO_ANSWER, 3), min_size=1, max_size=7)
@@ -84,6 +95,27 @@ def test_best_of_is_the_mean_over_subsets(drawn: list[tuple[float, bool]], data:
     truth = np.mean([chosen(subset) for subset in combinations(drawn, n)])
     scores, right = np.array([score for score, _ in drawn]), np.array([right for _, right in drawn])
     assert best_of(scores, right, n) == pytest.approx(truth)
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+@pytest.mark.parametrize("at_once", [10**6, 1000])
+def test_many_queries_at_once_are_as_each_by_itself(
+    weighed: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resampling, "_MOST_SUMS", at_once)
+    rng = np.random.default_rng(0)
+    answers = rng.integers(-1, 4, (20, 8))
+    answers[0], answers[1] = NO_ANSWER, 2
+    right = np.where((answers == 0).any(1), 0, NO_ANSWER)
+    scores = rng.integers(0, 3, answers.shape) / 2
+    orders, at = permutations(8), [1, 2, 3, 6, 8]
+    told = votes(answers, right, at, orders, scores if weighed else None)
+    for row, one, truth, each in zip(told, answers, right, scores, strict=True):
+        assert row == pytest.approx([vote(one, truth, n, orders, each if weighed else None) for n in at])
+    is_right = answers == 0
+    ranked = np.where(answers == NO_ANSWER, -np.inf, scores)
+    for row, each, true in zip(bests(ranked, is_right, at), ranked, is_right, strict=True):
+        assert row == pytest.approx([best_of(each, true, n) for n in at])
 
 
 def test_permutations_have_each_sample_once() -> None:

@@ -163,7 +163,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_query(command("plan", _plan, "say what solve would do first, and why; spends nothing"))
     command("models", _models, "list models, verifiers and strategies")
-    frontier = command("frontier", _frontier, "show which plans are worth their price, by difficulty")
+    frontier = command(
+        "frontier", _frontier, "show which plans are worth their price, and what more samples bring"
+    )
     frontier.add_argument("--png", type=Path, metavar="FILE", help="draw them there; needs matplotlib")
     query = command("query", _query, "show a running or finished query")
     query.add_argument("query_id", metavar="QUERY_ID", help="as solve prints it")

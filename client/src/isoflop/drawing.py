@@ -10,6 +10,7 @@ from operator import mul
 from pathlib import Path
 from typing import Any
 
+from isoflop import laws
 from isoflop.errors import FailedPrecondition, InvalidArgument
 from isoflop.text import Style, line, si
 from isoflop.v1.router_pb2 import FrontierPoint, GetFrontierResponse
@@ -29,6 +30,8 @@ MARKERS = "osD^vPX*"
 """Of models, too, for those who tell few colours apart."""
 APART = 4.5
 """Points of P(right) between the labels of two lines."""
+WIDE, HIGH = 7.6, 4.6
+"""Inches of the picture of the frontier."""
 ANSI = (34, 33, 32, 35, 36, 31)
 """Colours of a terminal."""
 
@@ -130,7 +133,8 @@ def _ticks(low: float, step: float) -> str:
 
 
 def picture(response: GetFrontierResponse, path: Path) -> None:
-    """Write a PNG: accuracy against FLOPs, a line for each of some difficulties, models by colour and marker.
+    """Write a PNG: accuracy against FLOPs, a line for each of some difficulties, models by colour and marker;
+    below it, where they were fitted, the laws by which accuracy grows with samples (`isoflop.laws`).
 
     Its ground is transparent, and its ink legible on light and dark. Raises FailedPrecondition where
     matplotlib is not installed or there is no frontier, InvalidArgument for a name without .png, and OSError.
@@ -152,8 +156,15 @@ def picture(response: GetFrontierResponse, path: Path) -> None:
     with pyplot.rc_context(
         {"font.size": 10, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK}
     ):
-        figure, axes = pyplot.subplots(figsize=(7.6, 4.6), layout="constrained")
-        _draw(axes, lines, models_of(response), line(response.profile))
+        names = models_of(response)
+        rows = laws.rows(response.laws)
+        figure: Any = pyplot.figure(figsize=(WIDE, HIGH + rows * laws.ROW), layout="constrained")
+        upper = figure
+        if rows:
+            upper, lower = figure.subfigures(2, 1, height_ratios=(HIGH, rows * laws.ROW), hspace=0.03)
+            looks = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)}
+            laws.draw(lower, response.laws, looks, INK)
+        _draw(upper.subplots(), lines, names, line(response.profile))
         figure.savefig(path, dpi=160, transparent=True)
         pyplot.close(figure)
 

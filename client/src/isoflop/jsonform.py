@@ -26,6 +26,8 @@ def to_dict(message: Message) -> dict[str, object]:
 
 
 def _value(value: object, enum: Mapping[int, Any] | None) -> object:
+    if isinstance(value, Mapping):  # Its order is of no meaning, and not always the same.
+        return {str(key): _value(value[key], None) for key in sorted(value)}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_value(item, enum) for item in value]
     if isinstance(value, Message):

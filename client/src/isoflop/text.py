@@ -16,6 +16,8 @@ from isoflop.v1.router_pb2 import (
     ProfileInForce,
     ProfileRole,
     Round,
+    ScalingInterval,
+    ScalingLaw,
     SolveResponse,
     Status,
     SubmitFeedbackResponse,
@@ -247,7 +249,37 @@ def frontier(response: GetFrontierResponse, style: Style) -> str:
         for point in response.points
     ]
     lines = table("rlrrr", ("difficulty", "plan", "right", "FLOPs", "money"), rows, style)
+    if response.laws:
+        lines += ["", *laws(response.laws, style)]
     return "\n".join([*lines, "", *_facts([("profile", line(response.profile))], style)])
+
+
+def laws(told: Iterable[ScalingLaw], style: Style) -> list[str]:
+    """How accuracy grows with samples, in columns: with the intervals, of 95 %."""
+    rows = []
+    for law in told:
+        least, most = law.points[0], law.points[-1]
+        rows.append(
+            (
+                line(law.model),
+                line(f"{law.strategy} by {law.verifier}" if law.verifier else law.strategy),
+                f"{law.easiest:+.2f} to {law.hardest:+.2f}" if law.HasField("easiest") else "all",
+                f"{least.accuracy:.0%}",
+                _within(most.accuracy, law.interval if law.HasField("interval") else None),
+                str(most.samples),
+                law.form,
+                _within(law.ceiling, law.ceiling_interval) if law.HasField("ceiling") else "none found",
+                f"{law.best_samples}, then less" if law.falls else str(law.best_samples),
+            )
+        )
+    header = ("model", "strategy", "difficulty", "once", "at most", "n", "law", "ceiling", "best n")
+    return table("lllrrrlrl", header, rows, style)
+
+
+def _within(accuracy: float, interval: ScalingInterval | None) -> str:
+    if interval is None:
+        return f"{accuracy:.0%}"
+    return f"{accuracy:.0%} ({100 * interval.low:.0f} to {100 * interval.high:.0f})"
 
 
 def queried(response: GetQueryResponse, style: Style) -> str:

@@ -946,25 +946,208 @@ class GetFrontierResponse(_message.Message):
 
     POINTS_FIELD_NUMBER: _builtins.int
     PROFILE_FIELD_NUMBER: _builtins.int
+    LAWS_FIELD_NUMBER: _builtins.int
     profile: _builtins.str
     """Version of the profile that it is from."""
     @_builtins.property
     def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___FrontierPoint]:
         """By rising difficulty, then by rising FLOPs."""
 
+    @_builtins.property
+    def laws(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScalingLaw]:
+        """How accuracy grows with samples, where calibration has fitted it: by model and strategy, of all queries,
+        then of each bin of them by rising difficulty.
+        """
+
     def __init__(
         self,
         *,
         points: _abc.Iterable[Global___FrontierPoint] | None = ...,
         profile: _builtins.str = ...,
+        laws: _abc.Iterable[Global___ScalingLaw] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["points", b"points", "profile", b"profile"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["laws", b"laws", "points", b"points", "profile", b"profile"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetFrontierResponse: _TypeAlias = GetFrontierResponse  # noqa: Y015
+
+@_typing.final
+class ScalingLaw(_message.Message):
+    """How the accuracy of one model and strategy grows with the number of samples, as it was fitted to what
+    calibration measured. Intervals are of 95 %, from resampled queries.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ParametersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    VERIFIER_FIELD_NUMBER: _builtins.int
+    EASIEST_FIELD_NUMBER: _builtins.int
+    HARDEST_FIELD_NUMBER: _builtins.int
+    QUERIES_FIELD_NUMBER: _builtins.int
+    FORM_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    CEILING_FIELD_NUMBER: _builtins.int
+    CEILING_INTERVAL_FIELD_NUMBER: _builtins.int
+    BEST_SAMPLES_FIELD_NUMBER: _builtins.int
+    FALLS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model."""
+    temperature: _builtins.float
+    """Temperature of its samples."""
+    strategy: _builtins.str
+    """How an answer comes from n samples, such as `majority`."""
+    verifier: _builtins.str
+    """The verifier whose scores it goes by; empty: none."""
+    easiest: _builtins.float
+    """Latent difficulty of the easiest and the hardest query of the bin; absent: of all queries."""
+    hardest: _builtins.float
+    """See easiest."""
+    queries: _builtins.int
+    """Calibration queries."""
+    form: _builtins.str
+    """`logarithm` (a + c log n), `power` (1 - e - b n^-k) or `saturating` (ceiling - b exp(-n / n0))."""
+    ceiling: _builtins.float
+    """The accuracy that no number of samples exceeds; absent: the measured samples tell none."""
+    best_samples: _builtins.int
+    """The number of samples with the best measured accuracy."""
+    falls: _builtins.bool
+    """Whether accuracy surely falls beyond that: each form is monotone, and does not say so."""
+    @_builtins.property
+    def parameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Of the form, by these names."""
+
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScalingPoint]:
+        """What it says, from the least to the most samples that were measured."""
+
+    @_builtins.property
+    def interval(self) -> Global___ScalingInterval:
+        """Interval of the accuracy at the last point; absent: not told."""
+
+    @_builtins.property
+    def ceiling_interval(self) -> Global___ScalingInterval:
+        """Its interval."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        temperature: _builtins.float | None = ...,
+        strategy: _builtins.str = ...,
+        verifier: _builtins.str = ...,
+        easiest: _builtins.float | None = ...,
+        hardest: _builtins.float | None = ...,
+        queries: _builtins.int = ...,
+        form: _builtins.str = ...,
+        parameters: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        points: _abc.Iterable[Global___ScalingPoint] | None = ...,
+        interval: Global___ScalingInterval | None = ...,
+        ceiling: _builtins.float | None = ...,
+        ceiling_interval: Global___ScalingInterval | None = ...,
+        best_samples: _builtins.int = ...,
+        falls: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ceiling", b"_ceiling", "_easiest", b"_easiest", "_hardest", b"_hardest", "_temperature", b"_temperature", "ceiling", b"ceiling", "ceiling_interval", b"ceiling_interval", "easiest", b"easiest", "hardest", b"hardest", "interval", b"interval", "temperature", b"temperature"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ceiling", b"_ceiling", "_easiest", b"_easiest", "_hardest", b"_hardest", "_temperature", b"_temperature", "best_samples", b"best_samples", "ceiling", b"ceiling", "ceiling_interval", b"ceiling_interval", "easiest", b"easiest", "falls", b"falls", "form", b"form", "hardest", b"hardest", "interval", b"interval", "model", b"model", "parameters", b"parameters", "points", b"points", "queries", b"queries", "strategy", b"strategy", "temperature", b"temperature", "verifier", b"verifier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ceiling: _TypeAlias = _typing.Literal["ceiling"]  # noqa: Y015
+    _WhichOneofArgType__ceiling: _TypeAlias = _typing.Literal["_ceiling", b"_ceiling"]  # noqa: Y015
+    _WhichOneofReturnType__easiest: _TypeAlias = _typing.Literal["easiest"]  # noqa: Y015
+    _WhichOneofArgType__easiest: _TypeAlias = _typing.Literal["_easiest", b"_easiest"]  # noqa: Y015
+    _WhichOneofReturnType__hardest: _TypeAlias = _typing.Literal["hardest"]  # noqa: Y015
+    _WhichOneofArgType__hardest: _TypeAlias = _typing.Literal["_hardest", b"_hardest"]  # noqa: Y015
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ceiling) -> _WhichOneofReturnType__ceiling | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__easiest) -> _WhichOneofReturnType__easiest | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hardest) -> _WhichOneofReturnType__hardest | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+
+Global___ScalingLaw: _TypeAlias = ScalingLaw  # noqa: Y015
+
+@_typing.final
+class ScalingPoint(_message.Message):
+    """Accuracy of a number of samples."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    ACCURACY_FIELD_NUMBER: _builtins.int
+    samples: _builtins.int
+    """The number."""
+    accuracy: _builtins.float
+    """P(right)."""
+    def __init__(
+        self,
+        *,
+        samples: _builtins.int = ...,
+        accuracy: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "samples", b"samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScalingPoint: _TypeAlias = ScalingPoint  # noqa: Y015
+
+@_typing.final
+class ScalingInterval(_message.Message):
+    """An interval of accuracy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    low: _builtins.float
+    """Its lower end."""
+    high: _builtins.float
+    """Its upper end."""
+    def __init__(
+        self,
+        *,
+        low: _builtins.float = ...,
+        high: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["high", b"high", "low", b"low"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScalingInterval: _TypeAlias = ScalingInterval  # noqa: Y015
 
 @_typing.final
 class FrontierPoint(_message.Message):
