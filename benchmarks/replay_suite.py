@@ -374,7 +374,8 @@ def _work(folder: Folder, share: Sequence[Job], pipe: Connection) -> None:
         finally:
             await suite.close()
 
-    # Matrices are small, and each core has a process: a thread for each core made decisions four times as slow.
+    # Matrices are small, and each core has a process: with a thread for each core decisions took four times
+    # as long.
     with suppress(BrokenPipeError), threadpool_limits(1):
         asyncio.run(work())
 

@@ -1,4 +1,9 @@
-"""The life of a query, in six steps: admit, estimate, plan, act, update, finish."""
+"""The life of a query, in six steps: admit, estimate, plan, act, update, finish.
+
+It begins admitted: see `router.query.admit`. What is none of the steps is elsewhere: `purse` knows what a query
+may spend, `opening` who learns from its first decision, `bench` buys a round and bills it, `tally` counts votes,
+and `progress` keeps what has come.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ import math
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 from isoflop.v1.aggregation_pb2 import SELECTION_SUM, AggregateRequest, AggregateResponse
 from isoflop.v1.common_pb2 import ANSWER_TYPE_PATTERN, TextDelta
@@ -64,13 +69,12 @@ class Life:
     """How long an aborted round may take to tell its bill."""
     give_up_below: float
     """A query that stops with less confidence than this was abandoned."""
-    difficulty: Difficulty = field(default_factory=Difficulty)
-    benches: list[RoundBench] = field(default_factory=list)
-    """One for each round."""
 
     def __post_init__(self) -> None:
-        self.meter = Meter(self.planner.catalog.currency)
+        self.difficulty = Difficulty()
         self.progress = Progress(self.planner.profile.prior)
+        self.meter = Meter(self.planner.catalog.currency)
+        self.benches: list[RoundBench] = []
 
     async def solve(self) -> AsyncGenerator[Event, None]:
         """What happens, as it happens; the last event is `final`. Closing it ends all that runs."""
