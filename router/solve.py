@@ -1,8 +1,8 @@
 """The life of a query, in six steps: admit, estimate, plan, act, update, finish.
 
-It begins admitted: see `router.query.admit`. What is none of the steps is elsewhere: `purse` knows what a query
-may spend, `opening` who learns from its first decision, `bench` buys a round and bills it, `tally` counts votes,
-and `progress` keeps what has come.
+It begins admitted: see `router.query.admit`. What is none of the steps is elsewhere: `purse` knows what a
+query may spend, `opening` who learns from its first decision; `bench` buys a round and bills it; `tally`
+counts votes, and `progress` keeps what has come.
 """
 
 from __future__ import annotations
