@@ -94,16 +94,7 @@ def play(planner: Planner, asked: Asked, objective: Objective, flops: float = ma
 
 
 def _state(progress: Progress, left: float, spent: float) -> State:
-    return State(
-        progress.posterior,
-        progress.confidence,
-        progress.bought,
-        frozenset(progress.greedy),
-        replace(UNLIMITED, flops=left),
-        math.inf,
-        spent,
-        progress.votes,
-    )
+    return progress.state(replace(UNLIMITED, flops=left), math.inf, spent, {})
 
 
 def draw(profile: Profile, at: int, seed: int, sd: float = 0.5) -> Asked:
@@ -140,7 +131,7 @@ def priced(planner: Planner, stream: Sequence[Asked], flops: float) -> list[Play
         worth = pace.worth
         share, left = price.share(window, pace, asked.at), price.left(window, pace, asked.at)
         objective = Objective(worth, None, "medium")
-        # As in `router.solve`: where its share pays for no plan, all that is left may.
+        # As in `router.purse`: where its share pays for no plan, all that is left may.
         played = attempt(planner, asked, objective, share) or attempt(planner, asked, objective, left)
         if played:
             pace = price.settle(window, pace, played.flops, asked.at)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 
@@ -211,6 +211,12 @@ class RoundBench:
         await enough.wait()
         if not self._told:
             yield GenerateRequest(abort=AbortSamples())
+
+
+async def late_bills(benches: Iterable[RoundBench]) -> None:
+    """Wait until it is told what scores took that nobody waits for any more."""
+    if late := [bench.late for bench in benches if bench.late]:
+        await asyncio.wait(late)
 
 
 def _rest(queue: asyncio.Queue[T]) -> Iterator[T]:

@@ -20,12 +20,13 @@ from router import frontier
 from router.catalog import Catalog, describe
 from router.feedback import Feedback
 from router.metrics import Metrics
+from router.opening import Opening
 from router.pace import Pace
 from router.planner import Planner
 from router.price import Window
 from router.profile import Profile
 from router.profiles import InForce, Loaded
-from router.purse import Purse
+from router.purse import Grant, Purse
 from router.queries import Queries
 from router.query import Bounds, Query, admit
 from router.settings import RouterSettings
@@ -105,7 +106,18 @@ class Router:
 
     async def plan(self, request: pb.SolveRequest, seconds: float = math.inf) -> pb.PlanResponse:
         """What would be done first, and why; nothing is sampled."""
-        return await (await self._life(request, seconds)).dry_run()
+        life = await self._life(request, seconds)
+        await life.estimate()
+        _, decision = life.plan()
+        action = decision.action
+        return pb.PlanResponse(
+            difficulty=life.difficulty,
+            action=action.message() if action else None,
+            reason=decision.reason,
+            rejected=decision.rejected,
+            outlook=action.outlook() if action else None,
+            profile=life.planner.profile.version,
+        )
 
     async def models(self) -> pb.ListModelsResponse:
         """What can be asked for."""
@@ -215,36 +227,36 @@ class Router:
         settings, in_force = self._settings, self._in_force
         deadline = asyncio.get_running_loop().time() + seconds - settings.deadline_margin_seconds
         query = admit(request, catalog, self._bounds, deadline)
-        pinned = bool(settings.pin_model) and not (query.models or query.strategies or query.samples)
-        if pinned:
+        if settings.pin_model and not (query.models or query.strategies or query.samples):
             query = self._pin(query, catalog)
-        most = math.inf
-        if self._purse:
-            self._purse.check()
-            most = self._purse.left
-            if not (request.effort or request.objective.WhichOneof("kind") or query.samples):
-                most = self._purse.share
-                query = replace(query, objective=replace(query.objective, worth=self._purse.worth))
+        query, allowance = self._grant(request, query)
         loaded = in_force.chosen(request.request_id or query.query_id)
-        afterwards = None
+        planner, compare = self._planner(loaded, catalog), None
         if in_force.shadow and loaded is in_force.live and not query.samples:
-            afterwards = partial(self._shadow.compare, self._planner(in_force.shadow, catalog))
+            compare = partial(self._shadow.compare, self._planner(in_force.shadow, catalog))
         return Life(
             query,
             self._stages,
-            self._planner(loaded, catalog),
+            planner,
             self._metrics,
+            allowance=allowance,
+            opening=Opening(request, planner, self._feedback, compare),
+            pace=self._pace,
             streamed=streamed,
             abort_seconds=settings.abort_seconds,
             give_up_below=settings.give_up_below,
-            purse=self._purse,
-            most=most,
-            asked=request,
-            feedback=self._feedback,
-            pinned=pinned,
-            pace=self._pace,
-            afterwards=afterwards,
         )
+
+    def _grant(self, request: pb.SolveRequest, query: Query) -> tuple[Query, Grant]:
+        """What a query may spend; one that says nothing of it is planned at the price of the purse."""
+        purse = self._purse
+        if purse is None:
+            return query, Grant(query.limit)
+        purse.check()
+        if request.effort or request.objective.WhichOneof("kind") or query.samples:
+            return query, Grant(query.limit, purse, purse.left)
+        objective = replace(query.objective, worth=purse.worth)
+        return replace(query, objective=objective), Grant(query.limit, purse, purse.share)
 
     def _pin(self, query: Query, catalog: Catalog) -> Query:
         """The query with the router's own plan."""
@@ -256,7 +268,7 @@ class Router:
             )
         # At temperature 0 all samples are the same.
         samples = 1 if query.temperature == 0 else settings.pin_samples
-        return replace(query, models=(settings.pin_model,), samples=samples)
+        return replace(query, models=(settings.pin_model,), samples=samples, pinned=True)
 
     def _planner(self, loaded: Loaded, catalog: Catalog) -> Planner:
         """Kept, as long as profiles and catalogue stay."""

@@ -137,7 +137,12 @@ class Allowance:
     @property
     def left(self) -> Cost:
         """What is neither spent nor reserved."""
-        return self.limit - self.spent - self.reserved
+        return self.unspent - self.reserved
+
+    @property
+    def unspent(self) -> Cost:
+        """What is not spent, reserved or not."""
+        return self.limit - self.spent
 
     def reserve(self, worst: Cost) -> None:
         """Set aside; raises FailedPrecondition where it does not fit."""

@@ -17,7 +17,7 @@ from isoflop.text import Style, line, si, table
 from isoflop.v1.router_pb2 import SolveRequest
 
 from router import profile as profiles
-from router.decision import Action, State
+from router.decision import Action
 from router.drift import Calibration, Drift, calibration, drift, thirds
 from router.explore import STOP, bought
 from router.lengths import Array
@@ -144,17 +144,7 @@ def first_choice(answered: Answered, planner: Planner) -> Action | None:
     request.prompt = "x" * answered.prompt_bytes
     query = admit(request, answered.catalog, Bounds(answered.prompt_bytes, answered.max_samples, 1))
     progress = Progress(planner.profile.belief(answered.difficulty, answered.difficulty_sd))
-    state = State(
-        progress.posterior,
-        progress.confidence,
-        {},
-        frozenset(),
-        query.limit,
-        answered.seconds,
-        0.0,
-        progress.votes,
-    )
-    return planner.decide(query, state).action
+    return planner.decide(query, progress.state(query.limit, answered.seconds, 0.0, {})).action
 
 
 def _off_policy(judged: Sequence[Answered], right: Array, flops: Array, profile: Profile) -> OffPolicy:

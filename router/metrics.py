@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from google.rpc.code_pb2 import Code
+from isoflop.errors import IsoflopError
 from isoflop.v1.common_pb2 import Stage, Usage
 from isoflop.v1.router_pb2 import SolveResponse, Status
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -191,3 +193,8 @@ class Metrics:
 def outcome(response: SolveResponse) -> str:
     """How a query ended, as a label."""
     return Status.Name(response.status).removeprefix("STATUS_").lower()
+
+
+def failure(error: Exception) -> str:
+    """How a query failed, as a label; what is none of `isoflop.errors` is a bug."""
+    return f"failed_{Code.Name(error.code).lower() if isinstance(error, IsoflopError) else 'internal'}"

@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 from isoflop.v1.aggregation_pb2 import AggregateResponse, Cluster
 from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, FINISH_REASON_LENGTH, Sample
-from isoflop.v1.router_pb2 import Round, Tally
+from isoflop.v1.router_pb2 import Round, Savings, Tally
 
 from router.belief import NO_VOTES, Posterior, Votes, update
-from router.decision import Action
+from router.cost import Cost
+from router.decision import Action, State
 from router.lengths import UNSEEN, Array, Lengths
 from router.profile import Arm, Verified, together
 from router.strategies.strategy import Candidate
@@ -46,8 +47,26 @@ class Progress:
         self.posterior: Posterior = update(prior, NO_VOTES)
         """What the votes say."""
 
+    def begin(self, action: Action, reason: str, *, explored: bool) -> Round:
+        """A round begins; `explored`: otherwise than planned."""
+        round = Round(
+            index=len(self.rounds),
+            action=action.message(),
+            reason=reason,
+            confidence_before=self.confidence,
+            explored=explored,
+        )
+        self.rounds.append(round)
+        return round
+
+    def end(self, round: Round, flops: float) -> None:
+        """A round has ended, and took so many FLOPs; what has not come of it was aborted."""
+        round.aborted = round.action.samples - round.completed
+        round.flops = flops
+        round.confidence_after = self.confidence
+
     def buy(self, action: Action) -> int:
-        """Note that a round begins; the index of its first sample among the model's."""
+        """Note that its samples are bought; the index of the first among the model's."""
         first = self.bought.get(action.model.name, 0)
         self.bought[action.model.name] = first + action.samples
         if action.arm.greedy:
@@ -99,6 +118,28 @@ class Progress:
     def confidence(self) -> float:
         """Probability that the answer that would be returned now is right."""
         return float(self.posterior.answers[0]) if self.clusters else 0.0
+
+    def state(self, left: Cost, seconds: float, spent: float, pace: dict[str, float]) -> State:
+        """All that is known, with so much money and time left, and so many FLOPs spent."""
+        return State(
+            self.posterior,
+            self.confidence,
+            dict(self.bought),
+            frozenset(self.greedy),
+            left,
+            seconds,
+            spent,
+            self.votes,
+            pace,
+        )
+
+    def savings(self) -> Savings:
+        """Samples that were not run to their end, and how much less than expected their rounds took."""
+        cut = [round for round in self.rounds if round.aborted]
+        return Savings(
+            samples=sum(round.aborted for round in cut),
+            flops=sum(max(0.0, round.action.expected_flops - round.flops) for round in cut),
+        )
 
     def tally(self) -> Tally:
         """As the contract has it."""

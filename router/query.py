@@ -60,6 +60,8 @@ class Query:
     scoring: ChainScoring.ValueType
     """From the scores of steps to the score of a chain; 0: as the verifier says."""
     return_candidates: bool
+    pinned: bool = False
+    """Model and samples are the router's own choice, by its settings."""
 
     @cached_property
     def prompt_bytes(self) -> int:

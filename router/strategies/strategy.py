@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -50,3 +50,17 @@ class Strategy(Protocol):
     def play(self, bench: Bench) -> AsyncGenerator[list[Candidate] | TextDelta, None]:
         """Play one round: candidates as they are there. Closing it aborts what still runs."""
         ...
+
+
+async def together(
+    batches: AsyncIterator[list[Candidate] | TextDelta],
+) -> AsyncGenerator[list[Candidate] | TextDelta, None]:
+    """The same candidates in one batch, when the last has come."""
+    candidates: list[Candidate] = []
+    async for batch in batches:
+        if isinstance(batch, TextDelta):
+            yield batch
+        else:
+            candidates += batch
+    if candidates:
+        yield candidates

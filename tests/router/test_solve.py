@@ -561,6 +561,46 @@ class TestFailures:
         )
         assert final.confidence == pytest.approx(voted.confidence)
 
+    async def test_scores_say_nothing_where_the_rest_of_their_batch_has_none(
+        self, make_suite: MakeSuite, verification: Verification, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Tiring(Broken):
+            async def score(self, request: ScoreRequest) -> ScoreResponse:
+                self.calls += 1
+                if self.calls > 1:
+                    raise self.error
+                return await verification.score(request)
+
+        # So that the samples of a batch are scored one by one.
+        monkeypatch.setattr("router.bench.MOST_BYTES", 100)
+        tiring = Tiring(Unavailable("the verifier is down"))
+        told = {
+            "verifier": "logprob",
+            "intercept": 0.0,
+            "slope": 4.0,
+            "alike": 0.0,
+            "right": 2.0,
+            "wrong": -2.0,
+        }
+        arms = [arm_record("m", verified=[{**told, "votes": {"1": [0.9] * 21, "4": [0.99] * 21}}])]
+        suite = make_suite(
+            same(number(421, logprobs=(-160.0,))),
+            profile=make_profile(arms=arms),
+            stages={"verification": tiring},
+            generation={"batch": 4},
+        )
+        filters = Filters(models=["m"], strategies=["weighted"])
+        found = await events(suite, ask(effort=Effort.EFFORT_HIGH, filters=filters))
+        assert [bool(event.scores.steps) for event in found if event.HasField("scores")] == [True] + [
+            False
+        ] * 3
+        plain = make_suite(same(number(421)), profile=make_profile(arms=arms), generation={"batch": 4})
+        voted = await plain.router.solve(
+            ask(filters=Filters(models=["m"], samples=4, strategies=["majority"]))
+        )
+        assert found[-1].final.status == STATUS_DEGRADED
+        assert found[-1].final.confidence == pytest.approx(voted.confidence)
+
     async def test_a_verifier_that_is_silent_is_waited_for_until_the_deadline(
         self, make_suite: MakeSuite
     ) -> None:
