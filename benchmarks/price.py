@@ -31,7 +31,7 @@ from router import profile
 from router.catalog import Catalog
 from router.planner import Planner
 from services.common.settings import MODELS
-from training.profiles import Measured
+from training.measured import Measured
 from training.resampling import Floats, interval, resamples
 from training.sampling import open_generation
 

@@ -11,7 +11,8 @@ from isoflop.v1.common_pb2 import Capabilities, Model, Shape
 
 from benchmarks.streams import Asked
 from router.profile import Profile, parse
-from training.profiles import Measured, Samples, fit, numbered
+from training.measured import Measured, Samples, numbered
+from training.profiles import fit
 from training.recordings import read
 
 BILLIONS: Final = {"gpt-oss-20b": 3.6, "Qwen3-30B-A3B-Thinking-2507": 3.3, "EXAONE-Deep-32B": 32.0}

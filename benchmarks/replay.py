@@ -4,7 +4,7 @@
     python -m benchmarks.replay --recordings FILE [FILE ...] [--models A,B] --json OUT
 
 The real suite (router, planner, bill, generation from recordings, aggregation) solves every problem under 50
-permutations of its samples at nine worths of a right answer, with profiles fitted on other problems (see
+permutations of its samples at eleven worths of a right answer, with profiles fitted on other problems (see
 `replay_suite.py`); baselines and oracle are counted on the same samples (`replay_baselines.py`); figures are
 means without first-sample luck and paired bootstraps over problems (`replay_figures.py`). What was solved is
 kept in `build/replay/`, so that a run that was stopped goes on. Nothing is tuned on a problem that it is

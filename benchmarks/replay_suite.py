@@ -49,7 +49,8 @@ from services.generation.engines import open_backends
 from services.generation.settings import GenerationSettings
 from services.verification.core import Verification
 from services.verification.settings import VerificationSettings
-from training.profiles import Measured, Samples, fit
+from training.measured import Measured, Samples
+from training.profiles import fit
 from training.resampling import Floats
 from training.shares import alone
 from training.store import append, repair
@@ -57,8 +58,8 @@ from training.store import append, repair
 ROOT: Final = Path(__file__).parents[1]
 STORE: Final = ROOT / "build" / "replay"
 FOLDS: Final = 5
-WORTHS: Final = tuple(float(worth) for worth in 10.0 ** np.arange(14.0, 18.5, 0.5))
-"""FLOPs that a right answer is worth: budgets from 0.1 PFLOP to 1 EFLOP."""
+WORTHS: Final = tuple(float(worth) for worth in 10.0 ** np.arange(14.5, 17.25, 0.25))
+"""FLOPs that a right answer is worth: budgets from 0.3 to 100 PFLOP."""
 AT_ONCE: Final = 10
 """Permutations of a problem that a process solves before it tells."""
 SETTINGS: Final = RouterSettings(round_samples=1, max_samples=MOST, kept_queries=1, max_prompt_bytes=1 << 20)
@@ -68,6 +69,8 @@ DECIDES: Final = (
     "services/generation/**/*.py",
     "services/aggregation/**/*.py",
     "services/common/flops.py",
+    "training/alike.py",
+    "training/measured.py",
     "training/profiles.py",
     "benchmarks/replay_data.py",
     "benchmarks/replay_suite.py",

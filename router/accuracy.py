@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from router.belief import Posterior
+from router.belief import Posterior, weight
 from router.lengths import Array
 from router.profile import ROUND_SIZES, RUNS, Arm, Verified, together
 
@@ -72,6 +72,12 @@ class Stack:
     """Shape (N,): what the score of a wrong one says, in log-odds; below 0 where scores tell."""
     scored: bool
     """Some are scored."""
+    alike: float
+    """Mean of the arms': see `router.profile.Arm`."""
+    first: NDArray[np.int64]
+    """Shape (M,): the first arm of each model."""
+    model: NDArray[np.int64]
+    """Shape (N,): of each arm, its model's number."""
 
     @staticmethod
     @lru_cache(maxsize=256)
@@ -100,7 +106,22 @@ class Stack:
             ),
             np.array([told.wrong if told else 0.0 for _, told in arms]),
             any(told for _, told in arms),
+            float(np.mean([arm.alike for arm, _ in arms])),
+            *np.unique([arm.model for arm, _ in arms], return_index=True, return_inverse=True)[1:],
         )
+
+    def weights(self, had: Array) -> Array:
+        """What evidence counts for after so many more samples (see `router.belief.weight`), shape (B, N, H).
+
+        `had` are the samples so far of each arm's model, shape (B, N).
+        """
+        told = had / (had + self.concentration)
+        models = told[:, self.first]  # (B, M)
+        more = had[..., None] + ROUND_SIZES
+        after = np.broadcast_to(models[:, None, None], (*more.shape, len(self.first))).copy()
+        arms = np.arange(len(self.model))
+        after[:, arms, :, self.model] = (more / (more + self.concentration[:, None])).transpose(1, 0, 2)
+        return weight(after, self.alike)
 
     def among(self, types: NDArray[np.int64], sizes: int) -> Stack:
         """Their tables for some types of queries, and the first of ROUND_SIZES."""
@@ -197,6 +218,8 @@ class Races:
             right = np.minimum(doubt, 1.0) * self.joint[one, :-1]  # (B, R, D)
             rises[one, ..., arm] = right.astype(np.float32) @ stack.each[arm]
         risen = np.matmul(LEADS[:sizes, :runs], self._gains(stack, rises, holds))  # (B, H, N)
+        if stack.alike and len(stack.first) > 1:
+            risen = risen * stack.weights(had).transpose(0, 2, 1)[:, :sizes]
         # Of many votes not all the ways to the lead are counted: they bring no less than fewer do.
         risen = np.maximum.accumulate(risen, axis=1).transpose(0, 2, 1)
         return np.asarray(np.minimum(self.confidence[:, None, None] + risen, 1.0))

@@ -5,14 +5,15 @@ probability that is Beta-distributed over the queries of that difficulty (mean p
 have the same answer; wrong ones agree now and then, as in Ewens's sampling formula with parameter alpha:
 the next wrong sample repeats an earlier wrong answer of m votes with probability m / (alpha + wrong).
 
-Some wrong samples have no answer at all. How many of them is the arm's own habit, which differs from query to
-query, and that count has its likelihood, too: else blanks would speak against the answer that all others agree on.
+Some wrong samples have no answer at all. How many is the arm's own habit, which differs from query to query,
+and that has its likelihood, too: else blanks would speak against the answer that all others agree on.
 
 So the joint probability of the votes, of difficulty d and of "cluster j is right" (or none is) has a
 closed form, and the confidence in an answer is its sum over d. Votes of several arms count for what each
-is worth; a model's samples are not independent of its greedy one, and where calibration has measured that
-(`Arm.after_greedy`) they are not taken to be. How long samples were is evidence, too (`router.lengths`), and
-so are a verifier's scores (`router.profile.Verified`).
+is worth. Models are wrong together more often than types say, so that what several say is weighed by what
+calibration has found (`weight`). A model's samples are not independent of its greedy one, and where
+calibration has measured that (`Arm.after_greedy`) they are not taken to be. How long samples were is
+evidence, too (`router.lengths`), and so are a verifier's scores (`router.profile.Verified`).
 Pure functions, numpy only.
 """
 
@@ -20,16 +21,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from router.lengths import Array, Lengths
-from router.profile import Arm
+from router.profile import MOST_VOTES, Arm
 
 SCATTERED = ((0.125, 0.25), (1.0, 0.5), (8.0, 0.25))
 """How many times as scattered as their type has it wrong answers of a query are, and the share of these."""
+
+LOG_FACTORIAL = np.append(0.0, np.cumsum(np.log(np.arange(1, MOST_VOTES + 1))))
+"""Of 0, 1, ..."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +49,16 @@ class Votes:
     """Of each arm's samples; none: not told."""
     evidence: Array | None = None
     """Shape (J,): logarithm of how much likelier the scores of each are where it is right; none: none."""
+
+    @property
+    def by_model(self) -> list[tuple[Arm, Array]]:
+        """Of each model its first arm, and the votes of all of its arms, shape (J,)."""
+        first: dict[str, Arm] = {}
+        counts: dict[str, Array] = {}
+        for arm, own in zip(self.arms, self.counts, strict=True):
+            first.setdefault(arm.model, arm)
+            counts[arm.model] = counts[arm.model] + own if arm.model in counts else own
+        return [(arm, counts[model]) for model, arm in first.items()]
 
     @property
     def samples(self) -> int:
@@ -70,6 +84,8 @@ class Posterior:
     """Shape (D,): Ewens's parameter by type, as the arms that voted have it; NaN without votes."""
     sizes: Array
     """Shape (J,): votes of each cluster."""
+    weight: float = 1.0
+    """What the evidence of the votes counts for: see `weight`."""
     chosen: int = -1
     """The cluster whose answer would be returned, where that is not for votes to say; -1: it is."""
 
@@ -100,7 +116,7 @@ def update(prior: Array, votes: Votes) -> Posterior:
     """The posterior after votes; `prior` is the belief about difficulty, shape (D,), before them."""
     clusters = votes.counts.shape[1]
     sizes = votes.counts.sum(axis=0)
-    log = np.tile(np.log(np.maximum(prior, 1e-300)), (clusters + 1, 1))
+    log = np.zeros((clusters + 1, len(prior)))
     greedy = {
         arm.model: np.append(counts, 0) > 0
         for arm, counts in zip(votes.arms, votes.counts, strict=True)
@@ -120,12 +136,38 @@ def update(prior: Array, votes: Votes) -> Posterior:
             log += arm.length.log_likelihood(seen)
     scatter = _scatter(votes, len(prior))
     if clusters:
-        log += _log_partitions(sizes, scatter)
+        log += _log_agreement(votes, len(prior))
+    counts_for = _weight(votes)
+    log *= counts_for
+    log += np.log(np.maximum(prior, 1e-300))
     if votes.evidence is not None:
         log[:-1] += votes.evidence[:, None]
     log -= log.max()
     joint = np.exp(log)
-    return Posterior(joint / joint.sum(), scatter, sizes)
+    return Posterior(joint / joint.sum(), scatter, sizes, counts_for)
+
+
+def weight(told: Array, alike: float) -> Array:
+    """What the evidence of M models together counts for, shape (...): 1 for that of one of them.
+
+    `told`, shape (..., M), is how much of its own chance to be right each has told, from 0 to 1. What queries
+    of a type differ in, models share: as many as A, the most told and all others, count as A / (1 + (A - 1)
+    alike), a clustered sample's design effect (Kish 1965), where A - 1 is what others than one have told.
+    """
+    others = told.sum(axis=-1) - told.max(axis=-1)
+    return np.asarray(1 / (1 + others * alike))
+
+
+def _weight(votes: Votes) -> float:
+    samples: dict[str, float] = {}
+    concentration: dict[str, float] = {}
+    for arm, counts, blanks in zip(votes.arms, votes.counts, votes.blanks, strict=True):
+        samples[arm.model] = samples.get(arm.model, 0.0) + float(counts.sum() + blanks)
+        concentration[arm.model] = arm.concentration
+    if len(samples) < 2:
+        return 1.0
+    told = np.array([bought / (bought + concentration[model]) for model, bought in samples.items()])
+    return float(weight(told, sum(arm.alike for arm in votes.arms) / len(votes.arms)))
 
 
 def _likelihood(arm: Arm, agreed: NDArray[np.int64], samples: int) -> Array:
@@ -143,20 +185,46 @@ def _scatter(votes: Votes, types: int) -> Array:
     return np.asarray(np.average(scatters, axis=0, weights=weights))
 
 
-def _log_partitions(sizes: Array, scatter: Array) -> Array:
-    """Logarithm of Ewens's sampling formula: probability that wrong samples fall into these clusters.
+def _log_agreement(votes: Votes, types: int) -> Array:
+    """Logarithm of the probability that wrong answers agree as they do.
 
-    Shape (J + 1, D): where all but cluster j are wrong, and last where all are. The mean over SCATTERED, as
-    queries of one type differ in how their wrong answers agree.
+    Shape (J + 1, D): where all but cluster j are wrong, and last where all are. Within each model by Ewens's
+    sampling formula, a mean over SCATTERED, as queries of one type differ in how their wrong answers agree.
+    Between models as in a hierarchical Chinese restaurant process (Teh et al. 2006) with parameter 1: where
+    t_c of them gave answer c and model m gave k_m, that is prod (t_c - 1)! prod k_m! / (sum t_c)!. The same
+    wrong answer of two models is as likely as two.
     """
-    pieces = np.array([math.lgamma(size) for size in sizes])
-    wrong = np.append(sizes.sum() - sizes, sizes.sum()).astype(int)
-    clusters = np.append(np.full(len(sizes), len(sizes) - 1), len(sizes))
-    within = np.append(pieces.sum() - pieces, pieces.sum())
-    log = np.full((len(wrong), len(scatter)), -np.inf)
-    for factor, share in SCATTERED:
-        alpha = factor * scatter
-        rising = np.zeros((wrong[-1] + 1, len(scatter)))
-        np.cumsum(np.log(alpha + np.arange(wrong[-1])[:, None]), axis=0, out=rising[1:])
-        log = np.logaddexp(log, math.log(share) + clusters[:, None] * np.log(alpha) - rising[wrong])
-    return np.asarray(within[:, None] + log)
+    clusters = votes.counts.shape[1]
+    within = np.zeros((len(SCATTERED), clusters + 1, types))
+    between, gave_it = np.zeros(clusters + 1), np.zeros(clusters + 1, np.int64)
+    for arm, counts in votes.by_model:
+        own = np.append(counts, 0.0).astype(np.int64)
+        total = int(own.sum())
+        if not total:
+            continue
+        answers = (own > 0).sum() - (own > 0)
+        log_scatter, rising = _rising(arm, 1 << (total - 1).bit_length(), SCATTERED)
+        same = LOG_FACTORIAL[np.maximum(own - 1, 0)]
+        within += answers[:, None] * log_scatter[:, None]
+        within += (same.sum() - same)[:, None] - rising[:, total - own]
+        between += LOG_FACTORIAL[answers]
+        gave_it += own > 0
+    same = LOG_FACTORIAL[np.maximum(gave_it - 1, 0)]
+    between += same.sum() - same - LOG_FACTORIAL[gave_it.sum() - gave_it]
+    most = within.max(axis=0)
+    shares = np.array([share for _, share in SCATTERED])
+    return np.asarray(most + np.log(np.einsum("s,sjd->jd", shares, np.exp(within - most))) + between[:, None])
+
+
+@lru_cache(maxsize=256)
+def _rising(arm: Arm, most: int, scattered: tuple[tuple[float, float], ...]) -> tuple[Array, Array]:
+    """Of each of `scattered`, of which there are S, the logarithm of Ewens's parameter, shape (S, D).
+
+    And of its rising factorials of 0 to `most`, shape (S, most + 1, D).
+    """
+    alpha = np.array([factor for factor, _ in scattered])[:, None] * np.broadcast_to(
+        arm.scatter, arm.p_right.shape
+    )
+    rising = np.zeros((len(alpha), most + 1, alpha.shape[1]))
+    np.cumsum(np.log(alpha[:, None] + np.arange(most)[:, None]), axis=1, out=rising[:, 1:])
+    return np.log(alpha), rising

@@ -34,7 +34,7 @@ RUNS = tuple((size, votes) for size in ROUND_SIZES for votes in range(size + 1))
 MOST_VOTES = 4096
 """Most samples of a query that the tables below reach to."""
 
-LEAST_BLANKS = 0.01
+LEAST_BLANKS = 1e-3
 """A share of blanks below this, or above one less this, is taken to be this."""
 
 SAMPLES_WORTH = {"low": 3.0, "medium": 8.0, "high": 20.0, "most": 1000.0}
@@ -110,6 +110,8 @@ class ArmRecord(BaseModel):
     """What verifiers say of its samples."""
     blanks: float = Field(default=0.0, ge=0, le=1)
     """Share of wrong samples that have no answer."""
+    alike: float = Field(default=0.0, ge=0)
+    """How alike what it and other models say is, beyond what types tell: see `router.belief.weight`."""
     prompt_tokens_per_byte: float = Field(gt=0)
     """Prompt tokens for each byte of the query."""
     seconds_per_token: float = Field(ge=0)
@@ -213,8 +215,10 @@ class Arm:
     """Shape (len(ROUND_SIZES), D): accuracy of a majority vote."""
     prompt_tokens_per_byte: float
     seconds_per_token: float
-    blanks: float = 0.5
+    blanks: float = 0.0
     """Share of wrong samples that have no answer."""
+    alike: float = 0.0
+    """How alike what it and other models say is, beyond what types tell: see `router.belief.weight`."""
     measured: bool = True
     """False for a model that was never calibrated: curves of ignorance."""
     length: LengthCurve | None = None
@@ -367,6 +371,7 @@ def parse(data: Any) -> Profile:
                 scatter=np.broadcast_to(arm.scatter, prior.shape),
                 votes=votes,
                 blanks=arm.blanks,
+                alike=arm.alike,
                 prompt_tokens_per_byte=arm.prompt_tokens_per_byte,
                 seconds_per_token=arm.seconds_per_token,
                 length=_length(arm.length) if arm.length else None,

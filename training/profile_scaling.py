@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from router.scaling import ScalingRecord, Strategy
-from training.profiles import Measured, numbered
+from training.measured import Measured, numbered
 from training.resampling import NO_ANSWER
 from training.scaling import Outcomes, difficulties, scaling, sizes
 

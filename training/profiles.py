@@ -10,7 +10,7 @@ few and are a type of their own, without which confidence is too high. Pure: num
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,9 @@ from sklearn.cluster import AgglomerativeClustering
 
 from router import cost
 from router.lengths import log_student
-from router.profile import ROUND_SIZES, SAMPLES_WORTH, SCHEMA, equal_bins, together
-from training import irt
+from router.profile import ROUND_SIZES, SAMPLES_WORTH, SCHEMA, equal_bins, parse, together
+from training import alike, irt
+from training.measured import Measured, Samples, numbered
 
 Array = NDArray[np.float64]
 
@@ -56,34 +57,6 @@ PSEUDO_QUERIES = 2.0
 
 class FitError(Exception):
     """No profile can be made of this; `str(error)` says why."""
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """The n samples of one query from one model at one temperature."""
-
-    answers: Sequence[str | None]
-    """Equal for equal answers; None: no answer."""
-    right: NDArray[np.bool_]
-    """Shape (n,)."""
-    tokens: Array
-    """Shape (n,)."""
-    prompt_tokens: int = 0
-    scores: Mapping[str, Array] = field(default_factory=dict)
-    """Shape (n,): score of each chain, by the verifier's name; NaN where it could give none."""
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """A labelled query with what the models made of it."""
-
-    query_id: str
-    prompt: str
-    group: str
-    samples: Mapping[str, Samples]
-    """By model: at a temperature, at least two of each."""
-    greedy: Mapping[str, Samples] = field(default_factory=dict)
-    """By model: the greedy sample."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,8 +216,12 @@ def _clusters(points: Array, many: int) -> Array:
 def _beta_binomial(p: Array, concentration: Array | float, right: Array, total: Array) -> Array:
     """Logarithm of the likelihood of the counts but for a constant, shape (Q, K, M)."""
     a, b = concentration * p, concentration * (1 - p)
-    right, total = right[:, None], total[:, None]
-    return np.asarray(betaln(a + right, b + total - right) - betaln(a, b))
+    # Many queries have the same counts: each pair of them is worked out once.
+    pairs, at = np.unique(np.stack([right.ravel(), total.ravel()], axis=1), axis=0, return_inverse=True)
+    rights, totals = pairs.T[:, :, None, None]
+    told = betaln(a + rights, b + totals - rights) - betaln(a, b)  # (pairs, K, M)
+    kinds, models = np.arange(p.shape[0])[:, None], np.arange(p.shape[1])
+    return np.asarray(told[at.reshape(right.shape)[:, None], kinds, models])
 
 
 def in_order(types: Types, difficulty: Array) -> tuple[Types, Array]:
@@ -253,20 +230,6 @@ def in_order(types: Types, difficulty: Array) -> tuple[Types, Array]:
     order = np.argsort(place, kind="stable")
     by_type = {name: getattr(types, name)[order] for name in ("right", "error", "log_tokens")}
     return replace(types, of=types.of[:, order], **by_type), place[order]
-
-
-def numbered(samples: Sequence[Samples]) -> NDArray[np.int64]:
-    """Answers as numbers, shape (Q, n), n of the query with fewest: 0 is right, -1 none, others are wrong."""
-    least = min(len(one.answers) for one in samples)
-    table = np.full((len(samples), least), -1)
-    for row, one in zip(table, samples, strict=True):
-        wrong: dict[str | None, int] = {}
-        for place, (answer, right) in enumerate(zip(one.answers[:least], one.right, strict=False)):
-            if right:
-                row[place] = 0
-            elif answer is not None:
-                row[place] = wrong.setdefault(answer, len(wrong) + 1)
-    return table
 
 
 def vote_accuracies(
@@ -311,7 +274,7 @@ def scatter_of(answers: NDArray[np.int64], types: Types) -> Array:
 
 
 def _blanks(answers: NDArray[np.int64]) -> float:
-    """Share of wrong samples without an answer, with one more that is half of it; `answers` are `numbered`."""
+    """Share of wrong samples without an answer, with half of one more; `answers` are `numbered`."""
     return float(((answers < 0).sum() + 0.5) / ((answers != 0).sum() + 1))
 
 
@@ -390,6 +353,35 @@ def fit(
     """
     if len(queries) < FEWEST_QUERIES:
         raise FitError(f"a profile needs {FEWEST_QUERIES} queries at least, and there are {len(queries)}")
+
+    def of(some: Sequence[int]) -> dict[str, Any]:
+        own = None if difficulty is None else difficulty[list(some)]
+        return _fit([queries[at] for at in some], models, version, temperature, seconds_per_token or {}, own)
+
+    profile = of(range(len(queries)))
+    halves = np.random.default_rng(0).permutation(len(queries)) % 2
+    parts = [np.flatnonzero(halves == half).tolist() for half in range(2)]
+    # Each half is judged by what the other one says: types fit those that they were found in too well.
+    judged = (
+        (parse(of(own)), [queries[at] for at in other])
+        for own, other in (parts, parts[::-1])
+        if len(models) > 1 and min(len(own), len(other)) >= FEWEST_QUERIES
+    )
+    found = alike.fit(judged)
+    for arm in profile["arms"]:
+        arm["alike"] = found
+    return profile
+
+
+def _fit(
+    queries: Sequence[Measured],
+    models: Sequence[Model],
+    version: str,
+    temperature: float,
+    seconds_per_token: Mapping[str, float],
+    difficulty: Array | None,
+) -> dict[str, Any]:
+    """The profile, but for how alike models are."""
     named = [model.name for model in models]
     several = {name: [query.samples[name] for query in queries] for name in named}
     right = np.array([[one.right.sum() for one in several[name]] for name in named], float).T
@@ -408,7 +400,7 @@ def fit(
     arms = []
     for number, model in enumerate(models):
         arm = _sampled_arm(types, number, several[model.name], model.name, temperature)
-        arm["seconds_per_token"] = round((seconds_per_token or {}).get(model.name, 0.0), 7)
+        arm["seconds_per_token"] = round(seconds_per_token.get(model.name, 0.0), 7)
         prompt = sum(one.prompt_tokens for one in several[model.name])
         bytes = sum(len(query.prompt.encode()) for query in queries)
         arm["prompt_tokens_per_byte"] = max(round(prompt / bytes, 4), 1e-9) if bytes else 1e-9

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from services.common.texts import open_text
-from training.profiles import Array, Measured, Samples
+from training.measured import Measured, Samples
+from training.profiles import Array
 
 
 class RecordingError(Exception):

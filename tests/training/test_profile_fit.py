@@ -14,15 +14,13 @@ from planted import MODELS, RATES, TOKENS, clustered_scores, counts_of, planted,
 
 from router import profile
 from training import profiles
+from training.measured import Measured, Samples, numbered
 from training.profiles import (
     FitError,
-    Measured,
-    Samples,
     find_types,
     fit,
     fit_verified,
     in_order,
-    numbered,
     scatter_of,
     thirds,
     vote_accuracies,

@@ -1,0 +1,53 @@
+"""Labelled queries with what models made of them: what calibration begins with. Plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The n samples of one query from one model at one temperature."""
+
+    answers: Sequence[str | None]
+    """Equal for equal answers; None: no answer."""
+    right: NDArray[np.bool_]
+    """Shape (n,)."""
+    tokens: Array
+    """Shape (n,)."""
+    prompt_tokens: int = 0
+    scores: Mapping[str, Array] = field(default_factory=dict)
+    """Shape (n,): score of each chain, by the verifier's name; NaN where it could give none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A labelled query with what the models made of it."""
+
+    query_id: str
+    prompt: str
+    group: str
+    samples: Mapping[str, Samples]
+    """By model: at a temperature, at least two of each."""
+    greedy: Mapping[str, Samples] = field(default_factory=dict)
+    """By model: the greedy sample."""
+
+
+def numbered(samples: Sequence[Samples]) -> NDArray[np.int64]:
+    """Answers as numbers, shape (Q, n), n of the query with fewest: 0 is right, -1 none, others are wrong."""
+    least = min(len(one.answers) for one in samples)
+    table = np.full((len(samples), least), -1)
+    for row, one in zip(table, samples, strict=True):
+        wrong: dict[str | None, int] = {}
+        for place, (answer, right) in enumerate(zip(one.answers[:least], one.right, strict=False)):
+            if right:
+                row[place] = 0
+            elif answer is not None:
+                row[place] = wrong.setdefault(answer, len(wrong) + 1)
+    return table
