@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .PHONY: demo test test-all lint proto up train lock clean step-labels bench-embedded bench-headlines bench-scaling
-.PHONY: bench-prm bench-answers bench-difficulty bench-overhead bench-planner bench-price bench-replay
+.PHONY: bench-prm bench-answers bench-difficulty bench-overhead bench-planner bench-price bench-replay bench-confidence
 
 demo: .venv/run.stamp  ## 30 held-out problems, live
 	@$(BIN)/isoflop demo --json build/demo.json
@@ -74,6 +74,9 @@ bench-planner: .venv/dev.stamp  ## how long a decision takes
 
 bench-price: .venv/dev.stamp  ## a budget that lasts while difficulty shifts
 	$(BIN)/python -m benchmarks.price
+
+bench-confidence: .venv/dev.stamp  ## how right confidence is, on 2,520 problems that nothing was made from
+	$(BIN)/python -m benchmarks.confidence
 
 bench-overhead: .venv/dev.stamp  ## what the suite adds to direct calls
 	$(BIN)/python -m benchmarks.overhead

@@ -15,6 +15,7 @@ from isoflop.errors import FailedPrecondition, NotFound
 from isoflop.v1 import router_pb2 as pb
 from isoflop.v1.generation_pb2 import DescribeModelsRequest
 from prometheus_client import CollectorRegistry
+from threadpoolctl import threadpool_limits
 
 from router import frontier
 from router.catalog import Catalog, describe
@@ -58,6 +59,8 @@ class Router:
         profile: Profile | InForce,
         registry: CollectorRegistry,
     ) -> None:
+        # A decision is many small products of matrices: threads that wait for each other make it slower.
+        threadpool_limits(1, user_api="blas")
         self._settings = settings
         self._stages = stages
         self._metrics = Metrics(registry)
