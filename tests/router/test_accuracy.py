@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,3 +114,15 @@ def test_scores_that_are_alike_say_less_together() -> None:
     assert one.evidence(0.9) > 0 > one.evidence(0.1)
     assert together(4.0, 4, 1.0) == pytest.approx(1.0)
     assert together(4.0, 4, 1.0) < together(4.0, 4, 0.5) < together(4.0, 4, 0.0) == pytest.approx(4.0)
+
+
+def test_models_that_are_alike_are_foreseen_to_bring_less_after_each_other() -> None:
+    posterior = update(PRIOR, make_votes((S, [2, 1], 0)))
+    brought = []
+    for alike in (0.0, 0.5, 1.0):
+        stack = Stack.of(tuple((replace(arm, alike=alike), None) for arm in (S, M)))
+        row = race(posterior).accuracies(stack, np.array([[3.0, 0.0]]))[0]
+        brought.append(row[:, ROUND_SIZES.index(8)] - posterior.confidence)
+    same, other = np.array(brought).T
+    assert same == pytest.approx(same[0])  # Of a model with its own samples alone all counts.
+    assert other[0] > other[1] > other[2] > 0
