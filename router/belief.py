@@ -27,13 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.lengths import Array, Lengths
-from router.profile import MOST_VOTES, Arm
+from router.profile import Arm
 
 SCATTERED = ((0.125, 0.25), (1.0, 0.5), (8.0, 0.25))
 """How many times as scattered as their type has it wrong answers of a query are, and the share of these."""
-
-LOG_FACTORIAL = np.append(0.0, np.cumsum(np.log(np.arange(1, MOST_VOTES + 1))))
-"""Of 0, 1, ..."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,16 +201,20 @@ def _log_agreement(votes: Votes, types: int) -> Array:
             continue
         answers = (own > 0).sum() - (own > 0)
         log_scatter, rising = _rising(arm, 1 << (total - 1).bit_length(), SCATTERED)
-        same = LOG_FACTORIAL[np.maximum(own - 1, 0)]
+        same = _log_factorials(np.maximum(own - 1, 0))
         within += answers[:, None] * log_scatter[:, None]
         within += (same.sum() - same)[:, None] - rising[:, total - own]
-        between += LOG_FACTORIAL[answers]
+        between += _log_factorials(answers)
         gave_it += own > 0
-    same = LOG_FACTORIAL[np.maximum(gave_it - 1, 0)]
-    between += same.sum() - same - LOG_FACTORIAL[gave_it.sum() - gave_it]
+    same = _log_factorials(np.maximum(gave_it - 1, 0))
+    between += same.sum() - same - _log_factorials(gave_it.sum() - gave_it)
     most = within.max(axis=0)
     shares = np.array([share for _, share in SCATTERED])
     return np.asarray(most + np.log(np.einsum("s,sjd->jd", shares, np.exp(within - most))) + between[:, None])
+
+
+def _log_factorials(numbers: NDArray[np.int64]) -> Array:
+    return np.array([math.lgamma(number + 1) for number in numbers.tolist()])
 
 
 @lru_cache(maxsize=256)

@@ -244,6 +244,14 @@ def test_thousands_of_votes_stay_finite(row: list[int]) -> None:
     assert posterior.joint.sum() == pytest.approx(1)
 
 
+def test_thousands_of_answers_of_several_models_stay_finite() -> None:
+    each, several = 2000, [make_arm(model=name) for name in "abc"]
+    rows = [[0] * (each * at) + [1] * each + [0] * (each * (2 - at)) for at in range(3)]
+    posterior = after(EVEN, *((arm, row, 0) for arm, row in zip(several, rows, strict=True)))
+    assert np.isfinite(posterior.joint).all()
+    assert posterior.joint.sum() == pytest.approx(1)
+
+
 def test_an_estimate_beyond_the_grid_is_as_hard_as_the_grid_knows() -> None:
     profile = make_profile()
     hardest = profile.belief(float(profile.grid[-1]), 0.3)
