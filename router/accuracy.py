@@ -113,11 +113,11 @@ class Stack:
     def weights(self, had: Array) -> Array:
         """What evidence counts for after so many more samples (see `router.belief.weight`), shape (B, N, H).
 
-        `had` are the samples so far of each arm's model, shape (B, N).
+        `had` are the samples so far of each arm's model, shape (B, N); H of ROUND_SIZES are looked ahead by.
         """
         told = had / (had + self.concentration)
         models = told[:, self.first]  # (B, M)
-        more = had[..., None] + ROUND_SIZES
+        more = had[..., None] + ROUND_SIZES[: self.votes.shape[1]]
         after = np.broadcast_to(models[:, None, None], (*more.shape, len(self.first))).copy()
         arms = np.arange(len(self.model))
         after[:, arms, :, self.model] = (more / (more + self.concentration[:, None])).transpose(1, 0, 2)
@@ -219,7 +219,7 @@ class Races:
             rises[one, ..., arm] = right.astype(np.float32) @ stack.each[arm]
         risen = np.matmul(LEADS[:sizes, :runs], self._gains(stack, rises, holds))  # (B, H, N)
         if stack.alike and len(stack.first) > 1:
-            risen = risen * stack.weights(had).transpose(0, 2, 1)[:, :sizes]
+            risen = risen * stack.weights(had).transpose(0, 2, 1)
         # Of many votes not all the ways to the lead are counted: they bring no less than fewer do.
         risen = np.maximum.accumulate(risen, axis=1).transpose(0, 2, 1)
         return np.asarray(np.minimum(self.confidence[:, None, None] + risen, 1.0))

@@ -47,15 +47,16 @@ class Votes:
     evidence: Array | None = None
     """Shape (J,): logarithm of how much likelier the scores of each are where it is right; none: none."""
 
-    @property
-    def by_model(self) -> list[tuple[Arm, Array]]:
-        """Of each model its first arm, and the votes of all of its arms, shape (J,)."""
-        first: dict[str, Arm] = {}
-        counts: dict[str, Array] = {}
-        for arm, own in zip(self.arms, self.counts, strict=True):
-            first.setdefault(arm.model, arm)
-            counts[arm.model] = counts[arm.model] + own if arm.model in counts else own
-        return [(arm, counts[model]) for model, arm in first.items()]
+    @cached_property
+    def by_model(self) -> list[tuple[Arm, Array, float]]:
+        """Of each model its first arm, and of all of its arms the votes, shape (J,), and the blanks."""
+        rows: dict[str, list[int]] = {}
+        for row, arm in enumerate(self.arms):
+            rows.setdefault(arm.model, []).append(row)
+        return [
+            (self.arms[own[0]], self.counts[own].sum(axis=0), float(self.blanks[own].sum()))
+            for own in rows.values()
+        ]
 
     @property
     def samples(self) -> int:
@@ -81,8 +82,6 @@ class Posterior:
     """Shape (D,): Ewens's parameter by type, as the arms that voted have it; NaN without votes."""
     sizes: Array
     """Shape (J,): votes of each cluster."""
-    weight: float = 1.0
-    """What the evidence of the votes counts for: see `weight`."""
     chosen: int = -1
     """The cluster whose answer would be returned, where that is not for votes to say; -1: it is."""
 
@@ -134,14 +133,13 @@ def update(prior: Array, votes: Votes) -> Posterior:
     scatter = _scatter(votes, len(prior))
     if clusters:
         log += _log_agreement(votes, len(prior))
-    counts_for = _weight(votes)
-    log *= counts_for
+    log *= _weight(votes)
     log += np.log(np.maximum(prior, 1e-300))
     if votes.evidence is not None:
         log[:-1] += votes.evidence[:, None]
     log -= log.max()
     joint = np.exp(log)
-    return Posterior(joint / joint.sum(), scatter, sizes, counts_for)
+    return Posterior(joint / joint.sum(), scatter, sizes)
 
 
 def weight(told: Array, alike: float) -> Array:
@@ -156,14 +154,10 @@ def weight(told: Array, alike: float) -> Array:
 
 
 def _weight(votes: Votes) -> float:
-    samples: dict[str, float] = {}
-    concentration: dict[str, float] = {}
-    for arm, counts, blanks in zip(votes.arms, votes.counts, votes.blanks, strict=True):
-        samples[arm.model] = samples.get(arm.model, 0.0) + float(counts.sum() + blanks)
-        concentration[arm.model] = arm.concentration
-    if len(samples) < 2:
+    if len(votes.by_model) < 2:
         return 1.0
-    told = np.array([bought / (bought + concentration[model]) for model, bought in samples.items()])
+    samples = np.array([counts.sum() + blanks for _, counts, blanks in votes.by_model])
+    told = samples / (samples + [arm.concentration for arm, _, _ in votes.by_model])
     return float(weight(told, sum(arm.alike for arm in votes.arms) / len(votes.arms)))
 
 
@@ -194,7 +188,7 @@ def _log_agreement(votes: Votes, types: int) -> Array:
     clusters = votes.counts.shape[1]
     within = np.zeros((len(SCATTERED), clusters + 1, types))
     between, gave_it = np.zeros(clusters + 1), np.zeros(clusters + 1, np.int64)
-    for arm, counts in votes.by_model:
+    for arm, counts, _ in votes.by_model:
         own = np.append(counts, 0.0).astype(np.int64)
         total = int(own.sum())
         if not total:

@@ -23,9 +23,7 @@ from router import cost
 from router.lengths import log_student
 from router.profile import ROUND_SIZES, SAMPLES_WORTH, SCHEMA, equal_bins, parse, together
 from training import alike, irt
-from training.measured import Measured, Samples, numbered
-
-Array = NDArray[np.float64]
+from training.measured import Array, Measured, Samples, numbered
 
 TYPES = (8, 16, 32, 64)
 """Numbers of types that are tried."""

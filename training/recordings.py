@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 
 from services.common.texts import open_text
-from training.measured import Measured, Samples
-from training.profiles import Array
+from training.measured import Array, Measured, Samples
 
 
 class RecordingError(Exception):
