@@ -33,7 +33,6 @@ from isoflop.v1.router_pb2 import Filters, Objective, SolveRequest, SolveRespons
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from threadpoolctl import threadpool_limits
 
 from benchmarks.replay_baselines import MOST, Point
 from benchmarks.replay_data import SIZES, Recording
@@ -377,9 +376,7 @@ def _work(folder: Folder, share: Sequence[Job], pipe: Connection) -> None:
         finally:
             await suite.close()
 
-    # Matrices are small, and each core has a process: with a thread for each core decisions took four times
-    # as long.
-    with suppress(BrokenPipeError), threadpool_limits(1):
+    with suppress(BrokenPipeError):
         asyncio.run(work())
 
 
