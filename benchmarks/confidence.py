@@ -14,19 +14,20 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import matplotlib as mpl
 import numpy as np
 from prometheus_client import CollectorRegistry
-from rich.console import Console
-from rich.progress import Progress
 
-from benchmarks.embedded import AT_A_TIME, EFFORTS, PLANNED, Outcome, adaptive, seed_of
+from benchmarks.embedded import EFFORTS, PLANNED, Outcome, adaptive, seed_of, some_at_a_time, stored
 from router.embedded import open_router
 from router.settings import SuiteSettings
-from training.resampling import RESAMPLES, Bools, Floats, interval
+from training.difficulty_figures import BINS, chances
+from training.prm_figures import reliability
+from training.resampling import interval, resamples
 from training.splits import Problem, first_of_each_group
 
 mpl.use("Agg")
@@ -36,7 +37,6 @@ ROOT: Final = Path(__file__).parents[1]
 STORE: Final = ROOT / "build" / "bench-confidence"
 CALIBRATED: Final = 480
 """Of the calibration file, the first of each group in turn: the embedded profile's queries (`make train`)."""
-BINS: Final = 10
 GOAL: Final = 0.05
 """Expected calibration error that is asked for."""
 
@@ -53,8 +53,7 @@ async def collect(problems: Sequence[Problem]) -> tuple[list[Outcome], str]:
     """All outcomes, from the store where it has them, and the profile's version."""
     STORE.mkdir(parents=True, exist_ok=True)
     path = STORE / f"{PLANNED}.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    outcomes = [Outcome(**json.loads(line)) for line in lines]
+    outcomes = stored(path)
     known = {(one.policy, one.query_id) for one in outcomes}
     jobs = [
         (effort, problem, number)
@@ -62,62 +61,45 @@ async def collect(problems: Sequence[Problem]) -> tuple[list[Outcome], str]:
         for effort in EFFORTS
         if (f"isoflop {effort}", problem.query_id) not in known
     ]
-    gate = asyncio.Semaphore(AT_A_TIME)
     async with open_router(SuiteSettings(), CollectorRegistry()) as router:
-        with Progress(console=Console(stderr=True)) as progress, path.open("a", buffering=1) as kept:
-            task = progress.add_task(f"{len(problems)} problems × {len(EFFORTS)} efforts", total=len(jobs))
+        with path.open("a", buffering=1) as kept:
 
             async def play(effort: str, problem: Problem, number: int) -> None:
-                async with gate:
-                    (outcome,) = await adaptive(router, problem, effort, 0, seed_of(problem, 7, number))
+                (outcome,) = await adaptive(router, problem, effort, 0, seed_of(problem, 7, number))
                 outcomes.append(outcome)
                 kept.write(json.dumps(asdict(outcome)) + "\n")
-                progress.advance(task)
 
-            for at in range(0, len(jobs), 64):
-                await asyncio.gather(*(play(*job) for job in jobs[at : at + 64]))
+            about = f"{len(problems)} problems × {len(EFFORTS)} efforts"
+            await some_at_a_time([partial(play, *job) for job in jobs], about)
         version = (await router.models()).profile
     wanted = {problem.query_id for problem in problems}
     return [one for one in outcomes if one.query_id in wanted], version
-
-
-def ece(confidence: Floats, right: Bools) -> Floats:
-    """Expected calibration error, in BINS of equal width, shape (...); both have shape (..., Q)."""
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    return np.asarray(sum(abs(((confidence - right) * (bins == b)).mean(axis=-1)) for b in range(BINS)))
-
-
-def skill(confidence: Floats, right: Bools) -> Floats:
-    """Brier skill over the base rate, shape (...); both have shape (..., Q)."""
-    base = right.mean(axis=-1)
-    return np.asarray(1 - ((confidence - right) ** 2).mean(axis=-1) / (base * (1 - base)))
 
 
 def figures(outcomes: Sequence[Outcome], effort: str) -> dict[str, Any]:
     """Of one effort: scores with intervals, and by bin how many, what was said, and what was right."""
     mine = sorted((one for one in outcomes if one.policy == f"isoflop {effort}"), key=lambda o: o.query_id)
     confidence = np.array([one.confidence for one in mine])
-    right = np.array([one.right for one in mine])
-    drawn = np.random.default_rng(0).integers(0, len(mine), (RESAMPLES, len(mine)))
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    right = np.array([one.right for one in mine], np.float64)
+    told = chances(confidence, right, np.ones(len(mine)))
+    again = [chances(confidence, right * weights, weights) for weights in resamples(len(mine))]
+    intervals = {
+        name: [round(v, 4) for v in interval(np.array([one[name] for one in again]))]
+        for name in ("ece", "brier_skill")
+    }
     return {
         "effort": effort,
         "queries": len(mine),
-        "right": round(float(right.mean()), 4),
-        "confidence": round(float(confidence.mean()), 4),
+        "right": round(told["right"], 4),
+        "confidence": round(told["predicted"], 4),
         "mflop": round(float(np.mean([one.flops for one in mine])) / 1e6, 1),
-        "ece": round(float(ece(confidence, right)), 4),
-        "ece_interval": [round(v, 4) for v in interval(ece(confidence[drawn], right[drawn]))],
-        "brier_skill": round(float(skill(confidence, right)), 4),
-        "brier_skill_interval": [round(v, 4) for v in interval(skill(confidence[drawn], right[drawn]))],
+        "ece": round(told["ece"], 4),
+        "ece_interval": intervals["ece"],
+        "brier_skill": round(told["brier_skill"], 4),
+        "brier_skill_interval": intervals["brier_skill"],
         "bins": [
-            {
-                "queries": int((bins == b).sum()),
-                "confidence": round(float(confidence[bins == b].mean()), 4),
-                "right": round(float(right[bins == b].mean()), 4),
-            }
-            for b in range(BINS)
-            if (bins == b).any()
+            {"queries": int(count), "confidence": round(float(said), 4), "right": round(float(was), 4)}
+            for said, was, count in reliability(right, confidence)
         ],
     }
 

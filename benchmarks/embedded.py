@@ -17,8 +17,9 @@ import json
 import platform
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -169,19 +170,34 @@ def _outcome(policy: str, seed: int, problem: Problem, response: SolveResponse, 
     return Outcome(policy, seed, problem.query_id, right, response.bill.flops, samples, response.confidence)
 
 
+def stored(path: Path) -> list[Outcome]:
+    """What a store has; nothing where there is none."""
+    return [Outcome(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+async def some_at_a_time(jobs: Sequence[Callable[[], Awaitable[None]]], about: str) -> None:
+    """Do all jobs, AT_A_TIME of them at once, with a progress bar that says what they are about."""
+    gate = asyncio.Semaphore(AT_A_TIME)
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task(about, total=len(jobs))
+
+        async def one(job: Callable[[], Awaitable[None]]) -> None:
+            async with gate:
+                await job()
+            progress.advance(task)
+
+        for at in range(0, len(jobs), 64):
+            await asyncio.gather(*(one(job) for job in jobs[at : at + 64]))
+
+
 async def collect(problems: list[Problem], seeds: int) -> tuple[list[Outcome], str]:
     """All outcomes, from the store where it has them, and the profile's version."""
     STORE.mkdir(parents=True, exist_ok=True)
     async with open_router(SuiteSettings(), CollectorRegistry()) as router:
         listed = await router.models()
         paths = {True: STORE / f"isoflop-{PLANNED}.jsonl", False: STORE / f"fixed-{MEASURED}.jsonl"}
-        stored = [
-            Outcome(**json.loads(line))
-            for path in paths.values()
-            if path.exists()
-            for line in path.read_text().splitlines()
-        ]
-        known = {(one.policy, one.seed, one.query_id) for one in stored}
+        found = [one for path in paths.values() for one in stored(path)]
+        known = {(one.policy, one.seed, one.query_id) for one in found}
         plans: list[tuple[str, Play, Any]] = [
             *((f"isoflop {effort}", adaptive, effort) for effort in EFFORTS),
             *((f"{model.name} greedy", once, model) for model in listed.models),
@@ -199,28 +215,19 @@ async def collect(problems: list[Problem], seeds: int) -> tuple[list[Outcome], s
             for name, play, what in random.Random(f"{seed}/{number}").sample(plans, len(plans))
             if (name, seed, problem.query_id) not in known
         ]
-        gate = asyncio.Semaphore(AT_A_TIME)
-        with (
-            Progress() as progress,
-            paths[True].open("a", buffering=1) as planned,
-            paths[False].open("a", buffering=1) as fixed,
-        ):
-            task = progress.add_task(f"{len(problems)} problems × {seeds} seeds", total=len(jobs))
+        with paths[True].open("a", buffering=1) as planned, paths[False].open("a", buffering=1) as fixed:
 
-            async def play_one(job: tuple[Play, Any, Problem, int, int]) -> None:
-                play, what, problem, seed, number = job
-                async with gate:
-                    outcomes = await play(router, problem, what, seed, seed_of(problem, seed, number))
-                stored.extend(outcomes)
+            async def play_one(play: Play, what: Any, problem: Problem, seed: int, number: int) -> None:
+                outcomes = await play(router, problem, what, seed, seed_of(problem, seed, number))
+                found.extend(outcomes)
                 (planned if play is adaptive else fixed).writelines(
                     json.dumps(asdict(one)) + "\n" for one in outcomes
                 )
-                progress.advance(task)
 
-            for at in range(0, len(jobs), 64):
-                await asyncio.gather(*(play_one(job) for job in jobs[at : at + 64]))
+            about = f"{len(problems)} problems × {seeds} seeds"
+            await some_at_a_time([partial(play_one, *job) for job in jobs], about)
     wanted = {problem.query_id for problem in problems}
-    return [one for one in stored if one.query_id in wanted and one.seed < seeds], listed.profile
+    return [one for one in found if one.query_id in wanted and one.seed < seeds], listed.profile
 
 
 def by_problem(

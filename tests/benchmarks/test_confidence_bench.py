@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from benchmarks import confidence
-from benchmarks.confidence import CALIBRATED, draw, ece, figures, page, skill, unseen
+from benchmarks.confidence import CALIBRATED, draw, figures, page, unseen
 from benchmarks.embedded import Outcome
 from training.calibration import in_turn, read_queries
+from training.difficulty_figures import chances
+from training.measured import Array
 from training.splits import FOLDER
 
 
@@ -23,9 +25,13 @@ def outcomes(said: float, share: float) -> list[Outcome]:
 
 def test_an_error_is_what_is_said_less_what_is_right_by_bin() -> None:
     said, right = np.array([0.9, 0.9, 0.9, 0.9, 0.1, 0.1]), np.array([True, True, True, False, False, False])
-    assert ece(said, right) == pytest.approx((4 * 0.15 + 2 * 0.1) / 6)
-    assert skill(right.astype(float), right) == pytest.approx(1)
-    assert skill(np.full(6, 0.5), right) == pytest.approx(0)
+
+    def told(said: Array) -> dict[str, float]:
+        return chances(said, right.astype(np.float64), np.ones(6))
+
+    assert told(said)["ece"] == pytest.approx((4 * 0.15 + 2 * 0.1) / 6)
+    assert told(right.astype(np.float64))["brier_skill"] == pytest.approx(1)
+    assert told(np.full(6, 0.5))["brier_skill"] == pytest.approx(0)
 
 
 def test_figures_tell_each_bin_and_a_page_and_a_picture_are_made(tmp_path: Path) -> None:
