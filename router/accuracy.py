@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from router.belief import Posterior, weight
+from router.belief import Posterior
 from router.lengths import Array
 from router.profile import ROUND_SIZES, RUNS, Arm, Verified, together
 
@@ -110,18 +110,20 @@ class Stack:
             *np.unique([arm.model for arm, _ in arms], return_index=True, return_inverse=True)[1:],
         )
 
-    def weights(self, had: Array) -> Array:
-        """What evidence counts for after so many more samples (see `router.belief.weight`), shape (B, N, H).
+    def kept(self, difficulty: Array, had: Array) -> Array:
+        """What samples of each arm bring of what its own curve promises, shape (B, N).
 
-        `had` are the samples so far of each arm's model, shape (B, N); H of ROUND_SIZES are looked ahead by.
+        `difficulty`, shape (B, D), are beliefs; `had`, shape (B, N), the samples so far of each arm's model.
+        What other models have told is shared, as in `router.belief.weight`. A model that is believed to be
+        right less often than the best that has voted brings nothing: on recordings (seven models on
+        MATH-500, six on GPQA) its votes moved the answer as often away from the truth as towards it, where
+        types, which hold models to be independent, promise two points and more.
         """
         told = had / (had + self.concentration)
-        models = told[:, self.first]  # (B, M)
-        more = had[..., None] + ROUND_SIZES[: self.votes.shape[1]]
-        after = np.broadcast_to(models[:, None, None], (*more.shape, len(self.first))).copy()
-        arms = np.arange(len(self.model))
-        after[:, arms, :, self.model] = (more / (more + self.concentration[:, None])).transpose(1, 0, 2)
-        return weight(after, self.alike)
+        others = told[:, self.first].sum(axis=1, keepdims=True) - told
+        good = (difficulty @ self.p_right[self.first].T)[:, self.model]
+        best = np.where(had > 0, good, 0.0).max(axis=1, keepdims=True)
+        return np.asarray(np.where(good >= best, 1 / (1 + others * self.alike), 0.0))
 
     def among(self, types: NDArray[np.int64], sizes: int) -> Stack:
         """Their tables for some types of queries, and the first of ROUND_SIZES."""
@@ -218,8 +220,8 @@ class Races:
             right = np.minimum(doubt, 1.0) * self.joint[one, :-1]  # (B, R, D)
             rises[one, ..., arm] = right.astype(np.float32) @ stack.each[arm]
         risen = np.matmul(LEADS[:sizes, :runs], self._gains(stack, rises, holds))  # (B, H, N)
-        if stack.alike and len(stack.first) > 1:
-            risen = risen * stack.weights(had).transpose(0, 2, 1)
+        if len(stack.first) > 1:
+            risen = risen * stack.kept(self.difficulty, had)[:, None]
         # Of many votes not all the ways to the lead are counted: they bring no less than fewer do.
         risen = np.maximum.accumulate(risen, axis=1).transpose(0, 2, 1)
         return np.asarray(np.minimum(self.confidence[:, None, None] + risen, 1.0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -88,16 +88,32 @@ def plain_accuracy(posterior: Posterior, arm: Arm, samples: int, had: int) -> fl
     return min(posterior.confidence + best, 1.0)
 
 
+def plain_kept(posterior: Posterior, arms: Sequence[Arm], had: Sequence[float], row: int) -> float:
+    """What counts of a promised rise."""
+    if not len(posterior.sizes):
+        return 1.0
+    chances = [float(posterior.difficulty @ arm.p_right) for arm in arms]
+    voted = [at for at, samples in enumerate(had) if samples]
+    if any(chances[at] > chances[row] for at in voted):
+        return 0.0
+    told = {arms[at].model: had[at] / (had[at] + arms[at].concentration) for at in voted}
+    return 1 / (1 + arms[row].alike * sum(told[model] for model in told if model != arms[row].model))
+
+
 def test_accuracies_are_what_plain_loops_find() -> None:
     compared = 0
     for planner, query, state in situations(60, 3):
         outlook = planner.outlook(query, state)
+        arms, confidence = [option.arm for option in outlook.menu.options], state.confidence
         for row, option in enumerate(outlook.menu.options):
+            kept = plain_kept(state.posterior, arms, outlook.had.tolist(), row)
             for column, size in enumerate(ROUND_SIZES):
                 if size > (4 if row else 32):
                     continue
                 arm = option.arm
                 plain = plain_accuracy(state.posterior, arm, size, int(outlook.had[row]))
+                if len(state.posterior.sizes):
+                    plain = confidence + (plain - confidence) * kept
                 assert outlook.accuracy[row, column] == pytest.approx(plain, abs=3e-6)
                 compared += len(state.posterior.sizes) > 1
     assert compared > 100
@@ -158,13 +174,18 @@ def plain_worth(outlook: Outlook, row: int, cap: float, worth: float) -> float:
     left = -share * float(outlook.flops[row, 0])
     for chance, after in plain_outcomes(arm, state, cap):
         values = [after.confidence * worth]
+        bought = [
+            had + (option.model.name == arm.model)
+            for had, option in zip(outlook.had.tolist(), menu.options, strict=True)
+        ]
         for other, option in enumerate(menu.options):
-            had = int(outlook.had[other]) + (option.model.name == arm.model)
+            kept = plain_kept(after, [option.arm for option in menu.options], bought, other)
             for column, size in enumerate(ROUND_SIZES[:AFTER]):
                 spent = state.left.flops - share * float(menu.flops[row] @ belief)
                 price = size * float(menu.flops[other] @ after.difficulty)
                 if outlook.open[other, column] and price <= spent:
-                    values.append(expected_accuracy(after, option.arm, size, had) * worth - price)
+                    gain = expected_accuracy(after, option.arm, size, int(bought[other])) - after.confidence
+                    values.append((after.confidence + kept * gain) * worth - price)
         left += chance * (max(values) - state.confidence * worth)
     return left
 
