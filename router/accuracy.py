@@ -119,11 +119,13 @@ class Stack:
         MATH-500, six on GPQA) its votes moved the answer as often away from the truth as towards it, where
         types, which hold models to be independent, promise two points and more.
         """
+        good = (difficulty @ self.p_right[self.first].T)[:, self.model]
+        best = (good * (had > 0)).max(axis=1, keepdims=True)
+        if not self.alike:
+            return np.asarray(good >= best, np.float64)
         told = had / (had + self.concentration)
         others = told[:, self.first].sum(axis=1, keepdims=True) - told
-        good = (difficulty @ self.p_right[self.first].T)[:, self.model]
-        best = np.where(had > 0, good, 0.0).max(axis=1, keepdims=True)
-        return np.asarray(np.where(good >= best, 1 / (1 + others * self.alike), 0.0))
+        return np.asarray((good >= best) / (1 + others * self.alike))
 
     def among(self, types: NDArray[np.int64], sizes: int) -> Stack:
         """Their tables for some types of queries, and the first of ROUND_SIZES."""
@@ -213,15 +215,15 @@ class Races:
         chances = self.joint.astype(np.float32).reshape(-1, types) @ stack.runs.reshape(types, -1)
         chances = chances.reshape(beliefs, -1, runs, arms)  # (B, R + 1, V, N)
         rises, holds = chances[:, :-1], chances[:, -1]
-        for arm in np.flatnonzero(had.any(axis=0)).tolist():
+        kept = stack.kept(self.difficulty, had)
+        for arm in np.flatnonzero((had * kept).any(axis=0)).tolist():
             one = had[:, arm].nonzero()[0] if beliefs > 1 else slice(None)
             weight, p_right = stack.weight[arm], stack.p_right[arm]
             doubt = (weight + self.sizes[one, :, None]) / (weight + had[one, arm, None, None] * p_right)
             right = np.minimum(doubt, 1.0) * self.joint[one, :-1]  # (B, R, D)
             rises[one, ..., arm] = right.astype(np.float32) @ stack.each[arm]
         risen = np.matmul(LEADS[:sizes, :runs], self._gains(stack, rises, holds))  # (B, H, N)
-        if len(stack.first) > 1:
-            risen = risen * stack.kept(self.difficulty, had)[:, None]
+        risen = risen * kept[:, None]
         # Of many votes not all the ways to the lead are counted: they bring no less than fewer do.
         risen = np.maximum.accumulate(risen, axis=1).transpose(0, 2, 1)
         return np.asarray(np.minimum(self.confidence[:, None, None] + risen, 1.0))
