@@ -9,7 +9,7 @@ from contextlib import aclosing, suppress
 
 import structlog
 from isoflop.errors import InvalidArgument, NotFound
-from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, TextDelta
+from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, FINISH_REASON_STEP, TextDelta
 from isoflop.v1.generation_pb2 import (
     Branch,
     DescribeModelsRequest,
@@ -47,7 +47,7 @@ class Metrics:
         )
         self.samples = Counter(
             "isoflop_generation_samples_total",
-            "Samples by model and outcome (stop, length, aborted); moves when a sample ends.",
+            "Samples by model and outcome (stop, length, aborted, step); moves when a sample ends.",
             ["model", "outcome"],
             registry=registry,
         )
@@ -156,6 +156,10 @@ class Generation:
             raise InvalidArgument("sampling.max_tokens", "must not be negative")
         if not all(sampling.stop):
             raise InvalidArgument("sampling.stop", "must not be empty texts")
+        if sampling.one_step and sampling.stop:
+            raise InvalidArgument("sampling.stop", "one step ends with its line, and with nothing else")
+        if sampling.one_step and not self._backends[start.model].model.capabilities.steps:
+            raise InvalidArgument("sampling.one_step", f"{start.model} cannot end a sample after a step")
         return start
 
     def _count(self, backend: Backend, usage: RoundUsage, sample: Growing, last: Piece) -> None:
@@ -209,7 +213,7 @@ class Generation:
         metrics.flops.labels(name).inc(with_attention(backend.model.shape, computed, usage.context_tokens))
 
 
-OUTCOMES = {1: "stop", 2: "length", FINISH_REASON_ABORTED: "aborted"}
+OUTCOMES = {1: "stop", 2: "length", FINISH_REASON_ABORTED: "aborted", FINISH_REASON_STEP: "step"}
 
 
 def _jobs(start: StartRound) -> tuple[list[int], list[Job]]:

@@ -9,6 +9,7 @@ What is known of the engine, and dealt with here:
 - Counts are taken from each chunk's timings, so that an aborted sample is billed exactly.
 - An HTTP listener always starts: it gets a socket file in a private folder.
 - Log-probabilities are those of the model at temperature 1.
+- A stop text vanishes from the text, and ends a sample as the end of text does: its last token tells which.
 - A chunk for each token, each of which wakes every thread that waits, takes a third of the time of a tiny
   model. Where nobody reads along or aborts, as in bulk sampling, samples may come whole.
 """
@@ -29,6 +30,7 @@ from isoflop.errors import InvalidArgument, IsoflopError, Unavailable
 from isoflop.v1.common_pb2 import (
     FINISH_REASON_ABORTED,
     FINISH_REASON_LENGTH,
+    FINISH_REASON_STEP,
     FINISH_REASON_STOP,
     SEED_PROMISE_ALONE,
     Capabilities,
@@ -41,7 +43,7 @@ from services.common.template import ChatTemplate
 from services.generation.backends import NEVER_STARTED, End, Job, Piece, Round
 from services.generation.catalog import LlamaCppEntry
 
-CAPABILITIES = Capabilities(prefix=True, seed=SEED_PROMISE_ALONE, logprobs=True, abort_one=True)
+CAPABILITIES = Capabilities(prefix=True, seed=SEED_PROMISE_ALONE, logprobs=True, abort_one=True, steps=True)
 
 
 class LlamaCppBackend:
@@ -85,6 +87,7 @@ class LlamaCppBackend:
         if whole:
             self.model.capabilities.abort_one = False
         self._whole = whole
+        self._ends = header.ends
         self._sockets = tempfile.TemporaryDirectory(prefix="isoflop-")
         try:
             self._server: Any = xllamacpp.Server(
@@ -116,7 +119,7 @@ class LlamaCppBackend:
         if not await self._slot(round, job):
             round.put(Piece(job.sample_id, end=NEVER_STARTED))
             return
-        completion = Completion(round, job, asyncio.get_running_loop())
+        completion = Completion(round, job, self._ends, asyncio.get_running_loop())
         thread = asyncio.get_running_loop().run_in_executor(
             self._threads, completion.run, self._server.handle_completions, self._request(job)
         )
@@ -157,7 +160,7 @@ class LlamaCppBackend:
             # The model's own distribution: none of the engine's other samplers, which also take their time.
             "samplers": ["top_p", "temperature"],
             "n_predict": sampling.max_tokens or -1,
-            "stop": list(sampling.stop),
+            "stop": ["\n"] if sampling.one_step else list(sampling.stop),
             "stream": not self._whole,
             "cache_prompt": True,
             "n_probs": 1,
@@ -172,10 +175,14 @@ class LlamaCppBackend:
 class Completion:
     """One completion in its thread: collects chunks into pieces, a step at a time unless text is streamed."""
 
-    def __init__(self, round: Round, job: Job, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, round: Round, job: Job, ends: frozenset[int], loop: asyncio.AbstractEventLoop) -> None:
+        """`ends`: the tokens with which the model ends a text."""
         self._round = round
         self._job = job
+        self._ends = ends
         self._loop = loop
+        self._token = -1
+        """The last that came."""
         self._text = ""
         self._logprob: float | None = None
         """None until one is told: bytes that are no character yet come without."""
@@ -208,9 +215,12 @@ class Completion:
         self._timings = chunk.get("timings") or self._timings
         for token in (choice.get("logprobs") or {}).get("content") or ():
             self._logprob = (self._logprob or 0.0) + token["logprob"]
+            self._token = token["id"]
         self._text += text
         if choice.get("finish_reason"):
             self._reason = FINISH_REASON_LENGTH if choice["finish_reason"] == "length" else FINISH_REASON_STOP
+            if self._reason == FINISH_REASON_STOP and self._job.sampling.one_step:
+                self._end_of_step()
         elif self._text.endswith("\n") or (self._text and self._round.stream_text):
             self._flush(None)
         return self._round.aborted(self._job.sample_id)
@@ -220,6 +230,12 @@ class Completion:
         for chunk in [answer] if "error" in answer else as_streamed(answer):
             self._chunk(chunk)
         return False
+
+    def _end_of_step(self) -> None:
+        """The engine has stopped at a line end, or the model has ended its text."""
+        if self._token not in self._ends:
+            self._reason = FINISH_REASON_STEP
+            self._text += "\n"
 
     def _flush(self, end: End | None) -> None:
         generated = int(self._timings.get("predicted_n", self._counted))
@@ -287,6 +303,8 @@ class Header:
     chat_template: str
     bos_token: str
     eos_token: str
+    ends: frozenset[int]
+    """Tokens with which the model ends a text, or its turn."""
 
     @classmethod
     def read(cls, path: Path) -> Header:
@@ -330,4 +348,5 @@ class Header:
             chat_template=value("tokenizer.chat_template", "") or "",
             bos_token=token("bos"),
             eos_token=token("eos"),
+            ends=frozenset(value(f"tokenizer.ggml.{key}_token_id", -1) for key in ("eos", "eot", "eom")),
         )

@@ -158,6 +158,8 @@ async def test_an_unknown_model_is_not_found_and_the_known_ones_are_named() -> N
         ("sampling.top_p", {"sampling": Sampling(top_p=1.1)}),
         ("sampling.max_tokens", {"sampling": Sampling(max_tokens=-1)}),
         ("sampling.stop", {"sampling": Sampling(stop=["\n", ""])}),
+        ("sampling.stop", {"sampling": Sampling(stop=["."], one_step=True)}),
+        ("sampling.one_step", {"sampling": Sampling(one_step=True)}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -16,6 +16,7 @@ from isoflop.errors import InvalidArgument
 from isoflop.v1.common_pb2 import (
     FINISH_REASON_ABORTED,
     FINISH_REASON_LENGTH,
+    FINISH_REASON_STEP,
     FINISH_REASON_STOP,
     SEED_PROMISE_ALONE,
     Message,
@@ -145,6 +146,33 @@ async def test_a_prefix_is_continued(core: Generation) -> None:
     rest = await sample(core, prefix=prefix)
     assert prefix + rest.text == full.text
     assert rest.tokens == full.tokens - step.tokens, "no token of our models reaches over a line end"
+
+
+@pytest.mark.parametrize("stream_text", [False, True])
+async def test_a_chain_made_step_by_step_is_the_one_that_is_made_at_once(
+    core: Generation, stream_text: bool
+) -> None:
+    full = await sample(core)
+    text, tokens, reasons = "", 0, []
+    while not reasons or reasons[-1] == FINISH_REASON_STEP:
+        start = begin(prefix=text, one_step=True)
+        start.stream_text = stream_text
+        (step,), usage = await generate(core, start)
+        if text:
+            # The prefix is in the engine's cache: no more than its last token is computed again.
+            assert usage.prompt_tokens <= 2
+        text, tokens = text + step.text, tokens + step.tokens
+        reasons.append(step.finish_reason)
+    assert text == full.text
+    assert tokens == full.tokens
+    assert len(reasons) == len(full.steps) > 1
+    assert reasons[-1] == FINISH_REASON_STOP
+
+
+async def test_a_step_that_is_cut_is_none(core: Generation) -> None:
+    cut = await sample(core, one_step=True, max_tokens=2)
+    assert cut.finish_reason == FINISH_REASON_LENGTH
+    assert not cut.text.endswith("\n")
 
 
 async def test_steps_are_lines_and_their_log_probabilities_add_up(core: Generation) -> None:

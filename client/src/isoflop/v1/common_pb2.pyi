@@ -73,6 +73,8 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     """It reached the most tokens that it may have."""
     FINISH_REASON_ABORTED: _FinishReason.ValueType  # 3
     """It was aborted: its text is what was there by then."""
+    FINISH_REASON_STEP: _FinishReason.ValueType  # 4
+    """It is the one step that was asked for, and not the chain's last."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why a sample ended."""
@@ -85,6 +87,8 @@ FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """It reached the most tokens that it may have."""
 FINISH_REASON_ABORTED: FinishReason.ValueType  # 3
 """It was aborted: its text is what was there by then."""
+FINISH_REASON_STEP: FinishReason.ValueType  # 4
+"""It is the one step that was asked for, and not the chain's last."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 class _Stage:
@@ -206,6 +210,7 @@ class Sampling(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    ONE_STEP_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
     """0 is greedy; higher is more varied."""
     top_p: _builtins.float
@@ -214,6 +219,8 @@ class Sampling(_message.Message):
     """Most tokens a sample may have. 0: what the model's context leaves."""
     seed: _builtins.int
     """Sample i of a query has seed `seed` + i. What that promises is said by the model's capabilities."""
+    one_step: _builtins.bool
+    """End a sample where its first line ends: one step of a chain. The line end belongs to its text."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts that end a sample (and are not part of it)."""
@@ -226,10 +233,11 @@ class Sampling(_message.Message):
         max_tokens: _builtins.int = ...,
         stop: _abc.Iterable[_builtins.str] | None = ...,
         seed: _builtins.int | None = ...,
+        one_step: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "max_tokens", b"max_tokens", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "max_tokens", b"max_tokens", "one_step", b"one_step", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
@@ -586,6 +594,7 @@ class Capabilities(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     ABORT_ONE_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     prefix: _builtins.bool
     """It can continue a prefix."""
     seed: Global___SeedPromise.ValueType
@@ -596,6 +605,8 @@ class Capabilities(_message.Message):
     """It can abort one sample of a round; all of them together it always can."""
     samples: _builtins.int
     """Most samples a query can have; 0: no end."""
+    steps: _builtins.bool
+    """It can end a sample after one step, and tell whether that is the last."""
     def __init__(
         self,
         *,
@@ -604,10 +615,11 @@ class Capabilities(_message.Message):
         logprobs: _builtins.bool = ...,
         abort_one: _builtins.bool = ...,
         samples: _builtins.int = ...,
+        steps: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_one", b"abort_one", "logprobs", b"logprobs", "prefix", b"prefix", "samples", b"samples", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_one", b"abort_one", "logprobs", b"logprobs", "prefix", b"prefix", "samples", b"samples", "seed", b"seed", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -254,6 +254,7 @@ class Filters(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     VERIFIER_FIELD_NUMBER: _builtins.int
     SCORING_FIELD_NUMBER: _builtins.int
+    SEARCH_FIELD_NUMBER: _builtins.int
     samples: _builtins.int
     """Exactly this many samples, bought at once and all completed: a fixed plan. None: the planner decides."""
     thinking_tokens: _builtins.int
@@ -274,6 +275,10 @@ class Filters(_message.Message):
     def strategies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only these strategies; none: all that the profile knows."""
 
+    @_builtins.property
+    def search(self) -> Global___Search:
+        """How wide and how deep to search, for strategies that do; none: 4 × 4 × 64."""
+
     def __init__(
         self,
         *,
@@ -285,10 +290,11 @@ class Filters(_message.Message):
         seed: _builtins.int | None = ...,
         verifier: _builtins.str = ...,
         scoring: _verification_pb2.ChainScoring.ValueType = ...,
+        search: Global___Search | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_samples", b"_samples", "_seed", b"_seed", "_temperature", b"_temperature", "_thinking_tokens", b"_thinking_tokens", "samples", b"samples", "seed", b"seed", "temperature", b"temperature", "thinking_tokens", b"thinking_tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_samples", b"_samples", "_seed", b"_seed", "_temperature", b"_temperature", "_thinking_tokens", b"_thinking_tokens", "samples", b"samples", "search", b"search", "seed", b"seed", "temperature", b"temperature", "thinking_tokens", b"thinking_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_samples", b"_samples", "_seed", b"_seed", "_temperature", b"_temperature", "_thinking_tokens", b"_thinking_tokens", "models", b"models", "samples", b"samples", "scoring", b"scoring", "seed", b"seed", "strategies", b"strategies", "temperature", b"temperature", "thinking_tokens", b"thinking_tokens", "verifier", b"verifier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_samples", b"_samples", "_seed", b"_seed", "_temperature", b"_temperature", "_thinking_tokens", b"_thinking_tokens", "models", b"models", "samples", b"samples", "scoring", b"scoring", "search", b"search", "seed", b"seed", "strategies", b"strategies", "temperature", b"temperature", "thinking_tokens", b"thinking_tokens", "verifier", b"verifier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__samples: _TypeAlias = _typing.Literal["samples"]  # noqa: Y015
     _WhichOneofArgType__samples: _TypeAlias = _typing.Literal["_samples", b"_samples"]  # noqa: Y015
@@ -308,6 +314,36 @@ class Filters(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__thinking_tokens) -> _WhichOneofReturnType__thinking_tokens | None: ...
 
 Global___Filters: _TypeAlias = Filters  # noqa: Y015
+
+@_typing.final
+class Search(_message.Message):
+    """A search over the steps of chains."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WIDTH_FIELD_NUMBER: _builtins.int
+    EXPANSION_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    width: _builtins.int
+    """Chains that are kept at each step, and returned. 0: 4."""
+    expansion: _builtins.int
+    """Continuations of each that are tried at each step. 0: 4."""
+    depth: _builtins.int
+    """Most steps of a chain. 0: 64."""
+    def __init__(
+        self,
+        *,
+        width: _builtins.int = ...,
+        expansion: _builtins.int = ...,
+        depth: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depth", b"depth", "expansion", b"expansion", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Search: _TypeAlias = Search  # noqa: Y015
 
 @_typing.final
 class SolveResponse(_message.Message):
