@@ -7,21 +7,34 @@ import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from isoflop.errors import Unavailable
-from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, Sample, Sampling, TextDelta
+from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, Sample, Sampling, Step, TextDelta
 from isoflop.v1.generation_pb2 import AbortSamples, Branch, GenerateRequest, RoundUsage, StartRound
 from isoflop.v1.verification_pb2 import Chain, ChainScore, ChainScoring, ScoreRequest, Verifier
 
-from router.cost import Cost, Meter
+from router import cost
+from router.cost import TEMPLATE_TOKENS, Cost, Meter
 from router.decision import Action
 from router.portions import MOST_BYTES, portions
 from router.query import Query
 from router.stages import Stages
+from router.strategies.strategy import Search
 from services.common.flops import attended
 
 T = TypeVar("T")
+
+
+@dataclass
+class Told:
+    """What a round with generation has told of its usage."""
+
+    usage: RoundUsage = field(default_factory=RoundUsage)
+    """Of the samples that have come; the round's own, once it is told."""
+    whole: bool = False
+    """It is told: the round is over."""
 
 
 class RoundBench:
@@ -40,7 +53,7 @@ class RoundBench:
     ) -> None:
         self._query = query
         self._action = action
-        self._first_sample = first_sample
+        self._next_sample = first_sample
         self._stages = stages
         self._meter = meter
         self._deadline = query.deadline if math.isfinite(query.deadline) else None
@@ -48,6 +61,10 @@ class RoundBench:
         self._abort_seconds = abort_seconds
         self.scoring: ChainScoring.ValueType = action.scoring
         """From the scores of steps to the score of a chain."""
+        self.search = action.search or Search()
+        """How wide and how deep to search."""
+        self.worst = action.worst(query.prompt_bytes + TEMPLATE_TOKENS)
+        """What the round costs at most: a search ends before it costs more."""
         self.spent = Cost()
         """What has been billed; generation is, when its round has ended."""
         self.waited = 0.0
@@ -56,13 +73,10 @@ class RoundBench:
         """Why samples have no scores, where verification has become unavailable."""
         self.late: asyncio.Task[None] | None = None
         """Scores that nobody waits for any more. It ends within `abort_seconds`, and bills what has come."""
-        self._began = time.perf_counter()
         self._seconds = self._tokens = 0.0
         """Of samples that ended by themselves, each for itself."""
-        self._usage = RoundUsage()
-        """Of the samples that have come; the round's own, once it is told."""
-        self._told = False
-        """The round has told its usage: it is over."""
+        self._grown = 0
+        """Tokens of the longest chain that steps so far may have made."""
 
     async def sample(self, stream_text: bool = False) -> AsyncGenerator[list[Sample] | TextDelta, None]:
         """The round's samples as they finish, those together that are there together.
@@ -70,12 +84,59 @@ class RoundBench:
         Ends at the query's deadline. However it ends, samples that still run are aborted, and their bill
         is waited for.
         """
+        start = self._start([Branch(samples=self._action.samples)], self._action.max_tokens)
+        start.stream_text = stream_text and self._streamed
+        async with aclosing(self._play(start)) as items:
+            async for item in items:
+                yield item
+
+    async def extend(self, chains: Sequence[Sample], each: int) -> Sequence[Sample]:
+        """So many continuations of each chain by one step, as chains from their beginning.
+
+        None where what the round may take is spent, and fewer at the query's deadline.
+        """
+        action, count = self._action, len(chains) * each
+        prompt = self._query.prompt_bytes + TEMPLATE_TOKENS + max(chain.tokens for chain in chains)
+        limit = action.max_tokens - self._grown
+        left = self.worst - self.spent
+        if limit < 1 or (room := cost.longest(action.model, count, prompt, limit, left, action.verifier)) < 1:
+            return []
+        start = self._start([Branch(prefix=chain.text, samples=each) for chain in chains], room)
+        start.sampling.one_step = True
+        steps: list[Sample] = []
+        async with aclosing(self._play(start)) as items:
+            async for item in items:
+                if not isinstance(item, TextDelta):
+                    steps += [step for step in item if step.finish_reason != FINISH_REASON_ABORTED]
+        self._grown += max((step.tokens for step in steps), default=0)
+        return [joined(chains[step.branch], step) for step in steps]
+
+    @property
+    def slowness(self) -> float:
+        """How many times as long as measured a token took; 0 where that is not known."""
+        measured = self._tokens * self._action.arm.seconds_per_token
+        return self._seconds / measured if measured > 0 else 0.0
+
+    def _start(self, branches: Sequence[Branch], max_tokens: int) -> StartRound:
+        """What generation is asked for; samples are counted on from those of the round before."""
+        action, first = self._action, self._next_sample
+        self._next_sample += sum(branch.samples for branch in branches)
+        return StartRound(
+            query_id=self._query.query_id,
+            model=action.model.name,
+            messages=self._query.messages,
+            branches=branches,
+            first_sample=first,
+            sampling=Sampling(temperature=action.temperature, max_tokens=max_tokens, seed=self._query.seed),
+        )
+
+    async def _play(self, start: StartRound) -> AsyncGenerator[list[Sample] | TextDelta, None]:
+        """What comes of it until the query's deadline, and then its bill."""
         enough = asyncio.Event()
         ready: asyncio.Queue[Sample | TextDelta | None] = asyncio.Queue()
+        told = Told()
         # A task of its own: if this one is cancelled, the round still ends with its bill.
-        round = asyncio.create_task(
-            self._round(ready, enough, stream_text and self._streamed), name=self._action.name
-        )
+        round = asyncio.create_task(self._round(start, ready, enough, told), name=self._action.name)
         try:
             while True:
                 begin = time.perf_counter()
@@ -105,48 +166,46 @@ class RoundBench:
             self.waited += time.perf_counter() - begin
             if not round.cancel():
                 round.exception()  # Raised below, where the caller is still there.
-            self.spent += self._meter.generation(self._action.model, self._action.strategy, self._usage)
+            self.spent += self._meter.generation(self._action.model, self._action.strategy, told.usage)
         if round.done():
             round.result()
 
-    @property
-    def slowness(self) -> float:
-        """How many times as long as measured a token took; 0 where that is not known."""
-        measured = self._tokens * self._action.arm.seconds_per_token
-        return self._seconds / measured if measured > 0 else 0.0
-
     async def _round(
-        self, ready: asyncio.Queue[Sample | TextDelta | None], enough: asyncio.Event, stream_text: bool
+        self,
+        start: StartRound,
+        ready: asyncio.Queue[Sample | TextDelta | None],
+        enough: asyncio.Event,
+        told: Told,
     ) -> None:
         """Play the round to its end, whatever becomes of the caller."""
-        self._began = time.perf_counter()
+        began = time.perf_counter()
         try:
-            requests = self._requests(enough, stream_text)
-            async with aclosing(self._stages.generation.generate(requests)) as responses:
+            async with aclosing(
+                self._stages.generation.generate(_requests(start, enough, told))
+            ) as responses:
                 async for response in responses:
                     if response.HasField("sample"):
                         ready.put_nowait(response.sample)
-                        self._note(response.sample)
+                        self._note(response.sample, time.perf_counter() - began, told.usage)
                     elif response.HasField("delta"):
                         ready.put_nowait(response.delta)
                     else:
-                        self._usage, self._told = response.usage, True
+                        told.usage, told.whole = response.usage, True
         finally:
             ready.put_nowait(None)
-        if not self._told:
+        if not told.whole:
             raise Unavailable(f"{self._action.model.name} ended a round without its usage: ask again")
 
-    def _note(self, sample: Sample) -> None:
+    def _note(self, sample: Sample, seconds: float, usage: RoundUsage) -> None:
         """What is billed of a sample where the round never tells its usage; and how long it took."""
-        self._usage.samples += 1
-        if sample.finish_reason != FINISH_REASON_ABORTED:
-            self._seconds += time.perf_counter() - self._began
-            self._tokens += sample.tokens
+        usage.samples += 1
         if sample.finish_reason == FINISH_REASON_ABORTED:
-            self._usage.aborted_tokens += sample.tokens
+            usage.aborted_tokens += sample.tokens
         else:
-            self._usage.completion_tokens += sample.tokens
-        self._usage.context_tokens += attended(1, sample.tokens, self._action.model.shape.window)
+            self._seconds += seconds
+            self._tokens += sample.tokens
+            usage.completion_tokens += sample.tokens
+        usage.context_tokens += attended(1, sample.tokens, self._action.model.shape.window)
 
     async def score(self, samples: Sequence[Sample]) -> Sequence[ChainScore]:
         """Scores of the samples' steps, in order.
@@ -193,24 +252,31 @@ class RoundBench:
             self.spent += self._meter.verification(verifier, self._action.strategy, response)
             scores.update((one.id, one) for one in response.scores)
 
-    async def _requests(self, enough: asyncio.Event, stream_text: bool) -> AsyncIterator[GenerateRequest]:
-        action = self._action
-        yield GenerateRequest(
-            start=StartRound(
-                query_id=self._query.query_id,
-                model=action.model.name,
-                messages=self._query.messages,
-                branches=[Branch(samples=action.samples)],
-                first_sample=self._first_sample,
-                sampling=Sampling(
-                    temperature=action.temperature, max_tokens=action.max_tokens, seed=self._query.seed
-                ),
-                stream_text=stream_text,
-            )
-        )
-        await enough.wait()
-        if not self._told:
-            yield GenerateRequest(abort=AbortSamples())
+
+async def _requests(start: StartRound, enough: asyncio.Event, told: Told) -> AsyncIterator[GenerateRequest]:
+    yield GenerateRequest(start=start)
+    await enough.wait()
+    if not told.whole:
+        yield GenerateRequest(abort=AbortSamples())
+
+
+def joined(chain: Sample, step: Sample) -> Sample:
+    """The chain with one more step."""
+    begins = len(chain.text)
+    steps = [Step(end=begins + one.end, tokens=one.tokens, logprob=_logprob(one)) for one in step.steps]
+    logprobs = (_logprob(chain) if chain.text else 0.0), _logprob(step)
+    return Sample(
+        id=step.id,
+        text=chain.text + step.text,
+        tokens=chain.tokens + step.tokens,
+        finish_reason=step.finish_reason,
+        logprob=None if None in logprobs else math.fsum(one or 0.0 for one in logprobs),
+        steps=[*chain.steps, *steps],
+    )
+
+
+def _logprob(of: Sample | Step) -> float | None:
+    return of.logprob if of.HasField("logprob") else None
 
 
 async def late_bills(benches: Iterable[RoundBench]) -> None:

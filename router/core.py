@@ -77,7 +77,9 @@ class Router:
             self._purse = Purse(window, self._in_force.live.profile.efforts["medium"])
             self._metrics.budget(self._purse)
         self._queries = Queries(settings.kept_queries, settings.rejoin_seconds)
-        self._bounds = Bounds(settings.max_prompt_bytes, settings.max_samples, settings.max_messages)
+        self._bounds = Bounds(
+            settings.max_prompt_bytes, settings.max_samples, settings.max_messages, settings.max_depth
+        )
         self._feedback: Feedback | None = None
         if settings.feedback:
             truths = SqliteTruths(settings.feedback, settings.kept_feedback_days)

@@ -13,9 +13,11 @@ from isoflop.v1.router_pb2 import Action as ActionMessage
 from isoflop.v1.router_pb2 import Rejected
 from isoflop.v1.verification_pb2 import CHAIN_SCORING_UNSPECIFIED, ChainScoring, Verifier
 
+from router import cost
 from router.belief import NO_VOTES, Posterior, Votes
 from router.cost import Cost
 from router.profile import Arm, Verified
+from router.strategies.strategy import Search
 
 T = TypeVar("T")
 
@@ -50,12 +52,25 @@ class Action:
     """What scores say, where that was measured; None: they choose the answer by themselves."""
     probe: bool = False
     """One sample, for what it tells."""
+    search: Search | None = None
+    """How wide and how deep it searches for the samples; None: it does not."""
+
+    @property
+    def lanes(self) -> int:
+        """Samples that run at once."""
+        return self.samples * (self.search.expansion if self.search else 1)
+
+    def worst(self, prompt: int) -> Cost:
+        """What it costs at most, with a prompt of so many tokens."""
+        return cost.samples(self.model, self.lanes, prompt, self.max_tokens, self.verifier)
 
     @property
     def name(self) -> str:
         """In words."""
         if self.probe:
             return f"{self.model.name} × 1 within {self.max_tokens} tokens"
+        if self.search:
+            return f"{self.model.name} {self.strategy} of {self.horizon} × {self.search.expansion}"
         return f"{self.model.name} × {self.horizon} {self.strategy}"
 
     def message(self) -> ActionMessage:

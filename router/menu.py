@@ -20,6 +20,7 @@ from router.lengths import Array
 from router.profile import MOST_VOTES, ROUND_SIZES, Arm, Profile, Verified
 from router.query import Query
 from router.strategies import STRATEGIES
+from router.strategies.strategy import Search
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,13 @@ class Option:
     """From the scores of steps to the score of a chain."""
     verified: Verified | None = None
     """What scores say, where calibration has measured that."""
+    search: Search | None = None
+    """How wide and how deep it searches; None: it does not."""
+
+    @property
+    def lanes(self) -> int:
+        """Samples that run for each that is returned."""
+        return self.search.expansion if self.search else 1
 
     @property
     def blind(self) -> bool:
@@ -47,7 +55,8 @@ class Option:
 
 @dataclass(frozen=True, eq=False)
 class Menu:
-    """N options, D types of queries. Costs are of one sample, with its score and its prompt."""
+    """N options, D types of queries. Costs are of one sample, with its score and its prompt, and of all that
+    a search has to try for it."""
 
     options: tuple[Option, ...]
     flops: Array
@@ -83,7 +92,8 @@ class Menu:
             for option, tokens in zip(options, completion, strict=True)
         ]
         shape = (len(options), len(profile.grid))
-        flops, money, tokens = (np.array([one[i] for one in costs]).reshape(shape) for i in range(3))
+        lanes = np.array([option.lanes for option in options]).reshape(-1, 1)
+        flops, money, tokens = (lanes * np.array([one[i] for one in costs]).reshape(shape) for i in range(3))
         seconds = [t * o.arm.seconds_per_token for o, t in zip(options, completion, strict=True)]
         return cls(
             options,
@@ -96,7 +106,9 @@ class Menu:
             np.array([option.strategy == "single" for option in options], dtype=bool),
             np.array(
                 [
-                    cost.longest(option.model, 1, prompt_most, query.max_tokens, UNLIMITED, option.verifier)
+                    cost.longest(
+                        option.model, option.lanes, prompt_most, query.max_tokens, UNLIMITED, option.verifier
+                    )
                     for option in options
                 ]
             ),
@@ -158,6 +170,9 @@ def _options(query: Query, profile: Profile, catalog: Catalog, most: int) -> Ite
                 continue
             if verifies and not query.strategies and not catalog.verifiers:
                 continue
+            search = query.search if STRATEGIES[strategy].searches else None
+            if search and not (model.capabilities.prefix and model.capabilities.steps):
+                continue
             arm = profile.arm(model, single and not query.temperature, query.temperature)
             verifier = catalog.verifier(query.verifier) if verifies else None
             verified, scoring = None, query.scoring
@@ -179,6 +194,7 @@ def _options(query: Query, profile: Profile, catalog: Catalog, most: int) -> Ite
                 verifier,
                 scoring,
                 verified,
+                search,
             )
 
 

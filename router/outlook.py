@@ -128,6 +128,7 @@ class Outlook:
             verifier=option.verifier,
             scoring=option.scoring,
             verified=option.verified,
+            search=option.search,
         )
 
     def room(self, row: int, samples: int) -> int:
@@ -136,4 +137,5 @@ class Outlook:
         if left == UNLIMITED:
             return int(self.menu.room[row])
         prompt = self.query.prompt_bytes + TEMPLATE_TOKENS
-        return cost.longest(option.model, samples, prompt, self.query.max_tokens, left, option.verifier)
+        lanes = samples * option.lanes
+        return cost.longest(option.model, lanes, prompt, self.query.max_tokens, left, option.verifier)

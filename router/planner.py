@@ -211,10 +211,11 @@ class Planner:
 
     def _least(self, query: Query, offer: Action) -> Cost:
         """The budget with which an action would be offered."""
-        tokens = offer.cost.tokens / offer.horizon - query.prompt_bytes * offer.arm.prompt_tokens_per_byte
+        each = offer.cost.tokens / offer.horizon * offer.samples / offer.lanes
+        tokens = each - query.prompt_bytes * offer.arm.prompt_tokens_per_byte
         return cost.samples(
             offer.model,
-            offer.samples,
+            offer.lanes,
             query.prompt_bytes + TEMPLATE_TOKENS,
             math.ceil(max(1.0, tokens * HEADROOM)) + 1,
             offer.verifier,

@@ -59,9 +59,12 @@ class Progress:
         self.rounds.append(round)
         return round
 
-    def end(self, round: Round, flops: float) -> None:
-        """A round has ended, and took so many FLOPs; what has not come of it was aborted."""
-        round.aborted = round.action.samples - round.completed
+    def end(self, round: Round, action: Action, flops: float) -> None:
+        """A round has ended, and took so many FLOPs; what has not come of it was aborted.
+
+        But for a search: where its chains are the same, it has fewer.
+        """
+        round.aborted = 0 if action.search else action.samples - round.completed
         round.flops = flops
         round.confidence_after = self.confidence
 

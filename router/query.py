@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import random
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from isoflop.errors import InvalidArgument, NotFound
 from isoflop.v1.common_pb2 import AnswerFormat, Message
-from isoflop.v1.router_pb2 import Budget, Effort, SolveRequest
+from isoflop.v1.router_pb2 import Budget, Effort, Filters, SolveRequest
 from isoflop.v1.verification_pb2 import ChainScoring
 
 from router.catalog import Catalog
 from router.cost import Cost
 from router.strategies import STRATEGIES
+from router.strategies.strategy import Search
 
 EFFORTS = {0: "medium", Effort.EFFORT_LOW: "low", Effort.EFFORT_MEDIUM: "medium", Effort.EFFORT_HIGH: "high"}
 """Names of the efforts, as profiles have them."""
@@ -60,6 +61,8 @@ class Query:
     scoring: ChainScoring.ValueType
     """From the scores of steps to the score of a chain; 0: as the verifier says."""
     return_candidates: bool
+    search: Search = field(default_factory=Search)
+    """How wide and how deep strategies search that do."""
     pinned: bool = False
     """Model and samples are the router's own choice, by its settings."""
 
@@ -76,6 +79,8 @@ class Bounds:
     prompt_bytes: int
     samples: int
     messages: int
+    depth: int = Search.depth
+    """Steps of a chain."""
 
 
 def admit(request: SolveRequest, catalog: Catalog, bounds: Bounds, deadline: float = math.inf) -> Query:
@@ -99,6 +104,7 @@ def admit(request: SolveRequest, catalog: Catalog, bounds: Bounds, deadline: flo
         raise InvalidArgument("filters.samples", f"must be from 1 to {bounds.samples}, or left out")
     if filters.samples > 1 and set(filters.strategies) == {"single"}:
         raise InvalidArgument("filters.samples", "strategy single has one sample")
+    search = _search(filters, bounds)
     if filters.HasField("thinking_tokens") and filters.thinking_tokens < 1:
         raise InvalidArgument("filters.thinking_tokens", "must be at least 1, or left out")
     temperature = filters.temperature if filters.HasField("temperature") else None
@@ -118,14 +124,42 @@ def admit(request: SolveRequest, catalog: Catalog, bounds: Bounds, deadline: flo
         deadline=deadline,
         models=tuple(dict.fromkeys(filters.models)),
         strategies=tuple(dict.fromkeys(filters.strategies)),
-        samples=filters.samples,
+        samples=search.width if search else filters.samples,
         max_tokens=filters.thinking_tokens,
         temperature=temperature,
         seed=seed,
         verifier=filters.verifier,
         scoring=filters.scoring,
         return_candidates=request.return_candidates,
+        search=search or Search(),
     )
+
+
+def _search(filters: Filters, bounds: Bounds) -> Search | None:
+    """How wide and how deep to search; None where no strategy that was asked for does."""
+    searching = [name for name in filters.strategies if STRATEGIES[name].searches]
+    if not searching:
+        if filters.HasField("search"):
+            raise InvalidArgument("filters.search", "goes with a strategy that searches, as beam")
+        return None
+    if len(set(filters.strategies)) > 1:
+        raise InvalidArgument("filters.strategies", f"a search cannot be mixed: ask for {searching[0]} alone")
+    if filters.HasField("samples"):
+        raise InvalidArgument("filters.samples", "a search returns as many as filters.search.width says")
+    asked, usual = filters.search, Search()
+    for name in ("width", "expansion", "depth"):
+        if getattr(asked, name) < 0:
+            raise InvalidArgument(f"filters.search.{name}", "must be at least 1, or left out")
+    search = Search(
+        asked.width or usual.width,
+        asked.expansion or usual.expansion,
+        asked.depth or min(usual.depth, bounds.depth),
+    )
+    if search.width * search.expansion > bounds.samples:
+        raise InvalidArgument("filters.search", f"width × expansion is at most {bounds.samples}")
+    if search.depth > bounds.depth:
+        raise InvalidArgument("filters.search.depth", f"at most {bounds.depth}")
+    return search
 
 
 def _messages(request: SolveRequest, bounds: Bounds) -> tuple[Message, ...]:

@@ -32,7 +32,9 @@ class RouterSettings(ServiceSettings):
     max_messages: int = Field(default=256, ge=1)
     """Most messages in a conversation."""
     max_samples: int = Field(default=1024, ge=1, le=4096)
-    """Most samples that a caller may ask for."""
+    """Most samples that a caller may ask for; of a search, width × expansion."""
+    max_depth: int = Field(default=1024, ge=1, le=65536)
+    """Most steps of a chain that a caller may have searched."""
     deadline_margin_seconds: float = Field(default=0.2, ge=0)
     """So long before a call's deadline the best answer so far is returned."""
     abort_seconds: float = Field(default=10.0, gt=0)

@@ -29,7 +29,6 @@ from isoflop.v1.router_pb2 import (
 )
 from isoflop.v1.router_pb2 import StreamSolveResponse as Event
 
-from router import cost
 from router.bench import RoundBench, late_bills
 from router.cost import TEMPLATE_TOKENS, Cost, Meter
 from router.decision import Action, Decision, State
@@ -139,8 +138,7 @@ class Life:
     async def act(self, action: Action, reason: str) -> AsyncGenerator[Event, None]:
         """Reserve the round's worst case, buy it, settle it to what it really cost."""
         query, progress = self.query, self.progress
-        prompt = query.prompt_bytes + TEMPLATE_TOKENS
-        worst = cost.samples(action.model, action.samples, prompt, action.max_tokens, action.verifier)
+        worst = action.worst(query.prompt_bytes + TEMPLATE_TOKENS)
         self.allowance.reserve(worst)
         round = progress.begin(action, reason, explored=self.opening.explored and not progress.rounds)
         bench = RoundBench(
@@ -173,7 +171,7 @@ class Life:
         finally:
             self.allowance.settle(worst, bench.spent)
             self.pace.observe(action.model.name, bench.slowness, time.monotonic())
-            progress.end(round, bench.spent.flops)
+            progress.end(round, action, bench.spent.flops)
 
     async def update(self, action: Action, candidates: list[Candidate]) -> None:
         """Tally the answers, update the belief."""

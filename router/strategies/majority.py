@@ -16,6 +16,7 @@ class Majority:
 
     selection = SELECTION_SUM
     verifies = False
+    searches = False
 
     async def play(self, bench: Bench) -> AsyncGenerator[list[Candidate] | TextDelta, None]:
         """The samples, as they finish."""

@@ -16,6 +16,7 @@ class Single:
 
     selection = SELECTION_SUM
     verifies = False
+    searches = False
 
     async def play(self, bench: Bench) -> AsyncGenerator[list[Candidate] | TextDelta, None]:
         """The sample, and its text before it."""

@@ -21,17 +21,35 @@ class Candidate:
     """Of its steps, where it was verified."""
 
 
+@dataclass(frozen=True)
+class Search:
+    """How wide and how deep to search over the steps of chains."""
+
+    width: int = 4
+    """Chains that are kept at each step."""
+    expansion: int = 4
+    """Continuations of each that are tried at each step."""
+    depth: int = 64
+    """Most steps of a chain."""
+
+
 class Bench(Protocol):
     """What a strategy works with: one round of metered access to the services."""
 
     scoring: ChainScoring.ValueType
     """From the scores of steps to the score of a chain."""
+    search: Search
+    """How wide and how deep to search."""
 
     def sample(self, stream_text: bool = False) -> AsyncGenerator[list[Sample] | TextDelta, None]:
         """The round's samples as they finish, those together that are there together.
 
         With their text as it comes, if asked. Closing it aborts the samples that still run.
         """
+        ...
+
+    async def extend(self, chains: Sequence[Sample], each: int) -> Sequence[Sample]:
+        """So many continuations of each chain by one step, as chains from their beginning; none: no more."""
         ...
 
     async def score(self, samples: Sequence[Sample]) -> Sequence[ChainScore]:
@@ -46,6 +64,8 @@ class Strategy(Protocol):
     """How the vote's leader is chosen."""
     verifies: bool
     """It scores steps."""
+    searches: bool
+    """It makes chains step by step."""
 
     def play(self, bench: Bench) -> AsyncGenerator[list[Candidate] | TextDelta, None]:
         """Play one round: candidates as they are there. Closing it aborts what still runs."""

@@ -26,7 +26,7 @@ from isoflop import (
     solve_request,
 )
 from isoflop.v1.common_pb2 import AnswerType
-from isoflop.v1.router_pb2 import Effort, SubmitFeedbackRequest
+from isoflop.v1.router_pb2 import Effort, Search, SubmitFeedbackRequest
 from isoflop.v1.verification_pb2 import ChainScoring
 from scripted_answers import EVENTS, FRONTIER, JUDGED, MODELS, PLANNED, RUNNING, SOLVED
 from scripted_router import HANG, ScriptedRouter
@@ -261,6 +261,7 @@ def test_a_request_says_what_was_asked() -> None:
         thinking_tokens=64,
         verifier="logprob",
         scoring="min",
+        search=Search(width=2),
         request_id="r",
         return_candidates=True,
     )
@@ -274,6 +275,7 @@ def test_a_request_says_what_was_asked() -> None:
     assert (list(filters.models), list(filters.strategies), filters.samples) == (["a", "b"], ["majority"], 4)
     assert (filters.thinking_tokens, filters.verifier) == (64, "logprob")
     assert filters.scoring == ChainScoring.CHAIN_SCORING_MIN
+    assert filters.search == Search(width=2)
     assert filters.HasField("temperature")
     assert filters.HasField("seed")
     assert request.request_id == "r"

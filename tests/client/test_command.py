@@ -39,6 +39,7 @@ from isoflop.v1.router_pb2 import (
     ScalingInterval,
     ScalingLaw,
     ScalingPoint,
+    Search,
     SolveResponse,
     StreamSolveResponse,
     SubmitFeedbackResponse,
@@ -193,7 +194,7 @@ async def test_every_option_of_a_query_reaches_the_router(router: ScriptedRouter
     options = shlex.split(
         "--budget 5G,1000tok --budget 0.02usd --effort high --model a --model b --strategy majority "
         "--samples 4 --temperature 0 --seed -3 --answer-type expression --target-accuracy 0.9 --timeout 60 "
-        "--verifier prm --scoring product"
+        "--verifier prm --scoring product --search 2x3x40"
     )
     expected = solve_request(
         "1+1",
@@ -208,6 +209,7 @@ async def test_every_option_of_a_query_reaches_the_router(router: ScriptedRouter
         target_accuracy=0.9,
         verifier="prm",
         scoring="product",
+        search=Search(width=2, expansion=3, depth=40),
     )
     assert (await run("plan", "1+1", *options)).code == 0
     assert (await run("solve", "1+1", *options, "--candidates", "--request-id", "r1")).code == 0
@@ -493,6 +495,9 @@ async def test_router_down(nowhere: str, command: list[str]) -> None:
         (["solve", "1+1", "--samples", "0"], "'0' is no number of samples"),
         (["solve", "1+1", "--samples", "-1"], "'-1' is no number of samples"),
         (["solve", "1+1", "--samples", "many"], "'many' is no number of samples"),
+        (["solve", "1+1", "--search", "4x4"], "'4x4' is no search"),
+        (["solve", "1+1", "--search", "4x0x8"], "'4x0x8' is no search"),
+        (["solve", "1+1", "--search", "4x4x99999999999"], "each number must fit in 31 bits"),
         (["solve", "1+1", "--timeout", "0"], "'0' is no number of seconds"),
         (["solve", "1+1", "--effort", "heroic"], "invalid choice: 'heroic'"),
         (["solve", "1+1", "--answer-type", "poem"], "invalid choice: 'poem'"),

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from isoflop import AsyncClient
+from isoflop import AsyncClient, Options, Search
 from isoflop.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -99,6 +99,38 @@ async def test_best_of_n_scores_steps_and_bills_the_verifier(client: AsyncClient
     lines = {line.stage: line for line in events[-1].final.bill.lines}
     assert lines[STAGE_VERIFICATION].calls == 4
     assert lines[STAGE_VERIFICATION].flops > 0
+
+
+async def test_a_beam_is_searched_step_by_step_within_its_budget_and_billed_to_the_token(
+    suite: Suite, client: AsyncClient
+) -> None:
+    before = counted(suite)
+    beam: Options = {"models": ["abacus-m"], "strategies": ["beam"], "seed": 3, "return_candidates": True}
+    if suite.kind == "triton":
+        # Its models cannot end a sample after a step.
+        with pytest.raises(FailedPrecondition, match="no model can serve"):
+            await client.solve(PROBLEM, **beam)
+        return
+    response = await client.solve(PROBLEM, search=Search(width=2, expansion=3), **beam)
+    assert response.status == STATUS_ANSWERED
+    (round,) = response.rounds
+    assert (round.action.strategy, round.action.samples, round.aborted) == ("beam", 2, 0)
+    assert 1 <= len(response.candidates) == round.completed <= 2
+    for chain in response.candidates:
+        assert [step.end for step in chain.steps][-1] == len(chain.text)
+        assert sum(step.tokens for step in chain.steps) <= chain.tokens
+    moved = {kind: counted(suite)[kind] - before[kind] for kind in TOKEN_KINDS}
+    assert moved == {kind: tokens(response)[kind] for kind in TOKEN_KINDS}
+    # Steps of chains that were pruned are on the bill, and nothing that ran on.
+    assert moved["completion"] > sum(chain.tokens for chain in response.candidates)
+    assert moved["aborted"] == 0
+    lines = {line.stage: line for line in response.bill.lines}
+    assert lines[STAGE_VERIFICATION].calls >= sum(len(chain.steps) for chain in response.candidates) / 2
+    # What a beam begins with is in the engine's cache when it goes on.
+    assert lines[STAGE_GENERATION].cached_tokens > lines[STAGE_GENERATION].prompt_tokens
+    tight = Budget(flops=7e9)
+    less = await client.solve(PROBLEM, search=Search(width=2, expansion=3), budget=tight, **beam)
+    assert less.bill.flops <= tight.flops
 
 
 async def test_events_tell_the_life_of_a_query_in_order(client: AsyncClient) -> None:
@@ -240,6 +272,12 @@ ERRORS: list[tuple[str, type[IsoflopError], str, Callable[[AsyncClient], Awaitab
     ("1 MB", InvalidArgument, "prompt", lambda c: c.solve("7+" * 500_000)),
     ("unknown model", NotFound, "abacus-xl", lambda c: c.solve(PROBLEM, models=["abacus-xl"])),
     ("unknown strategy", NotFound, "guess", lambda c: c.solve(PROBLEM, strategies=["guess"])),
+    (
+        "a beam without end",
+        InvalidArgument,
+        "filters.search.depth",
+        lambda c: c.solve(PROBLEM, strategies=["beam"], search=Search(depth=1 << 30)),
+    ),
     ("no samples", InvalidArgument, "filters.samples", lambda c: c.solve(PROBLEM, samples=0)),
     ("a million samples", InvalidArgument, "filters.samples", lambda c: c.solve(PROBLEM, samples=1_000_000)),
     ("negative budget", InvalidArgument, "budget.flops", lambda c: c.solve(PROBLEM, budget=Budget(flops=-1))),

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
-from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, FINISH_REASON_STOP, Model, Sample, Step, TextDelta
+from isoflop.v1.common_pb2 import (
+    FINISH_REASON_ABORTED,
+    FINISH_REASON_STEP,
+    FINISH_REASON_STOP,
+    Model,
+    Sample,
+    Step,
+    TextDelta,
+)
 from isoflop.v1.difficulty_pb2 import Difficulty, EstimateRequest, EstimateResponse
 from isoflop.v1.generation_pb2 import (
     DescribeModelsRequest,
@@ -122,7 +132,8 @@ class ScriptedGeneration:
     async def _samples(
         self, start: StartRound, usage: RoundUsage, aborted: asyncio.Event
     ) -> AsyncGenerator[GenerateResponse, None]:
-        total = sum(branch.samples for branch in start.branches)
+        ends = list(accumulate(branch.samples for branch in start.branches))
+        total = ends[-1]
         usage.samples = total
         for number in range(total):
             if number % self.batch == 0:
@@ -149,8 +160,14 @@ class ScriptedGeneration:
             if start.stream_text:
                 for word in said.text.split(" "):
                     yield GenerateResponse(delta=TextDelta(sample_id=name, text=word))
+            most = start.sampling.max_tokens or said.tokens
+            said = replace(said, tokens=min(said.tokens, most))
             _add(usage, said.tokens, 0)
-            yield GenerateResponse(sample=_sample(name, said))
+            sample = _sample(name, said)
+            sample.branch = bisect_right(ends, number)
+            if start.sampling.one_step and said.text.endswith("\n"):
+                sample.finish_reason = FINISH_REASON_STEP
+            yield GenerateResponse(sample=sample)
 
     def _count(self, model: str, usage: RoundUsage) -> None:
         total = self.counted.setdefault(model, RoundUsage())

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from isoflop.errors import InvalidArgument, NotFound
 from isoflop.v1.common_pb2 import Message
-from isoflop.v1.router_pb2 import Budget, Filters, Objective, SolveRequest
+from isoflop.v1.router_pb2 import Budget, Filters, Objective, Search, SolveRequest
 from synthetic import BOUNDS, make_catalog, relaxed
 
 from router.cost import Cost
@@ -62,6 +62,27 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("scoring 9", {"filters": Filters(scoring=9)}, "filters.scoring"),  # type: ignore[arg-type]
     ("votes, weighted", {"filters": Filters(strategies=["majority", "weighted"])}, "filters.strategies"),
     ("best, weighted", {"filters": Filters(strategies=["best_of_n", "weighted"])}, "filters.strategies"),
+    ("beam and votes", {"filters": Filters(strategies=["beam", "majority"])}, "filters.strategies"),
+    ("beam and best", {"filters": Filters(strategies=["best_of_n", "beam"])}, "filters.strategies"),
+    ("samples of a beam", {"filters": Filters(strategies=["beam"], samples=4)}, "filters.samples"),
+    ("greedy beam", {"filters": Filters(strategies=["beam"], temperature=0)}, "filters.temperature"),
+    ("a search of votes", {"filters": Filters(strategies=["majority"], search=Search())}, "filters.search"),
+    ("a search of nothing", {"filters": Filters(search=Search(width=2))}, "filters.search"),
+    *(
+        (f"{name} -1", {"filters": Filters(strategies=["beam"], search=Search(**{name: -1}))}, field)
+        for name in ("width", "expansion", "depth")
+        for field in [f"filters.search.{name}"]
+    ),
+    (
+        "a beam that is too wide",
+        {"filters": Filters(strategies=["beam"], search=Search(width=BOUNDS.samples, expansion=2))},
+        "filters.search",
+    ),
+    (
+        "a beam that is too deep",
+        {"filters": Filters(strategies=["beam"], search=Search(depth=BOUNDS.depth + 1))},
+        "filters.search.depth",
+    ),
     ("seed -1", {"filters": Filters(seed=-1)}, "filters.seed"),
     ("seed 2^62", {"filters": Filters(seed=1 << 62)}, "filters.seed"),
     ("another currency", {"budget": Budget(money=1, currency="EUR")}, "budget.currency"),

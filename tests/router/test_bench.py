@@ -12,8 +12,17 @@ from typing import Any
 import pytest
 from isoflop.errors import NotFound, Unavailable
 from isoflop.rpc import MAX_MESSAGE_BYTES
-from isoflop.v1.common_pb2 import STAGE_GENERATION, STAGE_VERIFICATION, Sample, TextDelta, Usage
-from isoflop.v1.router_pb2 import Filters
+from isoflop.v1.common_pb2 import (
+    FINISH_REASON_STEP,
+    FINISH_REASON_STOP,
+    STAGE_GENERATION,
+    STAGE_VERIFICATION,
+    Capabilities,
+    Sample,
+    TextDelta,
+    Usage,
+)
+from isoflop.v1.router_pb2 import Budget, Filters, Search
 from isoflop.v1.verification_pb2 import (
     ChainScore,
     DescribeVerifiersRequest,
@@ -65,14 +74,20 @@ class Table:
         abort_seconds: float = 2.0,
         first_sample: int = 0,
         strategy: str = "majority",
+        search: Search | None = None,
+        budget: Budget | None = None,
         **generation: Any,
     ) -> None:
-        planner = make_planner(None, make_model("m"))
+        stepwise = Capabilities(logprobs=True, prefix=True, steps=True)
+        planner = make_planner(None, make_model("m", capabilities=stepwise))
         filters = Filters(samples=samples, strategies=[strategy], seed=11)
+        if search:
+            filters = Filters(search=search, strategies=["beam"], seed=11)
         query = replace(
-            make_query(planner, filters=filters), deadline=asyncio.get_running_loop().time() + seconds
+            make_query(planner, filters=filters, budget=budget),
+            deadline=asyncio.get_running_loop().time() + seconds,
         )
-        action = planner.decide(query, make_state(planner, MIDDLE)).action
+        action = planner.decide(query, make_state(planner, MIDDLE, left=query.limit)).action
         assert action is not None
         self.generation = ScriptedGeneration([make_model("m")], script, **generation)
         self.meter = Meter("USD")
@@ -424,3 +439,52 @@ async def test_an_unseen_remainder_is_reported(table: MakeTable) -> None:
     await at.all()
     assert at.billed().unseen_tokens == 9
     assert at.bench.spent.tokens == at.meter.bill().tokens == 4 * (PROMPT_TOKENS + 40)
+
+
+def lines(*texts: str, tokens: int = 5) -> Script:
+    """Steps in turn; the last one for all that follow."""
+    return listed(*(Said(text, tokens) for text in texts))
+
+
+async def test_chains_are_continued_by_a_step_each_and_billed_as_they_were_counted(table: MakeTable) -> None:
+    at = table(lines("a\n", "b\n", "c\n", "d"), search=Search(width=1, expansion=2))
+    begun = await at.bench.extend([Sample()], 2)
+    assert [(chain.text, chain.finish_reason) for chain in begun] == [
+        ("a\n", FINISH_REASON_STEP),
+        ("b\n", FINISH_REASON_STEP),
+    ]
+    chains = await at.bench.extend([begun[1], begun[0]], 1)
+    assert [(chain.text, chain.tokens) for chain in chains] == [("b\nc\n", 10), ("a\nd", 10)]
+    assert chains[1].finish_reason == FINISH_REASON_STOP
+    # No two samples of a query have the same number, and so the same seed.
+    assert [start.first_sample for start in at.generation.starts] == [0, 2]
+    assert [[branch.prefix for branch in start.branches] for start in at.generation.starts] == [
+        [""],
+        ["b\n", "a\n"],
+    ]
+    assert all(start.sampling.one_step and not start.stream_text for start in at.generation.starts)
+    at.check()
+
+
+async def test_chains_together_never_have_more_tokens_than_the_round_may_take(table: MakeTable) -> None:
+    at = table(
+        lines("a\n", tokens=40), search=Search(width=2, expansion=2), budget=Budget(tokens=2000)
+    )
+    chains: Sequence[Sample] = [Sample()]
+    for _ in range(64):
+        if not (longer := await at.bench.extend(chains, 4 // len(chains))):
+            break
+        chains = longer
+    assert 1 < len(at.generation.starts) < 64
+    assert all(start.sampling.max_tokens >= 1 for start in at.generation.starts)
+    assert at.bench.spent.within(at.bench.worst)
+    assert at.meter.bill().tokens <= 2000
+    at.check()
+
+
+async def test_at_the_deadline_no_chain_goes_on(table: MakeTable) -> None:
+    at = table(same(HOLD), search=Search(width=1, expansion=2), seconds=0.05)
+    with taking_at_most(2.0):
+        assert await at.bench.extend([Sample()], 2) == []
+    assert at.generation.aborts == 1
+    assert at.check().aborted_tokens == 2 * ABORTED_TOKENS

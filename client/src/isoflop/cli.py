@@ -26,7 +26,7 @@ from isoflop.jsonform import to_dict
 from isoflop.live import Progress
 from isoflop.request import ANSWER_TYPES, EFFORTS, SCORINGS, Options
 from isoflop.text import Style
-from isoflop.v1.router_pb2 import SolveResponse, Status, StreamSolveResponse
+from isoflop.v1.router_pb2 import Search, SolveResponse, Status, StreamSolveResponse
 
 if TYPE_CHECKING:
     from isoflop.client import Client
@@ -229,6 +229,13 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
         help="from the scores of steps to that of a sample; as the verifier says where none is given",
     )
     parser.add_argument(
+        "--search",
+        type=_search,
+        metavar="WxExD",
+        help="for strategies that search, as beam: chains that are kept, continuations of each, most steps; "
+        "4x4x64 where nothing is given",
+    )
+    parser.add_argument(
         "--answer-type",
         choices=ANSWER_TYPES,
         help="how answers are read and compared; number where none is given",
@@ -256,6 +263,16 @@ def _count(word: str) -> int:
     if not word.isdecimal() or not int(word):
         raise argparse.ArgumentTypeError(f"{word!r} is no number of samples: give 1 or more")
     return int(word)
+
+
+def _search(word: str) -> Search:
+    numbers = word.split("x")
+    if len(numbers) != 3 or not all(number.isdecimal() and int(number) for number in numbers):
+        raise argparse.ArgumentTypeError(f"{word!r} is no search: give width, expansion and depth, as 4x4x64")
+    try:
+        return Search(width=int(numbers[0]), expansion=int(numbers[1]), depth=int(numbers[2]))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r} is too much: each number must fit in 31 bits") from None
 
 
 def _seconds(word: str) -> float:
@@ -299,6 +316,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         seed=arguments.seed,
         verifier=arguments.verifier,
         scoring=arguments.scoring,
+        search=arguments.search,
     )
 
 

@@ -7,7 +7,15 @@ from typing import Literal, TypedDict, TypeVar
 
 from isoflop.errors import InvalidArgument
 from isoflop.v1.common_pb2 import AnswerFormat, AnswerType, Message
-from isoflop.v1.router_pb2 import Budget, Effort, Filters, Objective, SolveRequest, SubmitFeedbackRequest
+from isoflop.v1.router_pb2 import (
+    Budget,
+    Effort,
+    Filters,
+    Objective,
+    Search,
+    SolveRequest,
+    SubmitFeedbackRequest,
+)
 from isoflop.v1.verification_pb2 import ChainScoring
 
 AnswerTypeName = Literal["number", "expression", "choice", "text", "code", "pattern"]
@@ -69,6 +77,8 @@ class Options(TypedDict, total=False):
     """Verifier for strategies that need one; empty: the first that is there."""
     scoring: ScoringName | None
     """From the scores of steps to the score of a chain; None: as the verifier says."""
+    search: Search | None
+    """Width, expansion and depth of strategies that search, as beam; None: 4 × 4 × 64."""
     request_id: str
     """Makes the call idempotent, and so safe to try again; empty: none."""
     return_candidates: bool
@@ -93,6 +103,7 @@ def solve_request(
     thinking_tokens: int | None = None,
     verifier: str = "",
     scoring: ScoringName | None = None,
+    search: Search | None = None,
     request_id: str = "",
     return_candidates: bool = False,
 ) -> SolveRequest:
@@ -125,6 +136,7 @@ def solve_request(
                 scoring=_named("filters.scoring", scoring, SCORINGS)
                 if scoring
                 else ChainScoring.CHAIN_SCORING_UNSPECIFIED,
+                search=search,
             ),
             return_candidates=return_candidates,
         )
