@@ -93,6 +93,7 @@ class RoundBench:
     async def extend(self, chains: Sequence[Sample], each: int) -> Sequence[Sample]:
         """So many continuations of each chain by one step, as chains from their beginning.
 
+        `branch` of each is the index of the chain that it continues.
         None where what the round may take is spent, and fewer at the query's deadline.
         """
         action, count = self._action, len(chains) * each
@@ -267,6 +268,7 @@ def joined(chain: Sample, step: Sample) -> Sample:
     logprobs = (_logprob(chain) if chain.text else 0.0), _logprob(step)
     return Sample(
         id=step.id,
+        branch=step.branch,
         text=chain.text + step.text,
         tokens=chain.tokens + step.tokens,
         finish_reason=step.finish_reason,

@@ -6,7 +6,7 @@ generator aborts what it has started.
 
 from __future__ import annotations
 
-from router.strategies.beam import Beam
+from router.strategies.beam import Beam, Dvts
 from router.strategies.best_of_n import BestOfN
 from router.strategies.majority import Majority
 from router.strategies.single import Single
@@ -19,5 +19,6 @@ STRATEGIES: dict[str, Strategy] = {
     "best_of_n": BestOfN(),
     "weighted": Weighted(),
     "beam": Beam(),
+    "dvts": Dvts(),
 }
 """All strategies, by the name that callers use."""

@@ -49,7 +49,10 @@ class Bench(Protocol):
         ...
 
     async def extend(self, chains: Sequence[Sample], each: int) -> Sequence[Sample]:
-        """So many continuations of each chain by one step, as chains from their beginning; none: no more."""
+        """So many continuations of each chain by one step, as chains from their beginning; none: no more.
+
+        `branch` of each is the index of the chain that it continues.
+        """
         ...
 
     async def score(self, samples: Sequence[Sample]) -> Sequence[ChainScore]:

@@ -101,11 +101,12 @@ async def test_best_of_n_scores_steps_and_bills_the_verifier(client: AsyncClient
     assert lines[STAGE_VERIFICATION].flops > 0
 
 
-async def test_a_beam_is_searched_step_by_step_within_its_budget_and_billed_to_the_token(
-    suite: Suite, client: AsyncClient
+@pytest.mark.parametrize("strategy", ["beam", "dvts"])
+async def test_steps_are_searched_within_a_budget_and_billed_to_the_token(
+    suite: Suite, client: AsyncClient, strategy: str
 ) -> None:
     before = counted(suite)
-    beam: Options = {"models": ["abacus-m"], "strategies": ["beam"], "seed": 3, "return_candidates": True}
+    beam: Options = {"models": ["abacus-m"], "strategies": [strategy], "seed": 3, "return_candidates": True}
     if suite.kind == "triton":
         # Its models cannot end a sample after a step.
         with pytest.raises(FailedPrecondition, match="no model can serve"):
@@ -114,7 +115,7 @@ async def test_a_beam_is_searched_step_by_step_within_its_budget_and_billed_to_t
     response = await client.solve(PROBLEM, search=Search(width=2, expansion=3), **beam)
     assert response.status == STATUS_ANSWERED
     (round,) = response.rounds
-    assert (round.action.strategy, round.action.samples, round.aborted) == ("beam", 2, 0)
+    assert (round.action.strategy, round.action.samples, round.aborted) == (strategy, 2, 0)
     assert 1 <= len(response.candidates) == round.completed <= 2
     for chain in response.candidates:
         assert [step.end for step in chain.steps][-1] == len(chain.text)

@@ -15,9 +15,9 @@ from isoflop.v1.verification_pb2 import CHAIN_SCORING_LAST, ChainScore, ChainSco
 
 from router.bench import joined
 from router.strategies import STRATEGIES
-from router.strategies.strategy import Candidate, Search
+from router.strategies.strategy import Candidate, Search, Strategy
 
-BEAM = STRATEGIES["beam"]
+BEAM, DVTS = STRATEGIES["beam"], STRATEGIES["dvts"]
 
 
 @dataclass
@@ -45,14 +45,20 @@ class Bench:
         if len(self.asked) == self.steps:
             return []
         self.asked.append(([chain.text for chain in chains], each))
-        return [self._next(chain, number) for chain in chains for number in range(each)]
+        first = not chains[0].text
+        return [
+            self._next(chain, branch, branch * each + number if first else number)
+            for branch, chain in enumerate(chains)
+            for number in range(each)
+        ]
 
-    def _next(self, chain: Sample, number: int) -> Sample:
+    def _next(self, chain: Sample, branch: int, number: int) -> Sample:
         letters = self.tree.get(chain.text, self.tree["*"])
         letter = letters[number % len(letters)]
         reason = FINISH_REASON_STOP if letter == "." else FINISH_REASON_STEP
         self.made += 1
-        return Sample(id=f"m/{self.made}", text=chain.text + letter, tokens=1, finish_reason=reason)
+        text = chain.text + letter
+        return Sample(id=f"m/{self.made}", branch=branch, text=text, tokens=1, finish_reason=reason)
 
     async def score(self, samples: Sequence[Sample]) -> Sequence[ChainScore]:
         if self.missing:
@@ -63,8 +69,8 @@ class Bench:
         ]
 
 
-async def play(bench: Bench) -> list[list[Candidate]]:
-    return [batch async for batch in BEAM.play(bench) if isinstance(batch, list)]
+async def play(bench: Bench, strategy: Strategy = BEAM) -> list[list[Candidate]]:
+    return [batch async for batch in strategy.play(bench) if isinstance(batch, list)]
 
 
 def texts(batches: list[list[Candidate]]) -> list[list[str]]:
@@ -75,7 +81,7 @@ async def test_the_best_are_kept_and_nothing_runs_for_those_that_are_pruned() ->
     bench = Bench({"": "abcd", "*": "xy", "bx": ".", "by": ".", "dx": "."}, {"b": 0.9, "d": 0.8, "x": 0.7})
     batches = await play(bench)
     # Four beginnings, of which two are kept, best first; after that two ways to go on with each.
-    assert bench.asked == [([""], 4), (["b", "d"], 2), (["bx", "dx"], 2)]
+    assert bench.asked == [(["", ""], 2), (["b", "d"], 2), (["bx", "dx"], 2)]
     assert texts(batches) == [["bx.", "dx."]]
     assert [candidate.weight for candidate in batches[0]] == [0.5, 0.5]
     assert all(list(candidate.scores.steps) for candidate in batches[0])
@@ -85,7 +91,7 @@ async def test_the_best_are_kept_and_nothing_runs_for_those_that_are_pruned() ->
 async def test_a_chain_that_has_ended_leaves_the_beam_which_goes_on_with_the_rest() -> None:
     bench = Bench({"": ".a", "*": "b", "ab": "."}, {".": 0.9})
     assert texts(await play(bench)) == [["."], ["ab."]]
-    assert bench.asked == [([""], 4), (["a"], 2), (["ab"], 2)]
+    assert bench.asked == [(["", ""], 2), (["a"], 2), (["ab"], 2)]
 
 
 async def test_a_chain_that_has_ended_is_pruned_as_others_are() -> None:
@@ -96,7 +102,7 @@ async def test_a_chain_that_has_ended_is_pruned_as_others_are() -> None:
 async def test_the_same_chain_is_gone_on_with_once() -> None:
     bench = Bench({"": "a", "*": "."})
     assert texts(await play(bench)) == [["a."]]
-    assert bench.asked == [([""], 4), (["a"], 2)]
+    assert bench.asked == [(["", ""], 2), (["a"], 2)]
 
 
 @pytest.mark.parametrize(("depth", "steps"), [(3, 99), (99, 3)], ids=["deep enough", "no more to be had"])
@@ -116,22 +122,33 @@ async def test_without_scores_the_first_are_gone_on_with() -> None:
     assert [(one.sample.text, one.weight) for one in batch] == [("a.", 0.0), ("b.", 0.0)]
 
 
+async def test_beams_apart_keep_the_best_of_each_however_good_the_others_are() -> None:
+    bench = Bench({"": "abcd", "*": "."}, {"a": 0.9, "b": 0.8, "c": 0.1, "d": 0.2})
+    assert texts(await play(bench, DVTS)) == [["a.", "d."]]
+    assert bench.asked == [(["", ""], 2), (["a", "d"], 2)]
+
+
+async def test_beams_apart_may_have_the_same_chain() -> None:
+    assert texts(await play(Bench({"": "a", "*": "."}), DVTS)) == [["a.", "a."]]
+
+
 @given(
     width=st.integers(1, 5),
     expansion=st.integers(1, 4),
     depth=st.integers(1, 6),
     letters=st.text("abcdef.", min_size=1, max_size=8),
     scores=st.dictionaries(st.sampled_from("abcdef."), st.floats(0, 1)),
+    strategy=st.sampled_from([BEAM, DVTS]),
 )
 async def test_a_beam_is_never_wider_or_deeper_than_it_is_told(
-    width: int, expansion: int, depth: int, letters: str, scores: dict[str, float]
+    width: int, expansion: int, depth: int, letters: str, scores: dict[str, float], strategy: Strategy
 ) -> None:
     bench = Bench({"*": letters}, scores, Search(width, expansion, depth))
-    found = [candidate for batch in await play(bench) for candidate in batch]
+    found = [candidate for batch in await play(bench, strategy) for candidate in batch]
     assert len(bench.asked) <= depth
     assert all(len(chains) * each <= width * expansion for chains, each in bench.asked)
     assert 1 <= len(found) <= width
-    assert len({candidate.sample.text for candidate in found}) == len(found)
+    assert strategy is DVTS or len({candidate.sample.text for candidate in found}) == len(found)
     assert all("." not in text for chains, _ in bench.asked for text in chains)
 
 

@@ -467,9 +467,7 @@ async def test_chains_are_continued_by_a_step_each_and_billed_as_they_were_count
 
 
 async def test_chains_together_never_have_more_tokens_than_the_round_may_take(table: MakeTable) -> None:
-    at = table(
-        lines("a\n", tokens=40), search=Search(width=2, expansion=2), budget=Budget(tokens=2000)
-    )
+    at = table(lines("a\n", tokens=40), search=Search(width=2, expansion=2), budget=Budget(tokens=2000))
     chains: Sequence[Sample] = [Sample()]
     for _ in range(64):
         if not (longer := await at.bench.extend(chains, 4 // len(chains))):

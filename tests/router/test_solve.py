@@ -687,5 +687,5 @@ class TestModels:
         listing = await make_suite(same(number(1))).router.models()
         assert [model.name for model in listing.models] == ["s", "m", "l"]
         assert [verifier.name for verifier in listing.verifiers] == ["logprob"]
-        assert list(listing.strategies) == ["single", "majority", "best_of_n", "weighted", "beam"]
+        assert list(listing.strategies) == ["single", "majority", "best_of_n", "weighted", "beam", "dvts"]
         assert listing.profile == "synthetic-1"
