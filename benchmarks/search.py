@@ -4,7 +4,8 @@
 
 Fixed plans on held-out problems through the suite in one process, all stages on the bill: 16 samples with a
 majority, best of n and weighted vote, and searches of 4 × 4. What was solved is kept in
-`build/bench-search/`, so that a run that was stopped goes on. Intervals are 95 % bootstrap over problems, differences paired.
+`build/bench-search/`, so that a run that was stopped goes on. Intervals are 95 % bootstrap over problems,
+differences paired.
 """
 
 from __future__ import annotations
