@@ -16,7 +16,7 @@ from isoflop.v1.generation_pb2 import AbortSamples, Branch, GenerateRequest, Rou
 from isoflop.v1.verification_pb2 import Chain, ChainScore, ChainScoring, ScoreRequest, Verifier
 
 from router import cost
-from router.cost import TEMPLATE_TOKENS, Cost, Meter
+from router.cost import TEMPLATE_TOKENS, Allowance, Cost, Meter
 from router.decision import Action
 from router.portions import MOST_BYTES, portions
 from router.query import Query
@@ -47,15 +47,18 @@ class RoundBench:
         first_sample: int,
         stages: Stages,
         meter: Meter,
+        allowance: Allowance,
         *,
         streamed: bool,
         abort_seconds: float,
     ) -> None:
+        """What it costs at most is set aside of the allowance, until `settle` takes what it did cost."""
         self._query = query
         self._action = action
         self._next_sample = first_sample
         self._stages = stages
         self._meter = meter
+        self._allowance = allowance
         self._deadline = query.deadline if math.isfinite(query.deadline) else None
         self._streamed = streamed
         self._abort_seconds = abort_seconds
@@ -63,8 +66,9 @@ class RoundBench:
         """From the scores of steps to the score of a chain."""
         self.search = action.search or Search()
         """How wide and how deep to search."""
-        self.worst = action.worst(query.prompt_bytes + TEMPLATE_TOKENS)
-        """What the round costs at most: a search ends before it costs more."""
+        self._worst = action.worst(query.prompt_bytes + TEMPLATE_TOKENS)
+        """What is set aside: a search adds to it as it goes on."""
+        allowance.reserve(self._worst)
         self.spent = Cost()
         """What has been billed; generation is, when its round has ended."""
         self.waited = 0.0
@@ -94,14 +98,19 @@ class RoundBench:
         """So many continuations of each chain by one step, as chains from their beginning.
 
         `branch` of each is the index of the chain that it continues.
-        None where what the round may take is spent, and fewer at the query's deadline.
+        None where nothing is left to spend on them, and fewer at the query's deadline.
         """
         action, count = self._action, len(chains) * each
         prompt = self._query.prompt_bytes + TEMPLATE_TOKENS + max(chain.tokens for chain in chains)
         limit = action.max_tokens - self._grown
-        left = self.worst - self.spent
+        left = self._worst - self.spent + self._allowance.left
         if limit < 1 or (room := cost.longest(action.model, count, prompt, limit, left, action.verifier)) < 1:
             return []
+        # Steps read what is before them again, and so do their scores.
+        most = self.spent + cost.samples(action.model, count, prompt, room, action.verifier)
+        more = most.beyond(self._worst)
+        self._allowance.reserve(more)
+        self._worst += more
         start = self._start([Branch(prefix=chain.text, samples=each) for chain in chains], room)
         start.sampling.one_step = True
         steps: list[Sample] = []
@@ -111,6 +120,10 @@ class RoundBench:
                     steps += [step for step in item if step.finish_reason != FINISH_REASON_ABORTED]
         self._grown += max((step.tokens for step in steps), default=0)
         return [joined(chains[step.branch], step) for step in steps]
+
+    def settle(self) -> None:
+        """The round is over: what it has spent is spent, and the rest of what was set aside is free."""
+        self._allowance.settle(self._worst, self.spent)
 
     @property
     def slowness(self) -> float:

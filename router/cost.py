@@ -54,6 +54,11 @@ class Cost:
         """So many times as much."""
         return Cost(self.flops * share, self.money * share, self.tokens * share)
 
+    def beyond(self, other: Cost) -> Cost:
+        """So much it is more than the other, in each respect; 0 where it is not."""
+        more = self - other
+        return Cost(max(0.0, more.flops), max(0.0, more.money), max(0.0, more.tokens))
+
     def within(self, other: Cost) -> bool:
         """Whether it is at most the other in every respect."""
         return self.flops <= other.flops and self.money <= other.money and self.tokens <= other.tokens

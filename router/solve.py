@@ -30,7 +30,7 @@ from isoflop.v1.router_pb2 import (
 from isoflop.v1.router_pb2 import StreamSolveResponse as Event
 
 from router.bench import RoundBench, late_bills
-from router.cost import TEMPLATE_TOKENS, Cost, Meter
+from router.cost import Cost, Meter
 from router.decision import Action, Decision, State
 from router.metrics import Metrics, failure, outcome
 from router.opening import Opening
@@ -138,8 +138,6 @@ class Life:
     async def act(self, action: Action, reason: str) -> AsyncGenerator[Event, None]:
         """Reserve the round's worst case, buy it, settle it to what it really cost."""
         query, progress = self.query, self.progress
-        worst = action.worst(query.prompt_bytes + TEMPLATE_TOKENS)
-        self.allowance.reserve(worst)
         round = progress.begin(action, reason, explored=self.opening.explored and not progress.rounds)
         bench = RoundBench(
             query,
@@ -147,6 +145,7 @@ class Life:
             progress.buy(action),
             self.stages,
             self.meter,
+            self.allowance,
             streamed=self.streamed,
             abort_seconds=self.abort_seconds,
         )
@@ -169,7 +168,7 @@ class Life:
                     if round.completed < action.samples and self.enough(action, round):
                         break
         finally:
-            self.allowance.settle(worst, bench.spent)
+            bench.settle()
             self.pace.observe(action.model.name, bench.slowness, time.monotonic())
             progress.end(round, action, bench.spent.flops)
 

@@ -47,7 +47,7 @@ from scripted_stages import (
 from synthetic import MIDDLE, make_model, make_planner, make_query, make_state
 
 from router.bench import RoundBench
-from router.cost import Cost, Meter
+from router.cost import Allowance, Cost, Meter
 from router.remote import RemoteVerification
 from router.stages import Stages
 from router.stages import Verification as VerificationStage
@@ -93,8 +93,16 @@ class Table:
         self.meter = Meter("USD")
         stages = Stages(self.generation, verification, ScriptedDifficulty(MIDDLE), aggregation)
         self.action, self.query = action, query
+        self.allowance = Allowance(query.limit)
         self.bench = RoundBench(
-            query, action, first_sample, stages, self.meter, streamed=True, abort_seconds=abort_seconds
+            query,
+            action,
+            first_sample,
+            stages,
+            self.meter,
+            self.allowance,
+            streamed=True,
+            abort_seconds=abort_seconds,
         )
 
     async def all(self, stream_text: bool = False) -> list[Item]:
@@ -475,8 +483,27 @@ async def test_chains_together_never_have_more_tokens_than_the_round_may_take(ta
         chains = longer
     assert 1 < len(at.generation.starts) < 64
     assert all(start.sampling.max_tokens >= 1 for start in at.generation.starts)
-    assert at.bench.spent.within(at.bench.worst)
+    assert at.bench.spent.within(at.allowance.reserved)
     assert at.meter.bill().tokens <= 2000
+    at.check()
+
+
+async def test_where_nothing_limits_it_chains_go_on_however_often_they_are_read_again(
+    table: MakeTable,
+) -> None:
+    at = table(lines("a\n", tokens=10), search=Search(width=1, expansion=2, depth=64))
+    first = at.allowance.reserved
+    chains: Sequence[Sample] = [Sample()]
+    for _ in range(60):
+        (chain, _) = await at.bench.extend(chains, 2)
+        chains = [chain]
+    assert chains[0].tokens == 600
+    # More was set aside as it was needed, and it is free again when the round is over.
+    assert first.within(at.allowance.reserved)
+    assert at.bench.spent.within(at.allowance.reserved)
+    at.bench.settle()
+    assert at.allowance.reserved == Cost()
+    assert at.allowance.spent == at.bench.spent
     at.check()
 
 
