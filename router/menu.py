@@ -55,8 +55,10 @@ class Option:
 
 @dataclass(frozen=True, eq=False)
 class Menu:
-    """N options, D types of queries. Costs are of one sample, with its score and its prompt, and of all that
-    a search has to try for it."""
+    """N options, D types of queries.
+
+    Costs are of one sample, with its score and its prompt; of a search, with all that it tries for it.
+    """
 
     options: tuple[Option, ...]
     flops: Array

@@ -233,6 +233,7 @@ def _key(query: Query) -> object:
         query.temperature,
         query.verifier,
         query.scoring,
+        query.search,
     )
 
 

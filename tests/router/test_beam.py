@@ -9,9 +9,20 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from isoflop.errors import FailedPrecondition
 from isoflop.v1.aggregation_pb2 import SELECTION_BEST
-from isoflop.v1.common_pb2 import FINISH_REASON_LENGTH, FINISH_REASON_STEP, FINISH_REASON_STOP, Sample, Step
+from isoflop.v1.common_pb2 import (
+    FINISH_REASON_LENGTH,
+    FINISH_REASON_STEP,
+    FINISH_REASON_STOP,
+    Capabilities,
+    Sample,
+    Step,
+)
+from isoflop.v1.router_pb2 import Filters
+from isoflop.v1.router_pb2 import Search as Asked
 from isoflop.v1.verification_pb2 import CHAIN_SCORING_LAST, ChainScore, ChainScoring
+from synthetic import MIDDLE, make_model, make_planner, make_query, make_state
 
 from router.bench import joined
 from router.strategies import STRATEGIES
@@ -176,3 +187,25 @@ def test_a_chain_with_a_step_without_a_log_probability_has_none() -> None:
     chain = joined(joined(Sample(), step("a", logprob=None)), step("b", logprob=-1.0))
     assert not chain.HasField("logprob")
     assert not joined(joined(Sample(), step("a", logprob=-1.0)), step("b", logprob=None)).HasField("logprob")
+
+
+def test_each_query_gets_the_search_that_it_asks_for_and_pays_for_it() -> None:
+    stepwise = make_model("m", capabilities=Capabilities(logprobs=True, prefix=True, steps=True))
+    planner = make_planner(None, stepwise)
+    found = []
+    for asked in (Asked(width=2), Asked(width=2, expansion=3, depth=5), Asked(width=2, depth=9)):
+        query = make_query(planner, filters=Filters(strategies=["beam"], search=asked))
+        action = planner.decide(query, make_state(planner, MIDDLE)).action
+        assert action is not None
+        found.append(action)
+    assert [action.search for action in found] == [Search(2, 4, 64), Search(2, 3, 5), Search(2, 4, 9)]
+    assert [(action.samples, action.lanes) for action in found] == [(2, 8), (2, 6), (2, 8)]
+    assert found[0].cost.flops == pytest.approx(found[1].cost.flops * 4 / 3)
+    assert found[1].name == "m beam of 2 × 3"
+
+
+def test_a_model_that_cannot_end_a_sample_after_a_step_is_not_searched() -> None:
+    planner = make_planner(None, make_model("m"))
+    query = make_query(planner, filters=Filters(strategies=["beam"]))
+    with pytest.raises(FailedPrecondition, match="no model can serve"):
+        planner.decide(query, make_state(planner, MIDDLE))
