@@ -205,7 +205,7 @@ async def test_text_without_told_log_probabilities_has_none() -> None:
     from services.generation.backends.llamacpp import Completion
 
     round = Round([Job("m/0", 0, "q", QUESTION, "", Sampling())])
-    completion = Completion(round, round.jobs[0], asyncio.get_running_loop())
+    completion = Completion(round, round.jobs[0], frozenset(), asyncio.get_running_loop())
     chunk = {
         "choices": [{"text": "", "logprobs": None, "finish_reason": "stop"}],
         "timings": {"predicted_n": 4, "prompt_n": 9, "cache_n": 0},
