@@ -3,7 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .PHONY: demo test test-all lint proto up train lock clean step-labels bench-embedded bench-headlines bench-scaling
-.PHONY: bench-prm bench-answers bench-difficulty bench-overhead bench-planner bench-price bench-replay bench-confidence bench-search
+.PHONY: bench-prm bench-answers bench-difficulty bench-overhead bench-planner bench-price bench-replay bench-confidence
+.PHONY: bench-search
 
 demo: .venv/run.stamp  ## 30 held-out problems, live
 	@$(BIN)/isoflop demo --json build/demo.json

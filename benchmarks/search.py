@@ -25,10 +25,10 @@ from isoflop.v1.router_pb2 import Filters, Search, SolveRequest
 from prometheus_client import CollectorRegistry
 
 from benchmarks.embedded import (
-    MEASURED,
     RESAMPLES,
     Outcome,
     by_problem,
+    fingerprint,
     rows,
     seed_of,
     some_at_a_time,
@@ -36,10 +36,17 @@ from benchmarks.embedded import (
 )
 from router.embedded import open_router
 from router.settings import SuiteSettings
+from services.common.settings import MODELS
 from training.splits import Problem, first_of_each_group
 
 ROOT: Final = Path(__file__).parents[1]
 STORE: Final = ROOT / "build" / "bench-search"
+PLAYED: Final = fingerprint(
+    *(MODELS / name for name in ("SHA256SUMS", "catalog.yaml", "verifiers.yaml")),
+    ROOT / "router" / "bench.py",
+    *sorted((ROOT / "router" / "strategies").glob("*.py")),
+)
+"""What outcomes depend on: models, verifiers and what plays a round."""
 WIDTH, EXPANSION = 4, 4
 PLANS: Final = {
     "majority": Filters(strategies=["majority"], samples=WIDTH * EXPANSION),
@@ -54,7 +61,7 @@ RIVALS: Final = ("best_of_n", "weighted")
 async def collect(problems: Sequence[Problem], models: Sequence[str]) -> list[Outcome]:
     """All outcomes, from the store where it has them."""
     STORE.mkdir(parents=True, exist_ok=True)
-    path = STORE / f"{MEASURED}.jsonl"
+    path = STORE / f"{PLAYED}.jsonl"
     found = stored(path)
     known = {(one.policy, one.query_id) for one in found}
     jobs = [
@@ -160,7 +167,7 @@ def main() -> None:
     outcomes = asyncio.run(collect(problems, arguments.models))
     figures = {
         "problems": len(problems),
-        "models": MEASURED,
+        "played": PLAYED,
         "plans": [asdict(row) for row in rows(outcomes)],
         "gains": gains(outcomes, arguments.models),
     }

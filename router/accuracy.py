@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from router.belief import Posterior
+from router.belief import Posterior, weight
 from router.lengths import Array
 from router.profile import ROUND_SIZES, RUNS, Arm, Verified, together
 
@@ -121,11 +121,9 @@ class Stack:
         """
         good = (difficulty @ self.p_right[self.first].T)[:, self.model]
         best = (good * (had > 0)).max(axis=1, keepdims=True)
-        if not self.alike:
-            return np.asarray(good >= best, np.float64)
         told = had / (had + self.concentration)
         others = told[:, self.first].sum(axis=1, keepdims=True) - told
-        return np.asarray((good >= best) / (1 + others * self.alike))
+        return np.where(good >= best, weight(others, self.alike), 0.0)
 
     def among(self, types: NDArray[np.int64], sizes: int) -> Stack:
         """Their tables for some types of queries, and the first of ROUND_SIZES."""

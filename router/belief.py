@@ -142,14 +142,13 @@ def update(prior: Array, votes: Votes) -> Posterior:
     return Posterior(joint / joint.sum(), scatter, sizes)
 
 
-def weight(told: Array, alike: float) -> Array:
-    """What the evidence of M models together counts for, shape (...): 1 for that of one of them.
+def weight(others: Array, alike: float) -> Array:
+    """What the evidence of several models together counts for: 1 for that of one of them. Same shape.
 
-    `told`, shape (..., M), is how much of its own chance to be right each has told, from 0 to 1. What queries
-    of a type differ in, models share: as many as A, the most told and all others, count as A / (1 + (A - 1)
-    alike), a clustered sample's design effect (Kish 1965), where A - 1 is what others than one have told.
+    `others` is how much others than one have told, each of its own chance to be right, from 0 to 1. What
+    queries of a type differ in, models share: A of them count as A / (1 + (A - 1) alike), a clustered
+    sample's design effect (Kish 1965), where A - 1 is what the others have told.
     """
-    others = told.sum(axis=-1) - told.max(axis=-1)
     return np.asarray(1 / (1 + others * alike))
 
 
@@ -158,7 +157,7 @@ def _weight(votes: Votes) -> float:
         return 1.0
     samples = np.array([counts.sum() + blanks for _, counts, blanks in votes.by_model])
     told = samples / (samples + [arm.concentration for arm, _, _ in votes.by_model])
-    return float(weight(told, sum(arm.alike for arm in votes.arms) / len(votes.arms)))
+    return float(weight(told.sum() - told.max(), sum(arm.alike for arm in votes.arms) / len(votes.arms)))
 
 
 def _likelihood(arm: Arm, agreed: NDArray[np.int64], samples: int) -> Array:

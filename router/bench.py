@@ -66,7 +66,8 @@ class RoundBench:
         """From the scores of steps to the score of a chain."""
         self.search = action.search or Search()
         """How wide and how deep to search."""
-        self._worst = action.worst(query.prompt_bytes + TEMPLATE_TOKENS)
+        prompt = query.prompt_bytes + TEMPLATE_TOKENS
+        self._worst = cost.samples(action.model, action.lanes, prompt, action.max_tokens, action.verifier)
         """What is set aside: a search adds to it as it goes on."""
         allowance.reserve(self._worst)
         self.spent = Cost()

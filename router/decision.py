@@ -13,11 +13,10 @@ from isoflop.v1.router_pb2 import Action as ActionMessage
 from isoflop.v1.router_pb2 import Rejected
 from isoflop.v1.verification_pb2 import CHAIN_SCORING_UNSPECIFIED, ChainScoring, Verifier
 
-from router import cost
 from router.belief import NO_VOTES, Posterior, Votes
 from router.cost import Cost
 from router.profile import Arm, Verified
-from router.strategies.strategy import Search
+from router.strategies.strategy import Search, tries
 
 T = TypeVar("T")
 
@@ -58,11 +57,7 @@ class Action:
     @property
     def lanes(self) -> int:
         """Samples that run at once."""
-        return self.samples * (self.search.expansion if self.search else 1)
-
-    def worst(self, prompt: int) -> Cost:
-        """What it costs at most, with a prompt of so many tokens."""
-        return cost.samples(self.model, self.lanes, prompt, self.max_tokens, self.verifier)
+        return self.samples * tries(self.search)
 
     @property
     def name(self) -> str:

@@ -20,7 +20,7 @@ from router.lengths import Array
 from router.profile import MOST_VOTES, ROUND_SIZES, Arm, Profile, Verified
 from router.query import Query
 from router.strategies import STRATEGIES
-from router.strategies.strategy import Search
+from router.strategies.strategy import Search, tries
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +41,6 @@ class Option:
     """What scores say, where calibration has measured that."""
     search: Search | None = None
     """How wide and how deep it searches; None: it does not."""
-
-    @property
-    def lanes(self) -> int:
-        """Samples that run for each that is returned."""
-        return self.search.expansion if self.search else 1
 
     @property
     def blind(self) -> bool:
@@ -94,7 +89,7 @@ class Menu:
             for option, tokens in zip(options, completion, strict=True)
         ]
         shape = (len(options), len(profile.grid))
-        lanes = np.array([option.lanes for option in options]).reshape(-1, 1)
+        lanes = np.array([tries(option.search) for option in options]).reshape(-1, 1)
         flops, money, tokens = (lanes * np.array([one[i] for one in costs]).reshape(shape) for i in range(3))
         seconds = [t * o.arm.seconds_per_token for o, t in zip(options, completion, strict=True)]
         return cls(
@@ -109,7 +104,12 @@ class Menu:
             np.array(
                 [
                     cost.longest(
-                        option.model, option.lanes, prompt_most, query.max_tokens, UNLIMITED, option.verifier
+                        option.model,
+                        tries(option.search),
+                        prompt_most,
+                        query.max_tokens,
+                        UNLIMITED,
+                        option.verifier,
                     )
                     for option in options
                 ]
@@ -172,8 +172,7 @@ def _options(query: Query, profile: Profile, catalog: Catalog, most: int) -> Ite
                 continue
             if verifies and not query.strategies and not catalog.verifiers:
                 continue
-            search = query.search if STRATEGIES[strategy].searches else None
-            if search and not (model.capabilities.prefix and model.capabilities.steps):
+            if query.search and not (model.capabilities.prefix and model.capabilities.steps):
                 continue
             arm = profile.arm(model, single and not query.temperature, query.temperature)
             verifier = catalog.verifier(query.verifier) if verifies else None
@@ -196,7 +195,7 @@ def _options(query: Query, profile: Profile, catalog: Catalog, most: int) -> Ite
                 verifier,
                 scoring,
                 verified,
-                search,
+                query.search,
             )
 
 

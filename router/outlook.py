@@ -18,6 +18,7 @@ from router.lengths import Array
 from router.menu import Menu
 from router.profile import ROUND_SIZES
 from router.query import Query
+from router.strategies.strategy import tries
 
 HEADROOM = 1.5
 """A round is only bought where each sample may have this many times its expected tokens."""
@@ -137,5 +138,5 @@ class Outlook:
         if left == UNLIMITED:
             return int(self.menu.room[row])
         prompt = self.query.prompt_bytes + TEMPLATE_TOKENS
-        lanes = samples * option.lanes
+        lanes = samples * tries(option.search)
         return cost.longest(option.model, lanes, prompt, self.query.max_tokens, left, option.verifier)

@@ -30,6 +30,7 @@ from router.menu import Menu
 from router.outlook import HEADROOM, Outlook
 from router.profile import MOST_VOTES, SAMPLES_WORTH, Profile
 from router.query import Query
+from router.strategies.strategy import tries
 
 T = TypeVar("T")
 
@@ -211,7 +212,7 @@ class Planner:
 
     def _least(self, query: Query, offer: Action) -> Cost:
         """The budget with which an action would be offered."""
-        each = offer.cost.tokens / offer.horizon * offer.samples / offer.lanes
+        each = offer.cost.tokens / offer.horizon / tries(offer.search)
         tokens = each - query.prompt_bytes * offer.arm.prompt_tokens_per_byte
         return cost.samples(
             offer.model,

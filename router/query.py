@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 from isoflop.errors import InvalidArgument, NotFound
@@ -61,8 +61,8 @@ class Query:
     scoring: ChainScoring.ValueType
     """From the scores of steps to the score of a chain; 0: as the verifier says."""
     return_candidates: bool
-    search: Search = field(default_factory=Search)
-    """How wide and how deep strategies search that do."""
+    search: Search | None = None
+    """How wide and how deep to search; None: its strategies do not."""
     pinned: bool = False
     """Model and samples are the router's own choice, by its settings."""
 
@@ -131,7 +131,7 @@ def admit(request: SolveRequest, catalog: Catalog, bounds: Bounds, deadline: flo
         verifier=filters.verifier,
         scoring=filters.scoring,
         return_candidates=request.return_candidates,
-        search=search or Search(),
+        search=search,
     )
 
 

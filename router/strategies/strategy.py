@@ -33,6 +33,11 @@ class Search:
     """Most steps of a chain."""
 
 
+def tries(search: Search | None) -> int:
+    """Samples that run for each that is returned; 1 where there is no search."""
+    return search.expansion if search else 1
+
+
 class Bench(Protocol):
     """What a strategy works with: one round of metered access to the services."""
 
