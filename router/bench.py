@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from isoflop.errors import Unavailable
-from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, Sample, Sampling, Step, TextDelta
+from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, Message, Sample, Sampling, Step, TextDelta
 from isoflop.v1.generation_pb2 import AbortSamples, Branch, GenerateRequest, RoundUsage, StartRound
 from isoflop.v1.verification_pb2 import Chain, ChainScore, ChainScoring, ScoreRequest, Verifier
 
@@ -21,6 +21,7 @@ from router.decision import Action
 from router.portions import MOST_BYTES, portions
 from router.query import Query
 from router.stages import Stages
+from router.strategies import STRATEGIES
 from router.strategies.strategy import Search
 from services.common.flops import attended
 
@@ -64,10 +65,24 @@ class RoundBench:
         self._abort_seconds = abort_seconds
         self.scoring: ChainScoring.ValueType = action.scoring
         """From the scores of steps to the score of a chain."""
-        self.search = action.search or Search()
-        """How wide and how deep to search."""
-        prompt = query.prompt_bytes + TEMPLATE_TOKENS
-        self._worst = cost.samples(action.model, action.lanes, prompt, action.max_tokens, action.verifier)
+        self.model = action.model
+        """The model that samples."""
+        self.search = action.search or Search(action.samples)
+        """How wide and how deep to go."""
+        self.thinking_tokens = query.max_tokens
+        """Tokens that a chain is to have, as its budget of thinking; 0: as many as it takes."""
+        forced = 0
+        self._messages: Sequence[Message] = query.messages
+        if STRATEGIES[action.strategy].thinks:
+            thinking = action.model.thinking
+            self._messages = asked_to_think(query.messages, thinking.system)
+            forced = len(thinking.system.encode()) + self.search.depth * len(thinking.extend.encode())
+            forced += len(thinking.close.encode())
+        self._prompt = query.prompt_bytes + TEMPLATE_TOKENS + forced
+        """Most tokens before those that are generated, with all that is put between them."""
+        self._worst = cost.samples(
+            action.model, action.lanes, self._prompt, action.max_tokens, action.verifier
+        )
         """What is set aside: a search adds to it as it goes on."""
         allowance.reserve(self._worst)
         self.spent = Cost()
@@ -80,8 +95,6 @@ class RoundBench:
         """Scores that nobody waits for any more. It ends within `abort_seconds`, and bills what has come."""
         self._seconds = self._tokens = 0.0
         """Of samples that ended by themselves, each for itself."""
-        self._grown = 0
-        """Tokens of the longest chain that steps so far may have made."""
 
     async def sample(self, stream_text: bool = False) -> AsyncGenerator[list[Sample] | TextDelta, None]:
         """The round's samples as they finish, those together that are there together.
@@ -101,26 +114,70 @@ class RoundBench:
         `branch` of each is the index of the chain that it continues.
         None where nothing is left to spend on them, and fewer at the query's deadline.
         """
-        action, count = self._action, len(chains) * each
-        prompt = self._query.prompt_bytes + TEMPLATE_TOKENS + max(chain.tokens for chain in chains)
-        limit = action.max_tokens - self._grown
-        left = self._worst - self.spent + self._allowance.left
-        if limit < 1 or (room := cost.longest(action.model, count, prompt, limit, left, action.verifier)) < 1:
+        return await self._continue(chains, each, (), one_step=True)
+
+    async def finish(self, chains: Sequence[Sample], most: Sequence[int] = ()) -> Sequence[Sample]:
+        """Each chain continued to its end, by at most so many tokens (0: what is left of a sample's).
+
+        Otherwise as `extend`.
+        """
+        return await self._continue(chains, 1, most, one_step=False)
+
+    async def ask(self, conversations: Sequence[Sequence[Message]]) -> Sequence[Sample]:
+        """What the model says where the query is followed by each of these, as `extend` otherwise."""
+        branches = [Branch(samples=1, turns=turns) for turns in conversations]
+        sizes = [
+            sum(len(turn.content.encode()) + TEMPLATE_TOKENS for turn in turns) for turns in conversations
+        ]
+        return await self._buy(branches, max(sizes), self._action.max_tokens, one_step=False)
+
+    async def _continue(
+        self, chains: Sequence[Sample], each: int, most: Sequence[int], *, one_step: bool
+    ) -> Sequence[Sample]:
+        """So many continuations of each chain, as chains from their beginning."""
+        whole = self._action.max_tokens
+        limits = {
+            number: limit or whole - chain.tokens
+            for number, (chain, limit) in enumerate(zip(chains, most or [0] * len(chains), strict=True))
+            if limit or chain.tokens < whole
+        }
+        if not limits:
             return []
-        # Steps read what is before them again, and so do their scores.
+        branches = [
+            Branch(prefix=chains[number].text, samples=each, max_tokens=limit)
+            for number, limit in limits.items()
+        ]
+        longest = max(chains[number].tokens for number in limits)
+        steps = await self._buy(branches, longest, max(limits.values()), one_step=one_step)
+        numbers = list(limits)
+        return [joined(chains[numbers[step.branch]], step, numbers[step.branch]) for step in steps]
+
+    async def _buy(
+        self, branches: Sequence[Branch], before: int, limit: int, *, one_step: bool
+    ) -> list[Sample]:
+        """Samples of these branches, of at most `limit` tokens each, after up to `before` tokens.
+
+        What they cost at most is set aside beyond what is; none where it is not there.
+        """
+        action, count = self._action, sum(branch.samples for branch in branches)
+        prompt = self._prompt + before
+        left = self._worst - self.spent + self._allowance.left
+        room = cost.longest(action.model, count, prompt, limit, left, action.verifier)
+        if room < 1:
+            return []
+        # What is before them is read again, and so it is for their scores.
         most = self.spent + cost.samples(action.model, count, prompt, room, action.verifier)
         more = most.beyond(self._worst)
         self._allowance.reserve(more)
         self._worst += more
-        start = self._start([Branch(prefix=chain.text, samples=each) for chain in chains], room)
-        start.sampling.one_step = True
-        steps: list[Sample] = []
+        start = self._start(branches, room)
+        start.sampling.one_step = one_step
+        samples: list[Sample] = []
         async with aclosing(self._play(start)) as items:
             async for item in items:
                 if not isinstance(item, TextDelta):
-                    steps += [step for step in item if step.finish_reason != FINISH_REASON_ABORTED]
-        self._grown += max((step.tokens for step in steps), default=0)
-        return [joined(chains[step.branch], step) for step in steps]
+                    samples += [one for one in item if one.finish_reason != FINISH_REASON_ABORTED]
+        return samples
 
     def settle(self) -> None:
         """The round is over: what it has spent is spent, and the rest of what was set aside is free."""
@@ -139,7 +196,7 @@ class RoundBench:
         return StartRound(
             query_id=self._query.query_id,
             model=action.model.name,
-            messages=self._query.messages,
+            messages=self._messages,
             branches=branches,
             first_sample=first,
             sampling=Sampling(temperature=action.temperature, max_tokens=max_tokens, seed=self._query.seed),
@@ -275,14 +332,23 @@ async def _requests(start: StartRound, enough: asyncio.Event, told: Told) -> Asy
         yield GenerateRequest(abort=AbortSamples())
 
 
-def joined(chain: Sample, step: Sample) -> Sample:
-    """The chain with one more step."""
+def asked_to_think(messages: Sequence[Message], words: str) -> Sequence[Message]:
+    """The conversation with these words in its system message."""
+    if not words:
+        return messages
+    if messages[0].role == "system":
+        return [Message(role="system", content=f"{messages[0].content}\n{words}"), *messages[1:]]
+    return [Message(role="system", content=words), *messages]
+
+
+def joined(chain: Sample, step: Sample, branch: int) -> Sample:
+    """The chain, number `branch` of those that are continued, with one more step."""
     begins = len(chain.text)
     steps = [Step(end=begins + one.end, tokens=one.tokens, logprob=_logprob(one)) for one in step.steps]
     logprobs = (_logprob(chain) if chain.text else 0.0), _logprob(step)
     return Sample(
         id=step.id,
-        branch=step.branch,
+        branch=branch,
         text=chain.text + step.text,
         tokens=chain.tokens + step.tokens,
         finish_reason=step.finish_reason,

@@ -78,7 +78,11 @@ class Router:
             self._metrics.budget(self._purse)
         self._queries = Queries(settings.kept_queries, settings.rejoin_seconds)
         self._bounds = Bounds(
-            settings.max_prompt_bytes, settings.max_samples, settings.max_messages, settings.max_depth
+            settings.max_prompt_bytes,
+            settings.max_samples,
+            settings.max_messages,
+            settings.max_depth,
+            settings.max_nodes,
         )
         self._feedback: Feedback | None = None
         if settings.feedback:

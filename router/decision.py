@@ -65,7 +65,8 @@ class Action:
         if self.probe:
             return f"{self.model.name} × 1 within {self.max_tokens} tokens"
         if self.search:
-            return f"{self.model.name} {self.strategy} of {self.horizon} × {self.search.expansion}"
+            tried = f" × {self.search.expansion}" if self.search.expansion > 1 else ""
+            return f"{self.model.name} {self.strategy} of {self.horizon}{tried}"
         return f"{self.model.name} × {self.horizon} {self.strategy}"
 
     def message(self) -> ActionMessage:

@@ -168,13 +168,14 @@ def _options(query: Query, profile: Profile, catalog: Catalog, most: int) -> Ite
     for model in _models(query, profile, catalog):
         for strategy in query.strategies or ("single", "majority", "weighted"):
             single, verifies = strategy == "single", STRATEGIES[strategy].verifies
-            if (query.samples > 1 and single) or (query.temperature == 0 and not single):
+            if (query.samples > 1 and single) or not STRATEGIES[strategy].serves(model):
+                continue
+            if query.temperature == 0 and not single and not query.search:
                 continue
             if verifies and not query.strategies and not catalog.verifiers:
                 continue
-            if query.search and not (model.capabilities.prefix and model.capabilities.steps):
-                continue
-            arm = profile.arm(model, single and not query.temperature, query.temperature)
+            greedy = not query.temperature if single else query.temperature == 0
+            arm = profile.arm(model, greedy, query.temperature)
             verifier = catalog.verifier(query.verifier) if verifies else None
             verified, scoring = None, query.scoring
             if verifier:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import random
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from isoflop.errors import InvalidArgument, NotFound
 from isoflop.v1.common_pb2 import AnswerFormat, Message
-from isoflop.v1.router_pb2 import Budget, Effort, Filters, SolveRequest
+from isoflop.v1.router_pb2 import Budget, Effort, SolveRequest
 from isoflop.v1.verification_pb2 import ChainScoring
 
 from router.catalog import Catalog
@@ -18,6 +18,8 @@ from router.cost import Cost
 from router.strategies import STRATEGIES
 from router.strategies.strategy import Search
 
+EXTENSIONS = {"low": 0, "medium": 1, "high": 3}
+"""How often thinking is extended at each effort, where no budget of tokens is given."""
 EFFORTS = {0: "medium", Effort.EFFORT_LOW: "low", Effort.EFFORT_MEDIUM: "medium", Effort.EFFORT_HIGH: "high"}
 """Names of the efforts, as profiles have them."""
 
@@ -62,7 +64,7 @@ class Query:
     """From the scores of steps to the score of a chain; 0: as the verifier says."""
     return_candidates: bool
     search: Search | None = None
-    """How wide and how deep to search; None: its strategies do not."""
+    """How wide and how deep its strategy goes; None: it makes whole samples."""
     pinned: bool = False
     """Model and samples are the router's own choice, by its settings."""
 
@@ -79,8 +81,10 @@ class Bounds:
     prompt_bytes: int
     samples: int
     messages: int
-    depth: int = Search.depth
+    depth: int = 64
     """Steps of a chain."""
+    nodes: int = 1024
+    """Steps of a tree."""
 
 
 def admit(request: SolveRequest, catalog: Catalog, bounds: Bounds, deadline: float = math.inf) -> Query:
@@ -104,13 +108,18 @@ def admit(request: SolveRequest, catalog: Catalog, bounds: Bounds, deadline: flo
         raise InvalidArgument("filters.samples", f"must be from 1 to {bounds.samples}, or left out")
     if filters.samples > 1 and set(filters.strategies) == {"single"}:
         raise InvalidArgument("filters.samples", "strategy single has one sample")
-    search = _search(filters, bounds)
+    if not filters.samples and any(strategy.checked for strategy in asked):
+        raise InvalidArgument("filters.samples", "say how many samples you want to check")
+    search = _search(request, bounds)
     if filters.HasField("thinking_tokens") and filters.thinking_tokens < 1:
         raise InvalidArgument("filters.thinking_tokens", "must be at least 1, or left out")
     temperature = filters.temperature if filters.HasField("temperature") else None
     if temperature is not None and not (math.isfinite(temperature) and 0 <= temperature <= 10):
         raise InvalidArgument("filters.temperature", "must be from 0 to 10")
-    if temperature == 0 and (filters.samples > 1 or "single" not in (filters.strategies or ("single",))):
+    alone = (
+        search.width * search.expansion == 1 if search else "single" in (filters.strategies or ("single",))
+    )
+    if temperature == 0 and (filters.samples > 1 or not alone):
         raise InvalidArgument("filters.temperature", "at 0 all samples are the same: ask for one, of single")
     seed = filters.seed if filters.HasField("seed") else random.getrandbits(31)
     if not 0 <= seed < 1 << 62:
@@ -130,35 +139,48 @@ def admit(request: SolveRequest, catalog: Catalog, bounds: Bounds, deadline: flo
         seed=seed,
         verifier=filters.verifier,
         scoring=filters.scoring,
-        return_candidates=request.return_candidates,
+        return_candidates=request.return_candidates or any(strategy.checked for strategy in asked),
         search=search,
     )
 
 
-def _search(filters: Filters, bounds: Bounds) -> Search | None:
-    """How wide and how deep to search; None where no strategy that was asked for does."""
-    searching = [name for name in filters.strategies if STRATEGIES[name].searches]
-    if not searching:
+def _search(request: SolveRequest, bounds: Bounds) -> Search | None:
+    """How wide and how deep to go; None where each strategy that was asked for makes whole samples."""
+    filters = request.filters
+    shapes = {name: shape for name in filters.strategies if (shape := STRATEGIES[name].shape)}
+    if not shapes:
         if filters.HasField("search"):
             raise InvalidArgument("filters.search", "goes with a strategy that searches, as beam")
         return None
+    name, usual = next(iter(shapes.items()))
     if len(set(filters.strategies)) > 1:
-        raise InvalidArgument("filters.strategies", f"a search cannot be mixed: ask for {searching[0]} alone")
+        raise InvalidArgument("filters.strategies", f"{name} cannot be mixed: ask for it alone")
     if filters.HasField("samples"):
-        raise InvalidArgument("filters.samples", "a search returns as many as filters.search.width says")
-    asked, usual = filters.search, Search()
-    for name in ("width", "expansion", "depth"):
-        if getattr(asked, name) < 0:
-            raise InvalidArgument(f"filters.search.{name}", "must be at least 1, or left out")
+        raise InvalidArgument("filters.samples", f"{name} returns as many as filters.search.width says")
+    if STRATEGIES[name].thinks and not filters.thinking_tokens:
+        usual = replace(usual, depth=EXTENSIONS[EFFORTS.get(request.effort, "medium")])
+    asked = filters.search
+    for field in ("width", "expansion", "depth", "nodes"):
+        if getattr(asked, field) < 0:
+            raise InvalidArgument(f"filters.search.{field}", "must be at least 1, or left out")
+    if asked.expansion > 1 and usual.expansion == 1:
+        raise InvalidArgument("filters.search.expansion", f"{name} tries no other continuations")
+    if asked.nodes and not usual.nodes:
+        raise InvalidArgument("filters.search.nodes", "goes with a tree")
     search = Search(
         asked.width or usual.width,
         asked.expansion or usual.expansion,
         asked.depth or min(usual.depth, bounds.depth),
+        asked.nodes or min(usual.nodes, bounds.nodes),
     )
     if search.width * search.expansion > bounds.samples:
         raise InvalidArgument("filters.search", f"width × expansion is at most {bounds.samples}")
     if search.depth > bounds.depth:
         raise InvalidArgument("filters.search.depth", f"at most {bounds.depth}")
+    if usual.nodes and not search.expansion <= search.nodes <= bounds.nodes:
+        raise InvalidArgument(
+            "filters.search.nodes", f"from expansion, {search.expansion}, to {bounds.nodes}"
+        )
     return search
 
 

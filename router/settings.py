@@ -35,6 +35,8 @@ class RouterSettings(ServiceSettings):
     """Most samples that a caller may ask for; of a search, width × expansion."""
     max_depth: int = Field(default=1024, ge=1, le=65536)
     """Most steps of a chain that a caller may have searched."""
+    max_nodes: int = Field(default=1024, ge=1, le=65536)
+    """Most steps of a tree that a caller may have searched."""
     deadline_margin_seconds: float = Field(default=0.2, ge=0)
     """So long before a call's deadline the best answer so far is returned."""
     abort_seconds: float = Field(default=10.0, gt=0)

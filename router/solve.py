@@ -22,6 +22,7 @@ from isoflop.v1.router_pb2 import (
     STATUS_ABANDONED,
     STATUS_ANSWERED,
     STATUS_DEGRADED,
+    Growth,
     QueryStarted,
     Round,
     SolveResponse,
@@ -157,6 +158,9 @@ class Life:
                 async for batch in together(batches) if query.samples and not self.streamed else batches:
                     if isinstance(batch, TextDelta):
                         yield Event(text=batch)
+                        continue
+                    if isinstance(batch, Growth):
+                        yield Event(growth=batch)
                         continue
                     for candidate in batch:
                         yield Event(sample=candidate.sample)

@@ -3,27 +3,40 @@
 At each step every chain of the beam is continued in several ways, all are scored from their beginning, and
 only the best are kept; for those that are pruned nothing runs any more. A chain that is kept at its end has
 left the beam. How the scores of steps become that of a chain is the verifier's word, or the caller's.
+
+With a language model as the verifier this is the breadth-first search of a tree of thoughts (Yao et al.,
+arXiv 2305.10601).
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Hashable, Iterable
 
-from isoflop.v1.aggregation_pb2 import SELECTION_BEST, Selection
-from isoflop.v1.common_pb2 import FINISH_REASON_STEP, Sample, TextDelta
+from isoflop.v1.aggregation_pb2 import SELECTION_BEST
+from isoflop.v1.common_pb2 import FINISH_REASON_STEP, Model, Sample
+from isoflop.v1.router_pb2 import NODE_STATE_ENDED, NODE_STATE_KEPT, NODE_STATE_PRUNED, Growth
 
-from router.strategies.best_of_n import weighed
-from router.strategies.strategy import Bench, Candidate
+from router.strategies.scored import best, node, weighed
+from router.strategies.strategy import Batch, Bench, Candidate, Search, Strategy
 
 
-class Beam:
-    """As many chains as the beam is wide, the best of all; the one with the best score wins."""
+class Stepwise(Strategy):
+    """A search over steps; the chain with the best score wins."""
 
-    selection: Selection.ValueType = SELECTION_BEST
+    selection = SELECTION_BEST
     verifies = True
-    searches = True
 
-    async def play(self, bench: Bench) -> AsyncGenerator[list[Candidate] | TextDelta, None]:
+    def serves(self, model: Model) -> bool:
+        """It goes on with a chain, step by step."""
+        return model.capabilities.prefix and model.capabilities.steps
+
+
+class Beam(Stepwise):
+    """As many chains as the beam is wide, the best of all."""
+
+    shape = Search(width=4, expansion=4, depth=64)
+
+    async def play(self, bench: Bench) -> AsyncGenerator[Batch, None]:
         """Chains as they end, those together that end with the same step; at last those that could not."""
         kept: list[Candidate] = []
         beam = [Sample()] * bench.search.width
@@ -32,8 +45,11 @@ class Beam:
             chains = {self.place(chain): chain for chain in await bench.extend(beam, bench.search.expansion)}
             if not chains:
                 break
-            kept = self.prune(await weighed(bench, list(chains.values())), len(beam))
-            if ended := [chain for chain in kept if chain.sample.finish_reason != FINISH_REASON_STEP]:
+            scored = await weighed(bench, list(chains.values()))
+            kept = self.prune(scored, len(beam))
+            ended = [chain for chain in kept if chain.sample.finish_reason != FINISH_REASON_STEP]
+            yield grown(beam, scored, kept, ended)
+            if ended:
                 yield ended
             kept = [chain for chain in kept if chain.sample.finish_reason == FINISH_REASON_STEP]
             beam = [chain.sample for chain in kept]
@@ -48,7 +64,7 @@ class Beam:
 
     def prune(self, chains: Iterable[Candidate], width: int) -> list[Candidate]:
         """Those that are gone on with, the best first."""
-        return sorted(chains, key=lambda chain: -chain.weight)[:width]
+        return best(chains, width)
 
 
 class Dvts(Beam):
@@ -64,5 +80,17 @@ class Dvts(Beam):
     def prune(self, chains: Iterable[Candidate], width: int) -> list[Candidate]:
         """The best of each beam."""
         ordered = sorted(chains, key=lambda chain: chain.weight)
-        best = {chain.sample.branch: chain for chain in ordered}
-        return super().prune(best.values(), width)
+        return best({chain.sample.branch: chain for chain in ordered}.values(), width)
+
+
+def grown(
+    beam: list[Sample], scored: list[Candidate], kept: list[Candidate], ended: list[Candidate]
+) -> Growth:
+    """What a step has made of the beam."""
+    states = {id(chain): NODE_STATE_KEPT for chain in kept} | {id(chain): NODE_STATE_ENDED for chain in ended}
+    return Growth(
+        nodes=[
+            node(beam[chain.sample.branch], chain, states.get(id(chain), NODE_STATE_PRUNED))
+            for chain in scored
+        ]
+    )

@@ -6,35 +6,25 @@ How the scores of steps become the score of a chain is the verifier's word, or t
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from isoflop.v1.aggregation_pb2 import SELECTION_BEST, Selection
-from isoflop.v1.common_pb2 import Sample, TextDelta
+from isoflop.v1.aggregation_pb2 import SELECTION_BEST
+from isoflop.v1.common_pb2 import TextDelta
 
-from router.strategies.scoring import chain_score
-from router.strategies.strategy import Bench, Candidate
+from router.strategies.scored import weighed
+from router.strategies.strategy import Batch, Bench, Strategy
 
 
-class BestOfN:
+class BestOfN(Strategy):
     """Samples weighed by a verifier; the best one wins."""
 
-    selection: Selection.ValueType = SELECTION_BEST
+    selection = SELECTION_BEST
     verifies = True
-    searches = False
 
-    async def play(self, bench: Bench) -> AsyncGenerator[list[Candidate] | TextDelta, None]:
+    async def play(self, bench: Bench) -> AsyncGenerator[Batch, None]:
         """The samples with their scores, as they finish; one that cannot be scored has no weight."""
         async with aclosing(bench.sample()) as batches:
             async for batch in batches:
                 if not isinstance(batch, TextDelta):
                     yield await weighed(bench, batch)
-
-
-async def weighed(bench: Bench, samples: Sequence[Sample]) -> list[Candidate]:
-    """The samples with their scores; one that cannot be scored has no weight."""
-    scores = await bench.score(samples)
-    return [
-        Candidate(sample, chain_score(its.steps, bench.scoring) if its.steps else 0.0, its)
-        for sample, its in zip(samples, scores, strict=True)
-    ]

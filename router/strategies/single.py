@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from isoflop.v1.aggregation_pb2 import SELECTION_SUM
 from isoflop.v1.common_pb2 import TextDelta
 
-from router.strategies.strategy import Bench, Candidate
+from router.strategies.strategy import Batch, Bench, Candidate, Strategy
 
 
-class Single:
+class Single(Strategy):
     """One sample."""
 
-    selection = SELECTION_SUM
-    verifies = False
-    searches = False
-
-    async def play(self, bench: Bench) -> AsyncGenerator[list[Candidate] | TextDelta, None]:
+    async def play(self, bench: Bench) -> AsyncGenerator[Batch, None]:
         """The sample, and its text before it."""
         async with aclosing(bench.sample(stream_text=True)) as batches:
             async for batch in batches:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from isoflop.v1.aggregation_pb2 import Selection
-from isoflop.v1.common_pb2 import Sample, TextDelta
+from isoflop.v1.aggregation_pb2 import SELECTION_SUM, Selection
+from isoflop.v1.common_pb2 import Message, Model, Sample, TextDelta
+from isoflop.v1.router_pb2 import Growth
 from isoflop.v1.verification_pb2 import ChainScore, ChainScoring
 
 
@@ -21,16 +23,22 @@ class Candidate:
     """Of its steps, where it was verified."""
 
 
+Batch = list[Candidate] | TextDelta | Growth
+"""What a strategy yields: candidates, text as it comes, or how its search has grown."""
+
+
 @dataclass(frozen=True)
 class Search:
-    """How wide and how deep to search over the steps of chains."""
+    """How wide and how deep a strategy goes that makes a chain in parts."""
 
-    width: int = 4
-    """Chains that are kept at each step."""
-    expansion: int = 4
-    """Continuations of each that are tried at each step."""
-    depth: int = 64
-    """Most steps of a chain."""
+    width: int
+    """Chains that are gone on with at a time, and returned at most."""
+    expansion: int = 1
+    """Continuations of each that are tried."""
+    depth: int = 0
+    """Most parts of a chain: steps, or extensions of its thinking, or revisions."""
+    nodes: int = 0
+    """Most steps that are made in all; 0: as width, expansion and depth have it."""
 
 
 def tries(search: Search | None) -> int:
@@ -41,10 +49,14 @@ def tries(search: Search | None) -> int:
 class Bench(Protocol):
     """What a strategy works with: one round of metered access to the services."""
 
+    model: Model
+    """The model that samples."""
     scoring: ChainScoring.ValueType
     """From the scores of steps to the score of a chain."""
     search: Search
-    """How wide and how deep to search."""
+    """How wide and how deep to go."""
+    thinking_tokens: int
+    """Tokens that a chain is to have, as its budget of thinking; 0: as many as it takes."""
 
     def sample(self, stream_text: bool = False) -> AsyncGenerator[list[Sample] | TextDelta, None]:
         """The round's samples as they finish, those together that are there together.
@@ -60,35 +72,52 @@ class Bench(Protocol):
         """
         ...
 
+    async def finish(self, chains: Sequence[Sample], most: Sequence[int] = ()) -> Sequence[Sample]:
+        """Each chain continued to its end, by at most so many tokens; otherwise as `extend`."""
+        ...
+
+    async def ask(self, conversations: Sequence[Sequence[Message]]) -> Sequence[Sample]:
+        """What the model says where the query is followed by each of these; none: no more.
+
+        `branch` of each is the index of its conversation.
+        """
+        ...
+
     async def score(self, samples: Sequence[Sample]) -> Sequence[ChainScore]:
         """Scores of the samples' steps, in order."""
         ...
 
 
-class Strategy(Protocol):
+class Strategy(ABC):
     """A way to spend a round."""
 
-    selection: Selection.ValueType
+    selection: Selection.ValueType = SELECTION_SUM
     """How the vote's leader is chosen."""
-    verifies: bool
+    verifies = False
     """It scores steps."""
-    searches: bool
-    """It makes chains step by step."""
+    shape: Search | None = None
+    """How wide and how deep it goes where nothing is said; None: it makes whole samples."""
+    thinks = False
+    """It asks the model to think."""
+    checked = False
+    """The caller chooses among its candidates."""
 
-    def play(self, bench: Bench) -> AsyncGenerator[list[Candidate] | TextDelta, None]:
+    def serves(self, model: Model) -> bool:
+        """Whether a model can do what it needs."""
+        return True
+
+    @abstractmethod
+    def play(self, bench: Bench) -> AsyncGenerator[Batch, None]:
         """Play one round: candidates as they are there. Closing it aborts what still runs."""
-        ...
 
 
-async def together(
-    batches: AsyncIterator[list[Candidate] | TextDelta],
-) -> AsyncGenerator[list[Candidate] | TextDelta, None]:
+async def together(batches: AsyncIterator[Batch]) -> AsyncGenerator[Batch, None]:
     """The same candidates in one batch, when the last has come."""
     candidates: list[Candidate] = []
     async for batch in batches:
-        if isinstance(batch, TextDelta):
-            yield batch
-        else:
+        if isinstance(batch, list):
             candidates += batch
+        else:
+            yield batch
     if candidates:
         yield candidates

@@ -23,6 +23,8 @@ models:
     continuous_usage: true
     continues: continue_final_message
     extra: {top_k: 40}
+    thinking: {}                   # it ends its thinking with </think>; `Wait` makes it go on
+    revision: {}                   # it can be asked, in plain words, to criticise and revise
     shape: {active_parameters: 8.0e9, layers: 32, heads: 32, head_size: 128}
     context: 131072
     price: {per_million_prompt_tokens: 0.05, per_million_completion_tokens: 0.08}
@@ -33,9 +35,56 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+from isoflop.v1 import common_pb2 as pb
 from pydantic import Field, JsonValue, model_validator
 
 from services.common.catalog import LARGEST, Entry, HttpEntry, PriceEntry, ShapeEntry, read
+
+
+class ThinkingEntry(Entry):
+    """How a model is made to think longer, and to come to an end: budget forcing (s1, arXiv 2501.19393)."""
+
+    system: str = ""
+    """The system message that asks for it; empty: none."""
+    end: str = Field(default="</think>", min_length=1)
+    """Where thinking ends in a text: the answer begins there."""
+    extend: str = "Wait"
+    """What is put in the place of an end that came too soon."""
+    close: str = "\n</think>\n\n"
+    """What is put after thinking that has run out; with `end` in it."""
+    answer_tokens: int = Field(default=512, ge=1, le=LARGEST)
+    """Most tokens of the answer that follows it."""
+
+    @model_validator(mode="after")
+    def _ends(self) -> ThinkingEntry:
+        if self.end not in self.close:
+            raise ValueError(f"close has no {self.end!r} in it, with which thinking ends")
+        return self
+
+    def message(self) -> pb.Thinking:
+        """As the contract has it."""
+        return pb.Thinking(**self.model_dump())
+
+
+class RevisionEntry(Entry):
+    """What a model is told after its answer: Self-Refine (arXiv 2303.17651)."""
+
+    critique: str = Field(
+        default="Check this answer step by step for mistakes. End with a line that says either "
+        "`There are mistakes.` or `No mistakes.`",
+        min_length=1,
+    )
+    """Asks for a critique."""
+    content: str = Field(default="No mistakes.", min_length=1)
+    """With this the last line of a critique ends that finds nothing wrong."""
+    revise: str = Field(
+        default="Now write the whole answer again, without the mistakes that were found.", min_length=1
+    )
+    """Asks for a revision, after a critique."""
+
+    def message(self) -> pb.Revision:
+        """As the contract has it."""
+        return pb.Revision(**self.model_dump())
 
 
 class ModelEntry(Entry):
@@ -47,6 +96,10 @@ class ModelEntry(Entry):
     """What its tokens cost."""
     chat_template: str = ""
     """Jinja template of the prompt; empty: the model file's own, or the bare text."""
+    thinking: ThinkingEntry | None = None
+    """How it is made to think longer, for strategies sequential and broad_and_deep; none: it is not."""
+    revision: RevisionEntry | None = None
+    """How it is asked to criticise and revise, for strategy refine; none: it is not. `{}`: in plain words."""
 
 
 class LlamaCppEntry(ModelEntry):

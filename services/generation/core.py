@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing, suppress
 
 import structlog
 from isoflop.errors import InvalidArgument, NotFound
-from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, FINISH_REASON_STEP, TextDelta
+from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, FINISH_REASON_STEP, Message, Sampling, TextDelta
 from isoflop.v1.generation_pb2 import (
     Branch,
     DescribeModelsRequest,
@@ -142,11 +142,13 @@ class Generation:
             raise InvalidArgument("first_sample", "must not be negative")
         if not start.messages or not any(message.content for message in start.messages):
             raise InvalidArgument("messages", "must not be empty")
-        size = sum(len(message.content.encode()) for message in start.messages)
-        if size > self._settings.max_prompt_bytes:
-            raise InvalidArgument("messages", f"at most {self._settings.max_prompt_bytes} bytes")
-        if any(len(branch.prefix.encode()) > self._settings.max_prompt_bytes for branch in start.branches):
-            raise InvalidArgument("branches", f"a prefix has at most {self._settings.max_prompt_bytes} bytes")
+        most, size = self._settings.max_prompt_bytes, _bytes(start.messages)
+        if size > most:
+            raise InvalidArgument("messages", f"at most {most} bytes")
+        if any(len(b.prefix.encode()) > most or size + _bytes(b.turns) > most for b in start.branches):
+            raise InvalidArgument("branches", f"a prefix has at most {most} bytes, and so has a conversation")
+        if any(branch.max_tokens < 0 for branch in start.branches):
+            raise InvalidArgument("branches", "max_tokens must not be negative")
         sampling = start.sampling
         if not (math.isfinite(sampling.temperature) and 0 <= sampling.temperature <= 10):
             raise InvalidArgument("sampling.temperature", "must be from 0 to 10")
@@ -216,26 +218,38 @@ class Generation:
 OUTCOMES = {1: "stop", 2: "length", FINISH_REASON_ABORTED: "aborted", FINISH_REASON_STEP: "step"}
 
 
+def _bytes(messages: Iterable[Message]) -> int:
+    return sum(len(message.content.encode()) for message in messages)
+
+
 def _jobs(start: StartRound) -> tuple[list[int], list[Job]]:
     """The branch of each sample, and its job."""
-    numbers = [
-        number
-        for number, branch in enumerate(start.branches or [Branch(samples=1)])
-        for _ in range(branch.samples)
-    ]
-    prefixes = [branch.prefix for branch in start.branches] or [""]
+    branches = list(start.branches) or [Branch(samples=1)]
+    messages = [[*start.messages, *branch.turns] for branch in branches]
+    samplings = [_sampling(start.sampling, branch.max_tokens) for branch in branches]
+    numbers = [number for number, branch in enumerate(branches) for _ in range(branch.samples)]
     jobs = [
         Job(
             sample_id=f"{start.model}/{index}",
             index=index,
             query_id=start.query_id,
-            messages=start.messages,
-            prefix=prefixes[branch],
-            sampling=start.sampling,
+            messages=messages[branch],
+            prefix=branches[branch].prefix,
+            sampling=samplings[branch],
         )
         for index, branch in enumerate(numbers, start=start.first_sample)
     ]
     return numbers, jobs
+
+
+def _sampling(sampling: Sampling, most: int) -> Sampling:
+    """The round's, with fewer tokens where a branch has fewer."""
+    if not most or 0 < sampling.max_tokens <= most:
+        return sampling
+    own = Sampling()
+    own.CopyFrom(sampling)
+    own.max_tokens = most
+    return own
 
 
 async def _run(backend: Backend, round: Round) -> Exception | None:

@@ -28,6 +28,10 @@ def open_backends(path: Path, *, whole: bool = False) -> list[Backend]:
             backends.append(_openai(entry, folder, catalog.currency))
         else:
             backends.append(TritonBackend(entry, catalog.currency))
+        if entry.thinking:
+            backends[-1].model.thinking.CopyFrom(entry.thinking.message())
+        if entry.revision:
+            backends[-1].model.revision.CopyFrom(entry.revision.message())
     return backends
 
 

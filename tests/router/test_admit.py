@@ -25,6 +25,8 @@ def admitted(**fields: Any) -> Query:
     return admit(SolveRequest(**{**prompt, **fields}), make_catalog(), BOUNDS)
 
 
+NODES = "filters.search.nodes"
+
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("empty prompt", {"prompt": ""}, "prompt"),
     ("white space", {"prompt": " \n\t\u3000 "}, "prompt"),
@@ -70,7 +72,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("a search of nothing", {"filters": Filters(search=Search(width=2))}, "filters.search"),
     *(
         (f"{name} -1", {"filters": Filters(strategies=["beam"], search=Search(**{name: -1}))}, field)
-        for name in ("width", "expansion", "depth")
+        for name in ("width", "expansion", "depth", "nodes")
         for field in [f"filters.search.{name}"]
     ),
     (
@@ -83,6 +85,24 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         {"filters": Filters(strategies=["beam"], search=Search(depth=BOUNDS.depth + 1))},
         "filters.search.depth",
     ),
+    ("a tree of no nodes", {"filters": Filters(strategies=["tree"], search=Search(nodes=3))}, NODES),
+    (
+        "a tree that is too large",
+        {"filters": Filters(strategies=["tree"], search=Search(nodes=BOUNDS.nodes + 1))},
+        NODES,
+    ),
+    ("nodes of a beam", {"filters": Filters(strategies=["beam"], search=Search(nodes=64))}, NODES),
+    (
+        "expansions of one long chain",
+        {"filters": Filters(strategies=["sequential"], search=Search(expansion=2))},
+        "filters.search.expansion",
+    ),
+    (
+        "greedy long chains",
+        {"filters": Filters(strategies=["broad_and_deep"], temperature=0)},
+        "filters.temperature",
+    ),
+    ("repeated how often?", {"filters": Filters(strategies=["repeated"])}, "filters.samples"),
     ("seed -1", {"filters": Filters(seed=-1)}, "filters.seed"),
     ("seed 2^62", {"filters": Filters(seed=1 << 62)}, "filters.seed"),
     ("another currency", {"budget": Budget(money=1, currency="EUR")}, "budget.currency"),
@@ -126,7 +146,7 @@ def test_a_fault_names_its_field(fields: dict[str, Any], field: str) -> None:
     ("filters", "known"),
     [
         (Filters(models=["s", "gpt"]), "s, m, l"),
-        (Filters(strategies=["majority", "prayer"]), "single, majority, best_of_n, weighted"),
+        (Filters(strategies=["majority", "prayer"]), "single, repeated, majority, best_of_n, weighted"),
         (Filters(verifier="oracle"), "logprob"),
     ],
     ids=["model", "strategy", "verifier"],
@@ -189,3 +209,24 @@ def test_any_text_is_admitted_or_refused_by_name(prompt: str) -> None:
         assert query.messages[0].content == prompt
         return
     assert refused == "prompt"
+
+
+def test_effort_says_how_often_thinking_is_extended_where_no_budget_of_tokens_is_given() -> None:
+    def depth(**fields: Any) -> int:
+        search = admitted(**fields).search
+        assert search is not None
+        return search.depth
+
+    plain = Filters(strategies=["sequential"])
+    assert [depth(filters=plain, effort=effort) for effort in (0, 1, 2, 3)] == [1, 0, 1, 3]
+    assert depth(filters=Filters(strategies=["sequential"], thinking_tokens=100), effort=1) == 4
+    assert depth(filters=Filters(strategies=["broad_and_deep"], search=Search(depth=2)), effort=1) == 2
+
+
+def test_one_long_chain_may_be_greedy() -> None:
+    assert admitted(filters=Filters(strategies=["sequential"], temperature=0)).temperature == 0
+
+
+def test_who_checks_candidates_gets_them() -> None:
+    query = admitted(filters=Filters(strategies=["repeated"], samples=8))
+    assert (query.samples, query.return_candidates) == (8, True)

@@ -55,6 +55,7 @@ from scripted_suite import MakeSuite, Suite
 from synthetic import EASY, HARD, IMPOSSIBLE, MIDDLE, arm_record, make_model, make_profile
 
 from router.profile import Profile
+from router.strategies import STRATEGIES
 from services.aggregation.core import Aggregation
 from services.verification.core import Verification
 
@@ -687,5 +688,5 @@ class TestModels:
         listing = await make_suite(same(number(1))).router.models()
         assert [model.name for model in listing.models] == ["s", "m", "l"]
         assert [verifier.name for verifier in listing.verifiers] == ["logprob"]
-        assert list(listing.strategies) == ["single", "majority", "best_of_n", "weighted", "beam", "dvts"]
+        assert list(listing.strategies) == list(STRATEGIES)
         assert listing.profile == "synthetic-1"

@@ -156,7 +156,7 @@ async def test_a_sample_that_cannot_be_scored_has_no_weight_and_hinders_no_other
     assert math.isfinite(sum(c.weight for c in found))
 
 
-@pytest.mark.parametrize("name", [name for name, one in STRATEGIES.items() if not one.searches])
+@pytest.mark.parametrize("name", [name for name, one in STRATEGIES.items() if not one.shape])
 async def test_closing_a_strategy_closes_its_round(name: str) -> None:
     bench = Bench({sample.id: ChainScore(id=sample.id, steps=[0.5]) for sample in SAMPLES})
     playing = STRATEGIES[name].play(bench)

@@ -547,6 +547,8 @@ class Model(_message.Message):
     CONTEXT_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
+    THINKING_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name by which it is asked for."""
     backend: _builtins.str
@@ -565,6 +567,14 @@ class Model(_message.Message):
     def capabilities(self) -> Global___Capabilities:
         """What its backend can do."""
 
+    @_builtins.property
+    def thinking(self) -> Global___Thinking:
+        """How it is made to think longer; absent: nobody knows."""
+
+    @_builtins.property
+    def revision(self) -> Global___Revision:
+        """How it is asked to criticise and revise what it has said; absent: nobody knows."""
+
     def __init__(
         self,
         *,
@@ -574,14 +584,84 @@ class Model(_message.Message):
         context: _builtins.int = ...,
         price: Global___Price | None = ...,
         capabilities: Global___Capabilities | None = ...,
+        thinking: Global___Thinking | None = ...,
+        revision: Global___Revision | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "price", b"price", "shape", b"shape"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "price", b"price", "revision", b"revision", "shape", b"shape", "thinking", b"thinking"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "capabilities", b"capabilities", "context", b"context", "name", b"name", "price", b"price", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "capabilities", b"capabilities", "context", b"context", "name", b"name", "price", b"price", "revision", b"revision", "shape", b"shape", "thinking", b"thinking"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class Thinking(_message.Message):
+    """How a model is made to think longer, and to come to an end: budget forcing (s1, arXiv 2501.19393)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SYSTEM_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    EXTEND_FIELD_NUMBER: _builtins.int
+    CLOSE_FIELD_NUMBER: _builtins.int
+    ANSWER_TOKENS_FIELD_NUMBER: _builtins.int
+    system: _builtins.str
+    """The system message that asks for it; empty: none."""
+    end: _builtins.str
+    """Where thinking ends in a text, such as `</think>`: the answer begins there."""
+    extend: _builtins.str
+    """What is put in the place of an end that came too soon, such as `Wait`."""
+    close: _builtins.str
+    """What is put after thinking that has run out, such as `</think>`."""
+    answer_tokens: _builtins.int
+    """Most tokens of the answer that follows it."""
+    def __init__(
+        self,
+        *,
+        system: _builtins.str = ...,
+        end: _builtins.str = ...,
+        extend: _builtins.str = ...,
+        close: _builtins.str = ...,
+        answer_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_tokens", b"answer_tokens", "close", b"close", "end", b"end", "extend", b"extend", "system", b"system"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Thinking: _TypeAlias = Thinking  # noqa: Y015
+
+@_typing.final
+class Revision(_message.Message):
+    """What a model is told after its answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CRITIQUE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    REVISE_FIELD_NUMBER: _builtins.int
+    critique: _builtins.str
+    """Asks for a critique."""
+    content: _builtins.str
+    """With this the last line of a critique ends that finds nothing wrong."""
+    revise: _builtins.str
+    """Asks for a revision, after a critique."""
+    def __init__(
+        self,
+        *,
+        critique: _builtins.str = ...,
+        content: _builtins.str = ...,
+        revise: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "critique", b"critique", "revise", b"revise"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Revision: _TypeAlias = Revision  # noqa: Y015
 
 @_typing.final
 class Capabilities(_message.Message):

@@ -111,19 +111,29 @@ class Branch(_message.Message):
 
     PREFIX_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    TURNS_FIELD_NUMBER: _builtins.int
     prefix: _builtins.str
     """Text of the assistant that is continued; empty for a new answer."""
     samples: _builtins.int
     """How many samples of it."""
+    max_tokens: _builtins.int
+    """Most tokens of each, where that is fewer than the round's sampling says. 0: as that says."""
+    @_builtins.property
+    def turns(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Message]:
+        """What follows the round's messages in the conversation of these samples alone."""
+
     def __init__(
         self,
         *,
         prefix: _builtins.str = ...,
         samples: _builtins.int = ...,
+        max_tokens: _builtins.int = ...,
+        turns: _abc.Iterable[_common_pb2.Message] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["prefix", b"prefix", "samples", b"samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_tokens", b"max_tokens", "prefix", b"prefix", "samples", b"samples", "turns", b"turns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

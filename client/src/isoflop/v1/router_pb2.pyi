@@ -79,6 +79,34 @@ STATUS_DEGRADED: Status.ValueType  # 3
 """With an answer, but something was missing on the way."""
 Global___Status: _TypeAlias = Status  # noqa: Y015
 
+class _NodeState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NodeStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NodeState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NODE_STATE_UNSPECIFIED: _NodeState.ValueType  # 0
+    """Never sent."""
+    NODE_STATE_KEPT: _NodeState.ValueType  # 1
+    """It may be gone on with."""
+    NODE_STATE_PRUNED: _NodeState.ValueType  # 2
+    """Nothing runs for it any more."""
+    NODE_STATE_ENDED: _NodeState.ValueType  # 3
+    """It ends a chain."""
+
+class NodeState(_NodeState, metaclass=_NodeStateEnumTypeWrapper):
+    """What becomes of a node."""
+
+NODE_STATE_UNSPECIFIED: NodeState.ValueType  # 0
+"""Never sent."""
+NODE_STATE_KEPT: NodeState.ValueType  # 1
+"""It may be gone on with."""
+NODE_STATE_PRUNED: NodeState.ValueType  # 2
+"""Nothing runs for it any more."""
+NODE_STATE_ENDED: NodeState.ValueType  # 3
+"""It ends a chain."""
+Global___NodeState: _TypeAlias = NodeState  # noqa: Y015
+
 class _ProfileRole:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -277,7 +305,7 @@ class Filters(_message.Message):
 
     @_builtins.property
     def search(self) -> Global___Search:
-        """How wide and how deep to search, for strategies that do; none: 4 × 4 × 64."""
+        """How wide and how deep to search, for strategies that do; none: as the strategy says."""
 
     def __init__(
         self,
@@ -317,29 +345,35 @@ Global___Filters: _TypeAlias = Filters  # noqa: Y015
 
 @_typing.final
 class Search(_message.Message):
-    """A search over the steps of chains."""
+    """How wide and how deep a strategy goes that makes a chain in parts: a step, a thought, a revision at a time.
+    0: as the strategy says.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     WIDTH_FIELD_NUMBER: _builtins.int
     EXPANSION_FIELD_NUMBER: _builtins.int
     DEPTH_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
     width: _builtins.int
-    """Chains that are kept at each step, and returned. 0: 4."""
+    """Chains that are gone on with at a time, and returned at most."""
     expansion: _builtins.int
-    """Continuations of each that are tried at each step. 0: 4."""
+    """Continuations of each that are tried; 1 where the strategy tries no others."""
     depth: _builtins.int
-    """Most steps of a chain. 0: 64."""
+    """Most parts of a chain: steps, or extensions of its thinking, or revisions."""
+    nodes: _builtins.int
+    """Most steps that are made in all, of a tree."""
     def __init__(
         self,
         *,
         width: _builtins.int = ...,
         expansion: _builtins.int = ...,
         depth: _builtins.int = ...,
+        nodes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["depth", b"depth", "expansion", b"expansion", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depth", b"depth", "expansion", b"expansion", "nodes", b"nodes", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -608,6 +642,7 @@ class StreamSolveResponse(_message.Message):
     TALLY_FIELD_NUMBER: _builtins.int
     STOPPED_FIELD_NUMBER: _builtins.int
     FINAL_FIELD_NUMBER: _builtins.int
+    GROWTH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def started(self) -> Global___QueryStarted:
         """Admitted and estimated."""
@@ -640,6 +675,10 @@ class StreamSolveResponse(_message.Message):
     def final(self) -> Global___SolveResponse:
         """The result."""
 
+    @_builtins.property
+    def growth(self) -> Global___Growth:
+        """A search has grown."""
+
     def __init__(
         self,
         *,
@@ -651,16 +690,81 @@ class StreamSolveResponse(_message.Message):
         tally: Global___Tally | None = ...,
         stopped: Global___Stopped | None = ...,
         final: Global___SolveResponse | None = ...,
+        growth: Global___Growth | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "final", b"final", "round", b"round", "sample", b"sample", "scores", b"scores", "started", b"started", "stopped", b"stopped", "tally", b"tally", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "final", b"final", "growth", b"growth", "round", b"round", "sample", b"sample", "scores", b"scores", "started", b"started", "stopped", b"stopped", "tally", b"tally", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "final", b"final", "round", b"round", "sample", b"sample", "scores", b"scores", "started", b"started", "stopped", b"stopped", "tally", b"tally", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "final", b"final", "growth", b"growth", "round", b"round", "sample", b"sample", "scores", b"scores", "started", b"started", "stopped", b"stopped", "tally", b"tally", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "round", "text", "sample", "scores", "tally", "stopped", "final"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "round", "text", "sample", "scores", "tally", "stopped", "final", "growth"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___StreamSolveResponse: _TypeAlias = StreamSolveResponse  # noqa: Y015
+
+@_typing.final
+class Growth(_message.Message):
+    """Parts of chains that are new in a search, or whose fate is decided."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Node]:
+        """In the order in which they were made."""
+
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[Global___Node] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Growth: _TypeAlias = Growth  # noqa: Y015
+
+@_typing.final
+class Node(_message.Message):
+    """A part of a chain in a search: a step, a thought, a revision."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Unique within its query."""
+    parent: _builtins.str
+    """The node that it continues; empty: it begins a chain."""
+    text: _builtins.str
+    """Its own text."""
+    score: _builtins.float
+    """The score of the chain that ends with it, in [0, 1]; absent: it has none."""
+    state: Global___NodeState.ValueType
+    """What becomes of it."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        parent: _builtins.str = ...,
+        text: _builtins.str = ...,
+        score: _builtins.float | None = ...,
+        state: Global___NodeState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "score", b"score"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "id", b"id", "parent", b"parent", "score", b"score", "state", b"state", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
+    _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
+
+Global___Node: _TypeAlias = Node  # noqa: Y015
 
 @_typing.final
 class QueryStarted(_message.Message):
