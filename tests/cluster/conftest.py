@@ -91,6 +91,8 @@ def triton_catalog(address: str) -> dict[str, object]:
     """The embedded models as they are served by Triton: template and shape are said, not read."""
     from services.generation.backends.llamacpp import Header
 
+    embedded = yaml.safe_load((ROOT / "models" / "catalog.yaml").read_text())["models"]
+    said = {one["name"]: {key: one[key] for key in ("thinking", "revision")} for one in embedded}
     models = []
     for size in SIZES:
         header = Header.read(ROOT / "models" / f"abacus-{size}.gguf")
@@ -102,6 +104,7 @@ def triton_catalog(address: str) -> dict[str, object]:
                 "address": address,
                 "model": f"abacus_{size}",
                 "chat_template": header.chat_template,
+                **said[f"abacus-{size}"],
                 "context": header.context,
                 "shape": {
                     "active_parameters": shape.active_parameters,

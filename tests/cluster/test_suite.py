@@ -134,6 +134,62 @@ async def test_steps_are_searched_within_a_budget_and_billed_to_the_token(
     assert less.bill.flops <= tight.flops
 
 
+async def test_a_tree_is_told_as_it_grows_and_has_no_more_nodes_than_it_may(
+    suite: Suite, client: AsyncClient
+) -> None:
+    tree: Options = {"models": ["abacus-m"], "strategies": ["tree"], "seed": 3}
+    small = Search(width=2, expansion=3, nodes=24)
+    if suite.kind == "triton":
+        # Its models cannot end a sample after a step.
+        with pytest.raises(FailedPrecondition, match="no model can serve"):
+            await client.solve(PROBLEM, search=small, **tree)
+        return
+    events = [event async for event in client.stream(PROBLEM, search=small, **tree)]
+    nodes = [node for event in events for node in event.growth.nodes]
+    assert 3 <= len(nodes) <= 24
+    assert nodes[0].parent == ""
+    known = {"", *(node.id for node in nodes)}
+    assert {node.parent for node in nodes} <= known
+    final = events[-1].final
+    assert final.status == STATUS_ANSWERED
+    chain, at = "", next(n for n in nodes if n.id == final.clusters[0].best_member)
+    while True:
+        chain = at.text + chain
+        if not at.parent:
+            break
+        at = next(node for node in nodes if node.id == at.parent)
+    assert chain == final.text
+
+
+async def test_thinking_is_kept_to_its_budget(client: AsyncClient) -> None:
+    deep: Options = {"models": ["abacus-m"], "seed": 3, "return_candidates": True}
+    short, long = [
+        await client.solve(PROBLEM, strategies=["sequential"], thinking_tokens=tokens, **deep)
+        for tokens in (20, 200)
+    ]
+    assert short.answer
+    (chain,) = short.candidates
+    # Closed where it ran out, and answered.
+    assert 20 <= chain.tokens <= 28
+    assert "answer: " in chain.text
+    (chain,) = long.candidates
+    # Extended where it ended too soon: what was taken back is on the bill.
+    assert tokens(long)["completion"] > tokens(short)["completion"]
+    assert tokens(long)["completion"] == chain.tokens
+
+
+async def test_a_draft_is_judged_and_a_few_long_chains_are_scored(client: AsyncClient) -> None:
+    for strategy, chains in (("refine", 1), ("broad_and_deep", 3)):
+        response = await client.solve(
+            PROBLEM, models=["abacus-m"], strategies=[strategy], search=Search(width=chains), seed=2
+        )
+        assert response.status == STATUS_ANSWERED
+        lines = {line.stage: line for line in response.bill.lines}
+        assert lines[STAGE_VERIFICATION].calls >= chains
+        assert lines[STAGE_GENERATION].calls > chains
+        assert [round.completed for round in response.rounds] == [chains]
+
+
 async def test_events_tell_the_life_of_a_query_in_order(client: AsyncClient) -> None:
     events = [event async for event in client.stream(PROBLEM, samples=4, strategies=["majority"])]
     kinds = [event.WhichOneof("event") for event in events]

@@ -18,6 +18,7 @@ from isoflop.v1.common_pb2 import (
     STAGE_GENERATION,
     STAGE_VERIFICATION,
     Capabilities,
+    Message,
     Sample,
     TextDelta,
     Usage,
@@ -46,7 +47,7 @@ from scripted_stages import (
 )
 from synthetic import MIDDLE, make_model, make_planner, make_query, make_state
 
-from router.bench import RoundBench
+from router.bench import RoundBench, asked_to_think
 from router.cost import Allowance, Cost, Meter
 from router.remote import RemoteVerification
 from router.stages import Stages
@@ -505,6 +506,51 @@ async def test_where_nothing_limits_it_chains_go_on_however_often_they_are_read_
     assert at.allowance.reserved == Cost()
     assert at.allowance.spent == at.bench.spent
     at.check()
+
+
+async def test_chains_are_finished_within_what_each_may_have(table: MakeTable) -> None:
+    at = table(lines("a\n", "b", tokens=5), search=Search(width=2, expansion=1))
+    begun = [Sample(id="m/x", text="x\n", tokens=3), Sample()]
+    chains = await at.bench.finish(begun, [4, 0])
+    assert [(chain.branch, chain.text, chain.tokens) for chain in chains] == [(0, "x\na\n", 8), (1, "b", 5)]
+    (start,) = at.generation.starts
+    whole = at.action.max_tokens
+    assert [(branch.prefix, branch.max_tokens) for branch in start.branches] == [("x\n", 4), ("", whole)]
+    assert not start.sampling.one_step
+    at.check()
+
+
+async def test_a_chain_that_has_all_its_tokens_is_not_gone_on_with_and_others_are(table: MakeTable) -> None:
+    at = table(lines("a\n"), search=Search(width=2, expansion=1))
+    full = Sample(text="x\n", tokens=at.action.max_tokens)
+    (chain,) = await at.bench.extend([full, Sample()], 1)
+    assert (chain.branch, chain.text) == (1, "a\n")
+    assert await at.bench.extend([full, full], 1) == []
+    assert len(at.generation.starts) == 1
+
+
+async def test_what_follows_the_query_is_asked_as_turns(table: MakeTable) -> None:
+    at = table(lines("1 ok", "1 wrong"), search=Search(width=2, expansion=1))
+    turns = [[Message(role="user", content="critique")], [Message(role="user", content="sure?")]]
+    said = await at.bench.ask(turns)
+    assert [(one.branch, one.text) for one in said] == [(0, "1 ok"), (1, "1 wrong")]
+    (start,) = at.generation.starts
+    assert [list(branch.turns) for branch in start.branches] == turns
+    assert list(start.messages) == list(at.query.messages)
+    at.check()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([], [("system", "think"), ("user", "1+1")]),
+        ([Message(role="system", content="Be brief.")], [("system", "Be brief.\nthink"), ("user", "1+1")]),
+    ],
+)
+def test_thinking_is_asked_for_by_the_system(before: list[Message], after: list[tuple[str, str]]) -> None:
+    messages = [*before, Message(role="user", content="1+1")]
+    assert [(one.role, one.content) for one in asked_to_think(messages, "think")] == after
+    assert asked_to_think(messages, "") == messages
 
 
 async def test_at_the_deadline_no_chain_goes_on(table: MakeTable) -> None:

@@ -57,6 +57,9 @@ def model(entry: str) -> str:
         ("models: [5]", "models.0: "),
         ("currency: dollars\n" + model(RECORDED), "currency: "),
         ("modles: []\nmodels: []", "modles: Extra inputs are not permitted"),
+        (model(RECORDED + ", thinking: {close: so}"), "close has no '</think>' in it"),
+        (model(RECORDED + ", thinking: {answer_tokens: 0}"), "thinking.answer_tokens: "),
+        (model(RECORDED + ", revision: {content: ''}"), "revision.content: "),
         (model(RECORDED + ", pth: x"), "models.0.recorded.pth: Extra inputs are not permitted"),
         (model(RECORDED + ", price: {per_token: 1}"), "price.per_token: Extra inputs"),
         (f"models: [{{{RECORDED}}}, {{{RECORDED}}}]", "two models have the same name"),
@@ -137,6 +140,28 @@ def test_a_catalogue_that_cannot_be_read_is_one_sentence(name: str, tmp_path: Pa
     with pytest.raises(CatalogError, match=r"catalogue \S+: \w+") as caught:
         load(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+async def test_how_a_model_thinks_and_revises_is_told_with_it(catalogue: Catalogue) -> None:
+    far = "name: far, backend: triton, address: 'localhost:1', shape: {active_parameters: 1}"
+    entry = far + ", thinking: {system: think, answer_tokens: 8}, revision: {content: ok}"
+    (backend,) = open_backends(catalogue(model(entry)))
+    thinking, revision = backend.model.thinking, backend.model.revision
+    assert (thinking.system, thinking.end, thinking.extend, thinking.answer_tokens) == (
+        "think",
+        "</think>",
+        "Wait",
+        8,
+    )
+    assert thinking.end in thinking.close
+    assert revision.content == "ok"
+    assert revision.critique
+    assert revision.revise
+    await backend.close()
+    (plain,) = open_backends(catalogue(model(far)))
+    assert not plain.model.HasField("thinking")
+    assert not plain.model.HasField("revision")
+    await plain.close()
 
 
 def test_a_broken_template_of_an_entry_is_one_sentence(catalogue: Catalogue) -> None:

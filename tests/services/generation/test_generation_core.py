@@ -146,6 +146,8 @@ async def test_an_unknown_model_is_not_found_and_the_known_ones_are_named() -> N
         ("branches", {"branches": [Branch(samples=1_000_000)]}),
         ("branches", {"branches": [Branch(samples=2**31 - 1)] * 4}),
         ("branches", {"branches": [Branch(samples=1, prefix="x" * 1_000_000)]}),
+        ("branches", {"branches": [Branch(samples=1, turns=[Message(content="x" * 1_000_000)])]}),
+        ("branches", {"branches": [Branch(samples=1, max_tokens=-1)]}),
         ("first_sample", {"first_sample": -1}),
         ("messages", {"messages": []}),
         ("messages", {"messages": [Message(role="user", content="")]}),
@@ -387,6 +389,21 @@ async def test_models_are_described_in_order() -> None:
     second.model.name = "another"
     response = await make_core(first, second).describe(DescribeModelsRequest())
     assert [model.name for model in response.models] == [NAME, "another"]
+
+
+async def test_a_branch_may_have_turns_of_its_own_and_fewer_tokens() -> None:
+    backend = ScriptedBackend(two_lines)
+    turns = [Message(role="assistant", content="3"), Message(role="user", content="sure?")]
+    branches = [
+        Branch(samples=1),
+        Branch(samples=1, turns=turns, max_tokens=5),
+        Branch(samples=1, max_tokens=9),
+    ]
+    await generate(make_core(backend), start(branches=branches, sampling=Sampling(max_tokens=7, seed=1)))
+    jobs = backend.rounds[0].jobs
+    assert [list(job.messages) for job in jobs] == [QUESTION, [*QUESTION, *turns], QUESTION]
+    assert [job.sampling.max_tokens for job in jobs] == [7, 5, 7]
+    assert [job.seed for job in jobs] == [1, 2, 3]
 
 
 async def test_messages_are_not_changed() -> None:
