@@ -56,7 +56,8 @@ class RoundBench:
         """What it costs at most is set aside of the allowance, until `settle` takes what it did cost."""
         self._query = query
         self._action = action
-        self._next_sample = first_sample
+        self.next_sample = first_sample
+        """Number of the next one, among the model's."""
         self._stages = stages
         self._meter = meter
         self._allowance = allowance
@@ -69,8 +70,6 @@ class RoundBench:
         """The model that samples."""
         self.search = action.search or Search(action.samples)
         """How wide and how deep to go."""
-        self.thinking_tokens = query.max_tokens
-        """Tokens that a chain is to have, as its budget of thinking; 0: as many as it takes."""
         forced = 0
         self._messages: Sequence[Message] = query.messages
         if STRATEGIES[action.strategy].thinks:
@@ -191,8 +190,8 @@ class RoundBench:
 
     def _start(self, branches: Sequence[Branch], max_tokens: int) -> StartRound:
         """What generation is asked for; samples are counted on from those of the round before."""
-        action, first = self._action, self._next_sample
-        self._next_sample += sum(branch.samples for branch in branches)
+        action, first = self._action, self.next_sample
+        self.next_sample += sum(branch.samples for branch in branches)
         return StartRound(
             query_id=self._query.query_id,
             model=action.model.name,

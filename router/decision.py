@@ -15,8 +15,8 @@ from isoflop.v1.verification_pb2 import CHAIN_SCORING_UNSPECIFIED, ChainScoring,
 
 from router.belief import NO_VOTES, Posterior, Votes
 from router.cost import Cost
-from router.profile import Arm, Verified
-from router.strategies.strategy import Search, tries
+from router.profile import Arm, Deep, Verified
+from router.strategies.strategy import Search
 
 T = TypeVar("T")
 
@@ -52,12 +52,16 @@ class Action:
     probe: bool = False
     """One sample, for what it tells."""
     search: Search | None = None
-    """How wide and how deep it searches for the samples; None: it does not."""
+    """How wide and how deep it goes for the samples; None: it makes whole ones."""
+    deep: Deep | None = None
+    """What was measured of that: its best chain is one sample. None: nothing, and each chain is one."""
+    tokens: float = 0.0
+    """Expected of a sample."""
 
     @property
     def lanes(self) -> int:
         """Samples that run at once."""
-        return self.samples * tries(self.search)
+        return self.search.lanes if self.search else self.samples
 
     @property
     def name(self) -> str:
@@ -65,8 +69,7 @@ class Action:
         if self.probe:
             return f"{self.model.name} × 1 within {self.max_tokens} tokens"
         if self.search:
-            tried = f" × {self.search.expansion}" if self.search.expansion > 1 else ""
-            return f"{self.model.name} {self.strategy} of {self.horizon}{tried}"
+            return f"{self.model.name} {self.strategy} of {self.search}"
         return f"{self.model.name} × {self.horizon} {self.strategy}"
 
     def message(self) -> ActionMessage:
@@ -143,3 +146,5 @@ class State:
     """What the belief rests on."""
     pace: dict[str, float] = field(default_factory=dict)
     """By model: how many times as long as measured a sample takes now, under the present load."""
+    deep: frozenset[Arm] = frozenset()
+    """Measured strategies that have been bought: once is enough."""

@@ -20,7 +20,7 @@ from isoflop.v1.router_pb2 import (
 from router import cost
 from router.catalog import Catalog
 from router.lengths import Array
-from router.profile import ROUND_SIZES, Arm, Profile, Verified
+from router.profile import ROUND_SIZES, Arm, Deep, Profile, Verified
 from router.scaling import ScalingRecord
 
 T = TypeVar("T")
@@ -97,6 +97,9 @@ def _price(plan: Action) -> tuple[float, float]:
 
 
 def _plans(profile: Profile, catalog: Catalog, share: Array) -> Iterator[Action]:
+    for deep in profile.deep:
+        if deep.arm.model in catalog.models and (not deep.verifier or deep.verifier in catalog.verifiers):
+            yield _deep_plan(catalog, profile, share, deep)
     for arm in profile.arms:
         if arm.model in catalog.models:
             if arm.greedy:
@@ -107,6 +110,23 @@ def _plans(profile: Profile, catalog: Catalog, share: Array) -> Iterator[Action]
                 for told in arm.verified:
                     if row and told.verifier in catalog.verifiers:
                         yield _plan(catalog, share, arm, row, "weighted", told)
+
+
+def _deep_plan(catalog: Catalog, profile: Profile, share: Array, deep: Deep) -> Action:
+    """A measured strategy, once."""
+    model = catalog.models[deep.arm.model]
+    own = profile.arm(model, False, None)
+    flops, money, _ = cost.sample(model, PROMPT_BYTES * own.prompt_tokens_per_byte, own.tokens)
+    return Action(
+        model=model.name,
+        strategy=deep.strategy,
+        samples=1,
+        temperature=deep.arm.temperature,
+        verifier=deep.verifier,
+        expected_accuracy=float(share @ deep.arm.p_right),
+        expected_flops=float(share @ (deep.times * flops)),
+        expected_money=float(share @ (deep.times * money)),
+    )
 
 
 def _plan(catalog: Catalog, share: Array, arm: Arm, row: int, strategy: str, told: Verified | None) -> Action:

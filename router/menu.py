@@ -17,10 +17,10 @@ from router.catalog import Catalog
 from router.cost import TEMPLATE_TOKENS
 from router.decision import UNLIMITED
 from router.lengths import Array
-from router.profile import MOST_VOTES, ROUND_SIZES, Arm, Profile, Verified
+from router.profile import MOST_VOTES, ROUND_SIZES, Arm, Deep, Profile, Verified
 from router.query import Query
 from router.strategies import STRATEGIES
-from router.strategies.strategy import Search, tries
+from router.strategies.strategy import Search
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +40,21 @@ class Option:
     verified: Verified | None = None
     """What scores say, where calibration has measured that."""
     search: Search | None = None
-    """How wide and how deep it searches; None: it does not."""
+    """How wide and how deep it goes; None: it makes whole samples."""
+    deep: Deep | None = None
+    """What was measured of that; None: nothing."""
+
+    @property
+    def times(self) -> Array | int:
+        """What one costs in samples: a number, or shape (D,) where it was measured."""
+        if self.deep:
+            return self.deep.times
+        return self.search.expansion if self.search else 1
 
     @property
     def blind(self) -> bool:
         """It is scored, and what scores say was not measured: nothing tells what more samples bring."""
-        return self.verifier is not None and self.verified is None
+        return self.verifier is not None and self.verified is None and self.deep is None
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +79,8 @@ class Menu:
     """Shape (N,): samples of the model that a query can get."""
     singles: NDArray[np.bool_]
     """Shape (N,): whether it is bought one by one."""
+    greedy: NDArray[np.bool_]
+    """Shape (N,): whether it is a model's single sample."""
     room: Array
     """Shape (N,): most tokens that a sample may have, by the caller and the model's context."""
     horizons: Array
@@ -84,13 +95,17 @@ class Menu:
         completion = [np.minimum(option.arm.tokens, limit) for option in options]
         costs = [
             cost.sample(
-                option.model, query.prompt_bytes * option.arm.prompt_tokens_per_byte, tokens, option.verifier
+                option.model,
+                query.prompt_bytes * option.arm.prompt_tokens_per_byte,
+                # What was measured of it is in samples of the model's own arm, without scores.
+                profile.arm(option.model, False, None).tokens if option.deep else tokens,
+                None if option.deep else option.verifier,
             )
             for option, tokens in zip(options, completion, strict=True)
         ]
         shape = (len(options), len(profile.grid))
-        lanes = np.array([tries(option.search) for option in options]).reshape(-1, 1)
-        flops, money, tokens = (lanes * np.array([one[i] for one in costs]).reshape(shape) for i in range(3))
+        times = np.array([np.broadcast_to(option.times, shape[1]) for option in options]).reshape(shape)
+        flops, money, tokens = (times * np.array([one[i] for one in costs]).reshape(shape) for i in range(3))
         seconds = [t * o.arm.seconds_per_token for o, t in zip(options, completion, strict=True)]
         return cls(
             options,
@@ -100,12 +115,15 @@ class Menu:
             np.array(completion).reshape(shape),
             np.array(seconds).reshape(shape),
             np.array([option.most for option in options]),
+            np.array(
+                [option.strategy == "single" or option.deep is not None for option in options], dtype=bool
+            ),
             np.array([option.strategy == "single" for option in options], dtype=bool),
             np.array(
                 [
                     cost.longest(
                         option.model,
-                        tries(option.search),
+                        option.search.lanes if option.search else 1,
                         prompt_most,
                         query.max_tokens,
                         UNLIMITED,
@@ -116,6 +134,11 @@ class Menu:
             ),
             np.array([query.samples] if query.samples else ROUND_SIZES, np.float64),
         )
+
+    @cached_property
+    def of_arm(self) -> dict[Arm, list[int]]:
+        """By the arm of a measured strategy, its options."""
+        return {option.arm: [row] for row, option in enumerate(self.options) if option.deep}
 
     @cached_property
     def of_model(self) -> dict[str, NDArray[np.int64]]:
@@ -198,6 +221,32 @@ def _options(query: Query, profile: Profile, catalog: Catalog, most: int) -> Ite
                 verified,
                 query.search,
             )
+        yield from _deep_options(model, query, profile, catalog)
+
+
+def _deep_options(model: Model, query: Query, profile: Profile, catalog: Catalog) -> Iterator[Option]:
+    """Strategies that were measured with the model, where the caller leaves all to the planner."""
+    if query.strategies or query.samples or query.max_tokens or query.temperature is not None:
+        return
+    for deep in profile.deep:
+        if deep.arm.model != model.name or not STRATEGIES[deep.strategy].serves(model):
+            continue
+        if deep.verifier and (
+            deep.verifier not in catalog.verifiers or query.verifier not in ("", deep.verifier)
+        ):
+            continue
+        verifier = catalog.verifiers[deep.verifier] if deep.verifier else None
+        yield Option(
+            model,
+            deep.arm,
+            deep.strategy,
+            deep.arm.temperature,
+            most=MOST_VOTES,
+            verifier=verifier,
+            scoring=query.scoring or (verifier.scoring if verifier else CHAIN_SCORING_UNSPECIFIED),
+            search=deep.search,
+            deep=deep,
+        )
 
 
 def _models(query: Query, profile: Profile, catalog: Catalog) -> list[Model]:

@@ -18,7 +18,6 @@ from router.lengths import Array
 from router.menu import Menu
 from router.profile import ROUND_SIZES
 from router.query import Query
-from router.strategies.strategy import tries
 
 HEADROOM = 1.5
 """A round is only bought where each sample may have this many times its expected tokens."""
@@ -83,7 +82,9 @@ class Outlook:
         for model in {*state.greedy, *(name for name, had in state.bought.items() if once and had)}:
             if model in menu.of_model:
                 rows = menu.of_model[model]
-                fits[rows] &= ~menu.singles[rows, None]
+                fits[rows] &= ~menu.greedy[rows, None]
+        for arm in state.deep:
+            fits[menu.of_arm.get(arm, [])] = False
         if math.isfinite(state.seconds):
             fits &= (self.seconds <= state.seconds)[:, None]
         return np.asarray(fits)
@@ -130,6 +131,8 @@ class Outlook:
             scoring=option.scoring,
             verified=option.verified,
             search=option.search,
+            deep=option.deep,
+            tokens=float(self.menu.completion[row] @ belief),
         )
 
     def room(self, row: int, samples: int) -> int:
@@ -138,5 +141,5 @@ class Outlook:
         if left == UNLIMITED:
             return int(self.menu.room[row])
         prompt = self.query.prompt_bytes + TEMPLATE_TOKENS
-        lanes = samples * tries(option.search)
+        lanes = option.search.lanes if option.search else samples
         return cost.longest(option.model, lanes, prompt, self.query.max_tokens, left, option.verifier)

@@ -30,7 +30,6 @@ from router.menu import Menu
 from router.outlook import HEADROOM, Outlook
 from router.profile import MOST_VOTES, SAMPLES_WORTH, Profile
 from router.query import Query
-from router.strategies.strategy import tries
 
 T = TypeVar("T")
 
@@ -212,13 +211,11 @@ class Planner:
 
     def _least(self, query: Query, offer: Action) -> Cost:
         """The budget with which an action would be offered."""
-        each = offer.cost.tokens / offer.horizon / tries(offer.search)
-        tokens = each - query.prompt_bytes * offer.arm.prompt_tokens_per_byte
         return cost.samples(
             offer.model,
             offer.lanes,
             query.prompt_bytes + TEMPLATE_TOKENS,
-            math.ceil(max(1.0, tokens * HEADROOM)) + 1,
+            math.ceil(max(1.0, offer.tokens * HEADROOM)) + 1,
             offer.verifier,
         )
 

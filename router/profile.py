@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -21,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from router.lengths import Array, LengthCurve
 from router.scaling import ScalingRecord
+from router.strategies import STRATEGIES
+from router.strategies.strategy import Search
 
 SCHEMA = 2
 """Number of the form of the file; a profile of another number is refused."""
@@ -118,6 +121,48 @@ class ArmRecord(BaseModel):
     """Seconds that a token of a lone sample took when it was measured."""
 
 
+class SearchRecord(BaseModel):
+    """How wide and how deep a strategy goes: see `router.strategies.strategy.Search`."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    width: int = Field(ge=1)
+    """Chains that are gone on with at a time."""
+    expansion: int = Field(default=1, ge=1)
+    """Continuations of each that are tried."""
+    depth: int = Field(default=0, ge=0)
+    """Most parts of a chain."""
+    nodes: int = Field(default=0, ge=0)
+    """Most steps in all; 0: as the others have it."""
+    tokens: int = Field(default=0, ge=0)
+    """Budget of thinking; 0: none."""
+
+
+class DeepRecord(BaseModel):
+    """A strategy that makes chains in parts, as it was measured with one model. Curves as those of arms."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    model: str
+    """The model's name; it has an arm at a temperature, too."""
+    temperature: float = Field(gt=0)
+    """Of its samples."""
+    strategy: str
+    """The strategy's name."""
+    search: SearchRecord
+    """How wide and how deep it goes."""
+    verifier: str = ""
+    """The verifier that it goes by; empty: none."""
+    p_right: list[float]
+    """Chance that its best chain is right."""
+    p_right_error: list[float] | None = None
+    """Its standard error; none: not told."""
+    tokens: list[float]
+    """Expected tokens of that chain."""
+    times: list[float]
+    """What it costs in FLOPs, scores included, in samples of the model's arm at a temperature."""
+
+
 class ProfileRecord(BaseModel):
     """A profile as the file has it."""
 
@@ -133,6 +178,8 @@ class ProfileRecord(BaseModel):
     """Share of calibration queries of each type."""
     arms: list[ArmRecord]
     """Measured arms."""
+    deep: list[DeepRecord] = []
+    """Measured strategies that make chains in parts."""
     efforts: dict[str, float]
     """FLOPs that a right answer is worth at effort low, medium, high, and `most`: as good as no limit."""
     scaling: list[ScalingRecord] = []
@@ -169,6 +216,19 @@ class ProfileRecord(BaseModel):
                 raise ValueError(f"{arm.model}: votes of {min(arm.votes)} samples")
             if 1 not in arm.votes and arm.temperature > 0:
                 raise ValueError(f"{arm.model}: the accuracy of one sample is missing")
+        sampled = {arm.model for arm in self.arms if arm.temperature > 0}
+        for one in self.deep:
+            name = f"{one.model} {one.strategy}"
+            if any(len(curve) != size for curve in (one.p_right, one.tokens, one.times)):
+                raise ValueError(f"{name}: a curve has not {size} values")
+            if any(not 0 <= value <= 1 for value in one.p_right):
+                raise ValueError(f"{name}: a probability is not in [0, 1]")
+            if min(*one.tokens, *one.times) <= 0:
+                raise ValueError(f"{name}: what it costs is not positive")
+            if one.strategy not in STRATEGIES:
+                raise ValueError(f"there is no strategy {one.strategy!r}")
+            if one.model not in sampled:
+                raise ValueError(f"{name}: its model has no arm at a temperature")
         return self
 
 
@@ -281,6 +341,20 @@ class Arm:
 
 
 @dataclass(frozen=True, eq=False)
+class Deep:
+    """A strategy that makes chains in parts, as it was measured with one model."""
+
+    arm: Arm
+    """The curves of its best chain; otherwise as the model's samples."""
+    strategy: str
+    search: Search
+    verifier: str
+    """Empty: none."""
+    times: Array
+    """Shape (D,): what it costs in samples of the model's."""
+
+
+@dataclass(frozen=True, eq=False)
 class Profile:
     """Measured curves."""
 
@@ -293,6 +367,8 @@ class Profile:
     efforts: dict[str, float]
     scaling: tuple[ScalingRecord, ...] = ()
     """Scaling laws, as calibration fitted them."""
+    deep: tuple[Deep, ...] = ()
+    """Strategies that make chains in parts."""
 
     def belief(self, mean: float, sd: float) -> Array:
         """The belief over the types of queries that an estimate of difficulty leaves, shape (D,), sums to 1.
@@ -394,7 +470,27 @@ def parse(data: Any) -> Profile:
         tuple(arms),
         record.efforts,
         tuple(record.scaling),
+        tuple(_deep(one, arms) for one in record.deep),
     )
+
+
+def _deep(record: DeepRecord, arms: Sequence[Arm]) -> Deep:
+    """The strategy's curves, beside what its model's samples are like."""
+    own = next(arm for arm in arms if arm.model == record.model and not arm.greedy)
+    p_right = np.clip(np.array(record.p_right), 1e-4, 1 - 1e-4)
+    arm = replace(
+        own,
+        temperature=record.temperature,
+        p_right=p_right,
+        tokens=np.array(record.tokens),
+        votes=np.tile(p_right, (len(ROUND_SIZES), 1)),
+        length=None,
+        caps=(),
+        verified=(),
+        after_greedy=None,
+    )
+    search = Search(**record.search.model_dump())
+    return Deep(arm, record.strategy, search, record.verifier, np.array(record.times))
 
 
 def _by_size(votes: dict[int, list[float]], once: list[float]) -> Array:

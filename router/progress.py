@@ -41,6 +41,10 @@ class Progress:
         self.rounds: list[Round] = []
         self.bought: dict[str, int] = {}
         """Samples started, by model."""
+        self.numbered: dict[str, int] = {}
+        """Samples that ran, by model: those of a search that it did not return, too."""
+        self.deep: set[Arm] = set()
+        """Measured strategies that were bought."""
         self.greedy: set[str] = set()
         """Models whose greedy sample was bought."""
         self.votes = NO_VOTES
@@ -59,21 +63,27 @@ class Progress:
         self.rounds.append(round)
         return round
 
-    def end(self, round: Round, action: Action, flops: float) -> None:
+    def end(self, round: Round, action: Action, flops: float, numbered: int) -> None:
         """A round has ended, and took so many FLOPs; what has not come of it was aborted.
 
-        But for a search: where its chains are the same, it has fewer.
+        But for a search: where its chains are the same, it has fewer. The model's next sample is number
+        `numbered`.
         """
+        self.numbered[action.model.name] = numbered
         round.aborted = 0 if action.search else action.samples - round.completed
         round.flops = flops
         round.confidence_after = self.confidence
 
     def buy(self, action: Action) -> int:
         """Note that its samples are bought; the index of the first among the model's."""
-        first = self.bought.get(action.model.name, 0)
-        self.bought[action.model.name] = first + action.samples
+        name = action.model.name
+        first = self.numbered.get(name, 0)
+        self.bought[name] = self.bought.get(name, 0) + action.samples
+        self.numbered[name] = first + action.samples
         if action.arm.greedy:
-            self.greedy.add(action.model.name)
+            self.greedy.add(name)
+        if action.deep:
+            self.deep.add(action.arm)
         return first
 
     def unweigh(self) -> None:
@@ -134,6 +144,7 @@ class Progress:
             spent,
             self.votes,
             pace,
+            frozenset(self.deep),
         )
 
     def savings(self) -> Savings:

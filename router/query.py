@@ -172,6 +172,7 @@ def _search(request: SolveRequest, bounds: Bounds) -> Search | None:
         asked.expansion or usual.expansion,
         asked.depth or min(usual.depth, bounds.depth),
         asked.nodes or min(usual.nodes, bounds.nodes),
+        filters.thinking_tokens if STRATEGIES[name].thinks else 0,
     )
     if search.width * search.expansion > bounds.samples:
         raise InvalidArgument("filters.search", f"width × expansion is at most {bounds.samples}")

@@ -43,6 +43,7 @@ from router.query import Query
 from router.shadow import First
 from router.stages import Stages
 from router.strategies import STRATEGIES
+from router.strategies.scored import best
 from router.strategies.strategy import Candidate, together
 from router.tally import count
 
@@ -154,8 +155,9 @@ class Life:
         try:
             yield Event(round=round)
             async with aclosing(STRATEGIES[action.strategy].play(bench)) as batches:
-                # A fixed plan that nobody watches is tallied once.
-                async for batch in together(batches) if query.samples and not self.streamed else batches:
+                # A fixed plan that nobody watches is tallied once, and so is what counts as one sample.
+                at_once = action.deep or (query.samples and not self.streamed)
+                async for batch in together(batches) if at_once else batches:
                     if isinstance(batch, TextDelta):
                         yield Event(text=batch)
                         continue
@@ -166,6 +168,8 @@ class Life:
                         yield Event(sample=candidate.sample)
                         if candidate.scores.id:
                             yield Event(scores=candidate.scores)
+                    if action.deep:
+                        batch = [Candidate(best(batch, 1)[0].sample)]
                     await self.update(action, batch)
                     yield Event(tally=progress.tally())
                     round.completed += len(batch)
@@ -174,12 +178,12 @@ class Life:
         finally:
             bench.settle()
             self.pace.observe(action.model.name, bench.slowness, time.monotonic())
-            progress.end(round, action, bench.spent.flops)
+            progress.end(round, action, bench.spent.flops, bench.next_sample)
 
     async def update(self, action: Action, candidates: list[Candidate]) -> None:
         """Tally the answers, update the belief."""
         progress, strategy = self.progress, STRATEGIES[action.strategy]
-        selection, by_scores = strategy.selection, strategy.verifies and action.verified is None
+        selection, by_scores = strategy.selection, strategy.verifies and not (action.verified or action.deep)
         if self.missing:
             selection, by_scores = SELECTION_SUM, False
             candidates = [Candidate(candidate.sample) for candidate in candidates]

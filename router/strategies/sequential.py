@@ -28,7 +28,7 @@ class Sequential(Strategy):
 
     async def play(self, bench: Bench) -> AsyncGenerator[Batch, None]:
         """Chains as they end, those together that end in the same turn."""
-        thinking, goal = bench.model.thinking, bench.thinking_tokens
+        thinking, goal = bench.model.thinking, bench.search.tokens
         chains: dict[int, Sample] = {}
         begun = {number: Sample() for number in range(bench.search.width)}
         closing: set[int] = set()

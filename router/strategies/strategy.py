@@ -39,11 +39,20 @@ class Search:
     """Most parts of a chain: steps, or extensions of its thinking, or revisions."""
     nodes: int = 0
     """Most steps that are made in all; 0: as width, expansion and depth have it."""
+    tokens: int = 0
+    """That a chain is to have, as its budget of thinking; 0: as many as it takes."""
 
+    @property
+    def lanes(self) -> int:
+        """Samples that run at once."""
+        return self.width * self.expansion
 
-def tries(search: Search | None) -> int:
-    """Samples that run for each that is returned; 1 where there is no search."""
-    return search.expansion if search else 1
+    def __str__(self) -> str:
+        tried = f" × {self.expansion}" if self.expansion > 1 else ""
+        within = (
+            f" in {self.nodes} steps" if self.nodes else f" of {self.tokens} tokens" if self.tokens else ""
+        )
+        return f"{self.width}{tried}{within}"
 
 
 class Bench(Protocol):
@@ -55,8 +64,6 @@ class Bench(Protocol):
     """From the scores of steps to the score of a chain."""
     search: Search
     """How wide and how deep to go."""
-    thinking_tokens: int
-    """Tokens that a chain is to have, as its budget of thinking; 0: as many as it takes."""
 
     def sample(self, stream_text: bool = False) -> AsyncGenerator[list[Sample] | TextDelta, None]:
         """The round's samples as they finish, those together that are there together.

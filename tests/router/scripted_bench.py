@@ -33,7 +33,6 @@ class ScriptedBench:
     search: Search = field(default_factory=lambda: Search(2, 2, 8))
     says: dict[str, str | list[str]] = field(default_factory=dict)
     model: Model = field(default_factory=Model)
-    thinking_tokens: int = 0
     steps: int = 1 << 30
     """So often it can be extended."""
     missing: bool = False

@@ -16,8 +16,10 @@ THINKER = Model(thinking=Thinking(end="</t>", extend="Wait", close="</t>", answe
 SAYS: dict[str, str | list[str]] = {"": "abc</t>1", "abcWait": "de</t>2", "abcWaitdeWait": "fghijk</t>3"}
 
 
-def make_bench(says: dict[str, str | list[str]] = SAYS, *, depth: int = 4, **fields: object) -> ScriptedBench:
-    search = Search(1, depth=depth)
+def make_bench(
+    says: dict[str, str | list[str]] = SAYS, *, depth: int = 4, tokens: int = 0, **fields: object
+) -> ScriptedBench:
+    search = Search(1, depth=depth, tokens=tokens)
     return ScriptedBench(says=dict(says), model=THINKER, **{"search": search, **fields})  # type: ignore[arg-type]
 
 
@@ -29,14 +31,14 @@ async def test_an_end_that_comes_too_soon_is_taken_back_as_often_as_it_is_deep()
 
 
 async def test_thinking_that_has_had_its_budget_is_not_extended() -> None:
-    bench = make_bench(SAYS | {"abcWaitde</t>": "2"}, thinking_tokens=10)
+    bench = make_bench(SAYS | {"abcWaitde</t>": "2"}, tokens=10)
     assert texts(await play(bench, SEQUENTIAL)) == [["abcWaitde</t>2"]]
     # Tokens that were made count, whether or not they were taken back.
     assert bench.limits == [[10], [2], [2]]
 
 
 async def test_thinking_that_runs_out_is_closed_and_answers_within_what_an_answer_has() -> None:
-    bench = make_bench({"": "abcdefgh</t>1", "abcde</t>": "123"}, thinking_tokens=5)
+    bench = make_bench({"": "abcdefgh</t>1", "abcde</t>": "123"}, tokens=5)
     (batch,) = await play(bench, SEQUENTIAL)
     assert texts([batch]) == [["abcde</t>12"]]
     assert bench.limits == [[5], [2]]
