@@ -107,9 +107,10 @@ class OpenAIEntry(ModelEntry, HttpEntry):
     """How `chat` continues a prefix: not at all; by a last message of the assistant (llama-server, Ollama);
     by one and the flag `continue_final_message` (vLLM, SGLang)."""
     continuous_usage: bool = False
-    """The server can tell the usage with every piece (vLLM and SGLang can): aborted samples are billed
-    exactly. (llama-server wants `extra: {timings_per_token: true}` for it.) Otherwise their prompts are
-    estimated, and their tokens where there are no log-probabilities."""
+    """The server can tell the usage with every piece (vLLM and SGLang can): samples that are hung up on, as
+    aborted ones and single steps are, are billed exactly. (llama-server wants
+    `extra: {timings_per_token: true}` for it.) Otherwise their prompts are estimated, and their tokens where
+    there are no log-probabilities."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """What the server calls the most tokens of a sample. OpenAI's reasoning models want the longer name."""
     extra: dict[str, JsonValue] = Field(default_factory=dict)
