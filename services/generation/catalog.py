@@ -12,6 +12,7 @@ models:
     model: qwen_7b                 # its name on that server
     shape: {active_parameters: 7.6e9, layers: 28, heads: 28, head_size: 128}
     context: 32768
+    steps: true                    # for searches over steps: vLLM can end a sample after one
     chat_template: "..."           # Jinja; Triton applies none
     price: {per_gpu_second: 0.0011, tokens_per_second: 2600}
   - name: llama
@@ -78,6 +79,9 @@ class TritonEntry(ModelEntry):
     """What FLOPs depend on."""
     context: int = Field(default=0, ge=0, le=LARGEST)
     """Tokens of prompt and sample together."""
+    steps: bool = False
+    """Samples can end after one step: the model heeds `include_stop_str_in_output` beside `stop`, as vLLM
+    does. Where it does not, every chain would end after its first step."""
 
 
 class OpenAIEntry(ModelEntry, HttpEntry):

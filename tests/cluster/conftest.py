@@ -103,6 +103,7 @@ def triton_catalog(address: str) -> dict[str, object]:
                 "model": f"abacus_{size}",
                 "chat_template": header.chat_template,
                 "context": header.context,
+                "steps": True,
                 "shape": {
                     "active_parameters": shape.active_parameters,
                     "layers": shape.layers,
