@@ -12,6 +12,7 @@ models:
     model: qwen_7b                 # its name on that server
     shape: {active_parameters: 7.6e9, layers: 28, heads: 28, head_size: 128}
     context: 32768
+    steps: true                    # for searches over steps: vLLM can end a sample after one
     chat_template: "..."           # Jinja; Triton applies none
     price: {per_gpu_second: 0.0011, tokens_per_second: 2600}
   - name: llama
@@ -131,6 +132,9 @@ class TritonEntry(ModelEntry):
     """What FLOPs depend on."""
     context: int = Field(default=0, ge=0, le=LARGEST)
     """Tokens of prompt and sample together."""
+    steps: bool = False
+    """Samples can end after one step: the model heeds `include_stop_str_in_output` beside `stop`, as vLLM
+    does. Where it does not, every chain would end after its first step."""
 
 
 class OpenAIEntry(ModelEntry, HttpEntry):
@@ -160,9 +164,10 @@ class OpenAIEntry(ModelEntry, HttpEntry):
     """How `chat` continues a prefix: not at all; by a last message of the assistant (llama-server, Ollama);
     by one and the flag `continue_final_message` (vLLM, SGLang)."""
     continuous_usage: bool = False
-    """The server can tell the usage with every piece (vLLM and SGLang can): aborted samples are billed
-    exactly. (llama-server wants `extra: {timings_per_token: true}` for it.) Otherwise their prompts are
-    estimated, and their tokens where there are no log-probabilities."""
+    """The server can tell the usage with every piece (vLLM and SGLang can): samples that are hung up on, as
+    aborted ones and single steps are, are billed exactly. (llama-server wants
+    `extra: {timings_per_token: true}` for it.) Otherwise their prompts are estimated, and their tokens where
+    there are no log-probabilities."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """What the server calls the most tokens of a sample. OpenAI's reasoning models want the longer name."""
     extra: dict[str, JsonValue] = Field(default_factory=dict)

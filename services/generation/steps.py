@@ -88,10 +88,13 @@ class Growing:
         if text.endswith("\n"):
             self._close()
 
-    def _close(self) -> None:
+    def _close(self, last: bool = False) -> None:
         """End the open step. Blank lines, and tokens without text, belong to the step before them."""
         if self._open.blank and self._steps:
             self._steps[-1].join(self._open)
+        elif self._open.blank and self._job.prefix and not last:
+            # The step before them is the prefix's: they are a part of the one that follows.
+            return
         elif self._open.end:
             self._steps.append(self._open)
         self._open = Stretch()
@@ -99,7 +102,7 @@ class Growing:
     def sample(self, last: Piece) -> Sample:
         """The finished sample."""
         assert last.end is not None
-        self._close()
+        self._close(last=True)
         return Sample(
             id=self._job.sample_id,
             branch=self._branch,

@@ -106,6 +106,7 @@ def triton_catalog(address: str) -> dict[str, object]:
                 "chat_template": header.chat_template,
                 **said[f"abacus-{size}"],
                 "context": header.context,
+                "steps": True,
                 "shape": {
                     "active_parameters": shape.active_parameters,
                     "layers": shape.layers,

@@ -107,11 +107,6 @@ async def test_steps_are_searched_within_a_budget_and_billed_to_the_token(
 ) -> None:
     before = counted(suite)
     beam: Options = {"models": ["abacus-m"], "strategies": [strategy], "seed": 3, "return_candidates": True}
-    if suite.kind == "triton":
-        # Its models cannot end a sample after a step.
-        with pytest.raises(FailedPrecondition, match="no model can serve"):
-            await client.solve(PROBLEM, **beam)
-        return
     response = await client.solve(PROBLEM, search=Search(width=2, expansion=3), **beam)
     assert response.status == STATUS_ANSWERED
     (round,) = response.rounds
@@ -127,8 +122,9 @@ async def test_steps_are_searched_within_a_budget_and_billed_to_the_token(
     assert moved["aborted"] == 0
     lines = {line.stage: line for line in response.bill.lines}
     assert lines[STAGE_VERIFICATION].calls >= sum(len(chain.steps) for chain in response.candidates) / 2
-    # What a beam begins with is in the engine's cache when it goes on.
-    assert lines[STAGE_GENERATION].cached_tokens > lines[STAGE_GENERATION].prompt_tokens
+    # What a beam begins with is in the engine's cache when it goes on. Triton does not tell of its cache.
+    if suite.kind != "triton":
+        assert lines[STAGE_GENERATION].cached_tokens > lines[STAGE_GENERATION].prompt_tokens
     tight = Budget(flops=7e9)
     less = await client.solve(PROBLEM, search=Search(width=2, expansion=3), budget=tight, **beam)
     assert less.bill.flops <= tight.flops

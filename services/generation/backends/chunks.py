@@ -8,11 +8,18 @@ What is billed, best first:
 
 Prompt tokens that no usage tells (an aborted sample's, mostly) are those of another sample of the same
 prompt, or estimated by its length.
+
+One step ends with its line, and with the blank lines that came in the same chunk, as they are often one
+token with it; blank lines before it are a part of it. No stop text is used for it: servers tell one no
+differently from the model's own end. So the server is hung up on, as for an abort, and what it may have made
+by then is unseen. What the chunk has beyond the step is no part of the text; its tokens, and their
+log-probabilities, count, as they were computed.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +27,7 @@ from isoflop.rpc import MAX_MESSAGE_BYTES
 from isoflop.v1.common_pb2 import (
     FINISH_REASON_ABORTED,
     FINISH_REASON_LENGTH,
+    FINISH_REASON_STEP,
     FINISH_REASON_STOP,
     FinishReason,
 )
@@ -36,6 +44,8 @@ UNSEEN_TOKENS = 64
 """Tokens that a server may have made and not told of when a stream is closed, at most; as for Triton."""
 MAX_TEXT_BYTES = MAX_MESSAGE_BYTES // 2
 """Longest text of a sample: a longer one could not be sent on."""
+LINE_END = re.compile(r"\n(?:\s*\n)?")
+"""The end of a line, and the blank lines after it."""
 THINKING, THOUGHT = "<think>\n", "\n</think>\n"
 """Around what a server tells apart as reasoning: joined to the text as models themselves write it."""
 
@@ -80,6 +90,12 @@ class Answer:
         self._text = ""
         self._bytes = 0
         self._thinking = False
+        self._blank = True
+        """Nothing has been said yet but blank lines."""
+        self._stepped = False
+        """The one step that was asked for is complete."""
+        self._beyond = False
+        """The model has gone on after it."""
         self._logprob = 0.0
         self._told = 0
         """Log-probabilities of what is not put yet."""
@@ -100,7 +116,7 @@ class Answer:
         self.done = False
         """The server says that nothing more comes."""
         self.cut = False
-        """The server does not stop where it should: hang up."""
+        """There is enough of it, and the server goes on: hang up."""
 
     @property
     def begun(self) -> bool:
@@ -145,7 +161,7 @@ class Answer:
         tokens = min(self._tokens, self._most) if self._most else self._tokens
         tokens = max(tokens, self._put)
         unseen = 0
-        if self._reason is None:
+        if self._reason is None or (self._reason == FINISH_REASON_STEP and self.cut):
             unseen = min(UNSEEN_TOKENS, self._most - tokens) if self._most else UNSEEN_TOKENS
         prompt = self._prompt.tokens if self._prompt_tokens is None else self._prompt_tokens
         if not self.begun and self._reason is None and self._prompt_tokens is None:
@@ -194,11 +210,20 @@ class Answer:
                 self.cut, self._reason = True, FINISH_REASON_LENGTH
                 return True
             self._add(text, logprobs, before)
-        if reason is not None and self._reason is None:
-            if reason in ("abort", "error"):
-                raise Malformed("a sample that it has given up")
-            self._reason = FINISH_REASON_LENGTH if reason == "length" else FINISH_REASON_STOP
+        if self._reason is None:
+            self._reason = self._ended(reason)
+            self.cut = self._reason is not None and reason is None
         return bool(text or logprobs or reason)
+
+    def _ended(self, reason: str | None) -> FinishReason.ValueType | None:
+        """Why the sample has ended, by the server's `reason` or as its step is complete; None: it goes on."""
+        if reason in ("abort", "error"):
+            raise Malformed("a sample that it has given up")
+        if self._stepped and (self._beyond or reason in (None, "length")):
+            return FINISH_REASON_STEP
+        if reason is None:
+            return None
+        return FINISH_REASON_LENGTH if reason == "length" else FINISH_REASON_STOP
 
     def _too_much(self, text: str, logprobs: list[float | None], before: int) -> bool:
         """Whether this is beyond all that was asked for."""
@@ -239,24 +264,39 @@ class Answer:
 
     def _not_shown(self, end: End | None) -> int:
         """Tokens that a server counts and does not show, at most: the end of text, or a stop text."""
-        if end is None or end.reason != FINISH_REASON_STOP:
+        if end is None or end.reason not in (FINISH_REASON_STOP, FINISH_REASON_STEP):
             return 0
         return LARGEST if self._job.sampling.stop else 1
 
     def _said(self, choice: dict[str, Any]) -> str:
-        """The choice's text, reasoning included."""
+        """The choice's text, reasoning included, as far as it is asked for."""
         delta = choice.get("delta")
         if delta is None:
-            return _text(choice, "text")
+            return self._within_step(_text(choice, "text"))
         if not isinstance(delta, dict):
             raise Malformed("a delta that is no object")
-        said = _text(delta, "reasoning_content") or _text(delta, "reasoning")
+        said = self._within_step(_text(delta, "reasoning_content") or _text(delta, "reasoning"))
         if said and not self._thinking:
             said, self._thinking = THINKING + said, True
-        content = _text(delta, "content")
+        content = self._within_step(_text(delta, "content"))
         if content and self._thinking:
             content, self._thinking = THOUGHT + content, False
         return said + content
+
+    def _within_step(self, text: str) -> str:
+        """What of the model's next text belongs to the one step, where one was asked for."""
+        if not self._job.sampling.one_step or not text:
+            return text
+        if self._stepped:
+            self._beyond = True
+            return ""
+        begin = len(text) - len(text.lstrip()) if self._blank else 0
+        self._blank = self._blank and begin == len(text)
+        line_end = LINE_END.search(text, begin)
+        if line_end is None:
+            return text
+        self._stepped, self._beyond = True, line_end.end() < len(text)
+        return text[: line_end.end()]
 
 
 def _text(values: dict[str, Any], name: str) -> str:

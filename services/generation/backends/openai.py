@@ -1,7 +1,7 @@
 """Generation by a server with OpenAI's API: vLLM, SGLang, llama-server, Ollama, or a hosted one.
 
-A request for each sample, streamed, with a seed of its own; closing the response aborts the sample, and the
-server hears of it by the hang-up. How faults are met:
+A request for each sample, streamed, with a seed of its own; closing the response aborts the sample, or ends
+it after its one step, and the server hears of it by the hang-up. How faults are met:
 
 - Refused for now (429, or 503 with Retry-After): all samples of the model wait, as long as the server says,
   each up to `max_wait_seconds` in all; then Unavailable, with the time to retry.
@@ -121,6 +121,7 @@ class OpenAIBackend:
             self._template = ChatTemplate(entry.chat_template)
         except (KeyUnusable, ValueError) as error:
             raise CatalogError(f"model {entry.name}: {error}") from None
+        prefix = entry.api == "completions" or entry.continues != "no"
         self._client = make_client(entry.base_url, self._key, entry.parallel, entry.connect_seconds)
         self._entry = entry
         self._name = entry.model or entry.name
@@ -134,10 +135,12 @@ class OpenAIBackend:
             context=entry.context,
             price=entry.price.message(currency),
             capabilities=Capabilities(
-                prefix=entry.api == "completions" or entry.continues != "no",
+                prefix=prefix,
                 seed=PROMISES[entry.seed],
                 logprobs=entry.logprobs,
                 abort_one=True,
+                # One could be cut off anywhere, but is of no use where it cannot be continued.
+                steps=prefix,
             ),
         )
 

@@ -5,6 +5,10 @@ the stream cancels them all in the backend, so the stream is closed once every s
 aborted; a single aborted sample runs on unseen among the others, and its tokens are billed as aborted.
 A closed stream says no final usage: the tokens that came are billed, and what the backend may have
 computed by then is reported as unseen.
+
+So one step cannot be hung up on, either: a line end is its stop text, and is kept in the text, so that a text
+without one is seen to have been ended by the model. Of blank lines a stop text knows nothing: one at a
+sample's beginning is all there is of that step.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from isoflop.errors import InvalidArgument, Unavailable
 from isoflop.v1.common_pb2 import (
     FINISH_REASON_ABORTED,
     FINISH_REASON_LENGTH,
+    FINISH_REASON_STEP,
     FINISH_REASON_STOP,
     SEED_PROMISE_ALONE,
     Capabilities,
@@ -55,6 +60,10 @@ FLAGS = (
 class Progress:
     """What has come of one sample."""
 
+    one_step: bool
+    """It is to end with its line."""
+    line_ended: bool = False
+    """Its text so far ends with a line end."""
     prompt_tokens: int = 0
     logprob: float = 0.0
     """Cumulative, as far as it was told."""
@@ -87,7 +96,7 @@ class TritonBackend:
             shape=entry.shape.message(),
             context=entry.context,
             price=entry.price.message(currency),
-            capabilities=Capabilities(prefix=True, seed=SEED_PROMISE_ALONE, logprobs=True),
+            capabilities=Capabilities(prefix=True, seed=SEED_PROMISE_ALONE, logprobs=True, steps=entry.steps),
         )
 
     async def run(self, round: Round) -> None:
@@ -97,7 +106,7 @@ class TritonBackend:
             self._client = self._make_client(self._entry.address)
         requests = self._requests(round.jobs)
         stream = self._client.stream_infer(_each(requests))
-        progress = {job.sample_id: Progress() for job in round.jobs}
+        progress = {job.sample_id: Progress(job.sampling.one_step) for job in round.jobs}
         reader = asyncio.create_task(self._read(stream, round, progress))
         aborted = asyncio.create_task(round.until_all_aborted())
         try:
@@ -152,7 +161,9 @@ class TritonBackend:
         }
         if sampling.max_tokens or self._entry.context:
             parameters["max_tokens"] = sampling.max_tokens or self._entry.context
-        if sampling.stop:
+        if sampling.one_step:
+            parameters |= {"stop": ["\n"], "include_stop_str_in_output": True}
+        elif sampling.stop:
             parameters["stop"] = list(sampling.stop)
         if job.seed is not None:
             parameters["seed"] = job.seed
@@ -206,11 +217,15 @@ def _piece(sample_id: str, response: Any, seen: Progress, aborted: bool) -> Piec
     cumulative = values.get("cumulative_logprob", math.nan)
     logprob = None if math.isnan(cumulative) else cumulative - seen.logprob
     seen.logprob += logprob or 0.0
+    text = values.get("text_output", b"").decode("utf-8", "replace")
+    if text:
+        seen.line_ended = text.endswith("\n")
     end = None
     if reason and reason != "None":
         finish = FINISH_REASON_LENGTH if reason == "length" else FINISH_REASON_STOP
+        if finish == FINISH_REASON_STOP and seen.one_step and seen.line_ended:
+            finish = FINISH_REASON_STEP
         end = End(FINISH_REASON_ABORTED if aborted else finish, seen.prompt_tokens)
-    text = values.get("text_output", b"").decode("utf-8", "replace")
     return Piece(sample_id, text, values.get("num_output_tokens", 0), logprob, end)
 
 

@@ -94,16 +94,19 @@ class Exchange:
         data = chunk if isinstance(chunk, str) else json.dumps(chunk)
         await self.raw(f"data: {data}\n\n".encode())
 
-    async def token(self, text: str, logprob: float = LOGPROB, **more: Any) -> None:
-        """A chunk with one token."""
-        self.sent += 1
+    async def token(
+        self, *texts: str, logprob: float = LOGPROB, reason: str | None = None, **more: Any
+    ) -> None:
+        """A chunk with one token, or with several; a `reason` ends the sample with it."""
+        self.sent += len(texts)
         logprobs: Any = None
         if self.body.get("logprobs"):
-            logprobs = {"content": [{"token": text, "logprob": logprob}]}
+            logprobs = {"content": [{"token": text, "logprob": logprob} for text in texts]}
             if not self.chat:
-                logprobs = {"tokens": [text], "token_logprobs": [logprob]}
+                logprobs = {"tokens": texts, "token_logprobs": [logprob] * len(texts)}
+        text = "".join(texts)
         said = {"delta": {"content": text}} if self.chat else {"text": text}
-        chunk = {"choices": [{"index": 0, **said, "logprobs": logprobs, "finish_reason": None}], **more}
+        chunk = {"choices": [{"index": 0, **said, "logprobs": logprobs, "finish_reason": reason}], **more}
         if self.options.get("continuous_usage_stats"):
             chunk["usage"] = self.usage()
         await self.event(chunk)
@@ -116,9 +119,13 @@ class Exchange:
         }
 
     async def finish(self, reason: str = "stop", usage: bool = True) -> None:
-        """The end of a sample: reason, usage if asked, and no more."""
+        """The end of a sample: its reason, and what follows."""
         said = {"delta": {}} if self.chat else {"text": ""}
         await self.event({"choices": [{"index": 0, **said, "finish_reason": reason}], "usage": None})
+        await self.close(usage)
+
+    async def close(self, usage: bool = True) -> None:
+        """What follows the end of a sample: usage if asked, and no more."""
         if usage and self.options.get("include_usage"):
             await self.event({"choices": [], "usage": self.usage()})
         await self.event("[DONE]")

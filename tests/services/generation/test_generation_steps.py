@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -32,8 +33,8 @@ def pieces(
     )
 
 
-def grown(parts: list[Piece]) -> Sample:
-    growing = Growing(JOB, 0)
+def grown(parts: list[Piece], job: Job = JOB) -> Sample:
+    growing = Growing(job, 0)
     for part in parts:
         growing.add(part)
     return growing.sample(Piece("m/0", end=END))
@@ -101,6 +102,16 @@ def test_blank_lines_belong_to_the_step_before_them() -> None:
 
 def test_blank_lines_at_the_beginning_are_a_step_of_their_own() -> None:
     assert cut(grown([Piece("m/0", "\n", 1), Piece("m/0", "one", 1)])) == ["\n", "one"]
+
+
+@pytest.mark.parametrize(("text", "steps"), [("\n \none\ntwo", ["\n \none\n", "two"]), ("\n\n", ["\n\n"])])
+def test_blank_lines_at_the_beginning_of_a_continuation_belong_to_its_first_step(
+    text: str, steps: list[str]
+) -> None:
+    sample = grown([Piece("m/0", part, 1, -0.5) for part in text], replace(JOB, prefix="zero\n"))
+    assert cut(sample) == steps
+    assert [step.tokens for step in sample.steps] == [len(step) for step in steps]
+    assert [step.logprob for step in sample.steps] == [-0.5 * len(step) for step in steps]
 
 
 def test_several_lines_in_one_piece_share_its_tokens_by_length() -> None:

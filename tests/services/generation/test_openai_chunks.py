@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -66,9 +67,11 @@ nearly = st.builds(
 )
 
 
-@given(st.lists(nearly | anything, max_size=6), st.integers(0, 5), st.booleans())
-def test_whatever_comes_is_taken_or_refused(chunks: list[Any], most: int, stream_text: bool) -> None:
-    job = Job("m/0", 0, "q", QUESTION, "", Sampling(max_tokens=most))
+@given(st.lists(nearly | anything, max_size=6), st.integers(0, 5), st.booleans(), st.booleans())
+def test_whatever_comes_is_taken_or_refused(
+    chunks: list[Any], most: int, stream_text: bool, one_step: bool
+) -> None:
+    job = Job("m/0", 0, "q", QUESTION, "", Sampling(max_tokens=most, one_step=one_step))
     round = Round([job], stream_text)
     answer = Answer(round, job, Prompt(8))
     answer.asked = True
@@ -89,6 +92,30 @@ def test_whatever_comes_is_taken_or_refused(chunks: list[Any], most: int, stream
     sample = growing.sample(pieces[-1])
     assert sample.SerializeToString()
     assert not most or sample.tokens <= most
+
+
+@given(st.lists(st.text(st.sampled_from("a \t\n\r\x0b\u2028é"), min_size=1, max_size=4), max_size=8))
+def test_however_a_text_is_cut_into_chunks_a_step_is_its_first_line_that_is_not_blank(
+    parts: list[str],
+) -> None:
+    round = Round([Job("m/0", 0, "q", QUESTION, "", Sampling(one_step=True))])
+    answer = Answer(round, round.jobs[0], Prompt(8))
+    for part in parts:
+        answer.take(json.dumps(right(part, None, None, None)).encode())
+        if answer.cut:
+            break
+    answer.close()
+    whole, text = "".join(parts), "".join(piece.text for piece in _pieces(round))
+    line = re.match(r"\s*\S[^\n]*\n", whole)
+    assert answer.cut == answer.finished == bool(line)
+    if line:
+        assert whole.startswith(text)
+        # Blank lines that came with its end are a part of it.
+        assert text.endswith("\n")
+        assert not text.removeprefix(line[0]).strip()
+        assert text.startswith(line[0])
+    else:
+        assert text == whole
 
 
 def _pieces(round: Round) -> list[Piece]:

@@ -14,7 +14,15 @@ from typing import Any
 import httpx
 import pytest
 from isoflop.errors import InvalidArgument
-from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, FINISH_REASON_LENGTH, Message, Sample, Sampling
+from isoflop.v1.common_pb2 import (
+    FINISH_REASON_ABORTED,
+    FINISH_REASON_LENGTH,
+    FINISH_REASON_STEP,
+    FINISH_REASON_STOP,
+    Message,
+    Sample,
+    Sampling,
+)
 from isoflop.v1.generation_pb2 import Branch, StartRound
 from scripted_backend import Call, generate, make_core, samples, start
 
@@ -141,6 +149,27 @@ async def test_a_prefix_is_continued(api: str, abacus_url: str, pool: Open) -> N
     prefix = whole.text[: whole.steps[0].end]
     rest = await sample(core, "pool", prefix=prefix, max_tokens=200)
     assert prefix + rest.text == whole.text
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+async def test_a_chain_made_step_by_step_is_the_one_that_is_made_at_once(
+    api: str, abacus_url: str, pool: Open
+) -> None:
+    continues = {"continues": "last_message"} if api == "chat" else {}
+    extra = {"top_k": 0, "min_p": 0.0, "timings_per_token": True}
+    core = await pool(abacus_url, api, extra=extra, **continues)
+    full = await sample(core, "pool", max_tokens=200)
+    text, tokens, reasons = "", 0, []
+    while not reasons or reasons[-1] == FINISH_REASON_STEP:
+        (step,), usage = await generate(core, begin("pool", prefix=text, max_tokens=200, one_step=True))
+        assert usage.prompt_tokens + usage.cached_tokens > 0
+        text, tokens = text + step.text, tokens + step.tokens
+        reasons.append(step.finish_reason)
+    assert text == full.text
+    assert tokens == full.tokens, "no token of our models reaches over a line end"
+    assert len(reasons) == len(full.steps) > 1
+    assert reasons[-1] == FINISH_REASON_STOP
+    await idle(abacus_url)
 
 
 async def test_a_seed_gives_the_same_text_to_a_sample_that_runs_alone(abacus_url: str, pool: Open) -> None:

@@ -21,6 +21,7 @@ from isoflop.errors import InvalidArgument, Unavailable
 from isoflop.v1.common_pb2 import (
     FINISH_REASON_ABORTED,
     FINISH_REASON_LENGTH,
+    FINISH_REASON_STEP,
     FINISH_REASON_STOP,
     SEED_PROMISE_NONE,
     Message,
@@ -327,7 +328,7 @@ async def test_an_end_of_text_that_is_counted_and_not_shown_keeps_the_logprobs(s
 async def test_a_logprob_that_is_no_number_is_lacking_and_the_rest_is_there() -> None:
     async def play(exchange: Exchange) -> None:
         await exchange.token("a\n")
-        await exchange.token("b\n", float("nan"))
+        await exchange.token("b\n", logprob=float("nan"))
         await exchange.token("c")
         await exchange.finish()
 
@@ -459,6 +460,185 @@ async def test_samples_that_wait_are_aborted_before_they_begin_and_cost_nothing(
     assert len(server.exchanges) == 1
     assert responses[-1].usage.aborted_tokens == 2
     assert sorted(one.tokens for one in samples(responses)) == [0, 0, 2]
+
+
+# One step.
+
+ONE_STEP = Sampling(max_tokens=100, one_step=True)
+
+
+def saying(*tokens: str | tuple[str, ...]) -> Play:
+    """Says so many chunks, and no more until the client hangs up."""
+
+    async def play(exchange: Exchange) -> None:
+        for texts in tokens:
+            await exchange.token(*([texts] if isinstance(texts, str) else texts))
+        await exchange.gone.wait()
+
+    return play
+
+
+@asynccontextmanager
+async def stepping(play: Play, **fields: Any) -> AsyncIterator[tuple[Generation, OpenAIServer]]:
+    """A core whose model continues a prefix."""
+    async with served(play, **{"continues": "last_message", **fields}) as (core, server):
+        yield core, server
+
+
+@pytest.mark.parametrize("fields", [{"api": "completions"}, {"continues": "last_message"}, {}])
+async def test_a_model_that_continues_a_prefix_can_end_a_sample_after_a_step(fields: dict[str, Any]) -> None:
+    async with served(**fields) as (core, server):
+        (model,) = (await core.describe(None)).models  # type: ignore[arg-type]
+        assert model.capabilities.steps == model.capabilities.prefix == bool(fields)
+        if not fields:
+            error, _ = await fails(core, begin(sampling=ONE_STEP))
+            assert isinstance(error, InvalidArgument)
+            assert not server.exchanges
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+@pytest.mark.parametrize("stream_text", [False, True])
+async def test_one_step_ends_with_its_line_and_the_server_is_hung_up_on(api: str, stream_text: bool) -> None:
+    fields = {"api": api, "continues": "last_message" if api == "chat" else "no"}
+    async with stepping(saying("17", "*24", "\n"), logprobs=True, **fields) as (core, server):
+        responses = await Call(core, begin(2, sampling=ONE_STEP, stream_text=stream_text)).rest()
+        await until(lambda: len(server.hung_up) == 2)
+    made, usage = samples(responses), responses[-1].usage
+    assert [(one.text, one.tokens) for one in made] == [("17*24\n", 3)] * 2
+    assert [one.finish_reason for one in made] == [FINISH_REASON_STEP] * 2
+    assert [[(step.end, step.tokens) for step in one.steps] for one in made] == [[(6, 3)]] * 2
+    assert [one.logprob for one in made] == [3 * LOGPROB] * 2
+    assert (usage.completion_tokens, usage.aborted_tokens) == (6, 0)
+    assert usage.unseen_tokens == 2 * chunks.UNSEEN_TOKENS
+    # A stop text would leave it open whether the model has ended.
+    assert all("stop" not in one.body for one in server.exchanges)
+
+
+@pytest.mark.parametrize("logprobs", [False, True])
+@pytest.mark.parametrize("continuous", [False, True])
+@pytest.mark.parametrize("stream_text", [False, True])
+async def test_what_a_chunk_has_beyond_the_step_is_no_text_and_is_billed(
+    logprobs: bool, continuous: bool, stream_text: bool
+) -> None:
+    play = saying("17", ("*", "24", "\n", "=", " 408", "\n408"))
+    async with stepping(play, logprobs=logprobs, continuous_usage=continuous) as (core, server):
+        responses = await Call(core, begin(sampling=ONE_STEP, stream_text=stream_text)).rest()
+        await until(lambda: server.hung_up)
+    (one,), usage = samples(responses), responses[-1].usage
+    assert (one.text, one.finish_reason) == ("17*24\n", FINISH_REASON_STEP)
+    assert "".join(response.delta.text for response in responses) == ("17*24\n" if stream_text else "")
+    # Where nothing counts them, the tokens are as many as the chunks.
+    assert usage.completion_tokens == one.tokens == (7 if logprobs or continuous else 2)
+    assert _steps(one) == ["17*24\n"]
+    assert usage.unseen_tokens == chunks.UNSEEN_TOKENS
+    if continuous:
+        assert usage.prompt_tokens + usage.cached_tokens == PROMPT_TOKENS
+    if logprobs:
+        assert one.logprob == one.steps[0].logprob == 7 * LOGPROB
+
+
+async def test_no_more_tokens_are_unseen_than_were_left() -> None:
+    async with stepping(saying("a", "\n"), logprobs=True) as (core, _):
+        _, usage = await generate(core, begin(sampling=Sampling(max_tokens=5, one_step=True)))
+    assert (usage.completion_tokens, usage.unseen_tokens) == (2, 3)
+
+
+async def test_blank_lines_in_the_chunk_of_a_line_end_belong_to_the_step() -> None:
+    async with stepping(saying("17*24", ".\n \n  = 408")) as (core, _):
+        (one,), _ = await generate(core, begin(sampling=ONE_STEP))
+    assert (one.text, _steps(one)) == ("17*24.\n \n", ["17*24.\n \n"])
+
+
+async def test_blank_lines_at_the_beginning_are_no_step() -> None:
+    play = saying("\n", " ", "\n", "\n =", " 408", "\n")
+    async with stepping(play) as (core, server):
+        (one,), _ = await generate(core, begin(prefix="17*24\n", sampling=ONE_STEP))
+        await until(lambda: server.hung_up)
+    assert (one.text, one.finish_reason) == ("\n \n\n = 408\n", FINISH_REASON_STEP)
+    assert _steps(one) == [one.text]
+    assert one.tokens == 6
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [(["40", "8"], "408"), ([], ""), (["\n", "\n"], "\n\n"), (["\n", "408"], "\n408")],
+)
+async def test_a_model_that_ends_its_text_before_a_line_end_has_ended_the_chain(
+    said: list[str], text: str
+) -> None:
+    async def play(exchange: Exchange) -> None:
+        for word in said:
+            await exchange.token(word)
+        exchange.sent += 1
+        await exchange.finish()
+
+    async with stepping(play) as (core, server):
+        (one,), usage = await generate(core, begin(sampling=ONE_STEP))
+    assert (one.text, one.finish_reason) == (text, FINISH_REASON_STOP)
+    assert usage.completion_tokens == one.tokens == len(said) + 1
+    assert usage.prompt_tokens + usage.cached_tokens == PROMPT_TOKENS
+    assert usage.unseen_tokens == 0
+    assert not server.hung_up
+
+
+@pytest.mark.parametrize(
+    ("texts", "reason", "finish"),
+    [
+        (("408", "\n"), "stop", FINISH_REASON_STOP),
+        (("408", "\n", "!"), "stop", FINISH_REASON_STEP),
+        (("408", "\n"), "length", FINISH_REASON_STEP),
+        (("40", "8"), "length", FINISH_REASON_LENGTH),
+    ],
+)
+async def test_a_chunk_that_ends_both_line_and_sample_is_told_apart_and_the_usage_read(
+    texts: tuple[str, ...], reason: str, finish: int
+) -> None:
+    async def play(exchange: Exchange) -> None:
+        await exchange.token(*texts, reason=reason)
+        exchange.sent += reason == "stop"
+        await exchange.close()
+
+    async with stepping(play, logprobs=True) as (core, server):
+        (one,), usage = await generate(core, begin(sampling=ONE_STEP))
+    assert (one.text, one.finish_reason) == ("".join(texts).removesuffix("!"), finish)
+    assert usage.completion_tokens == one.tokens == server.exchanges[0].sent
+    assert usage.unseen_tokens == 0
+    assert one.logprob == len(texts) * LOGPROB
+
+
+async def test_a_step_that_reaches_the_most_tokens_is_cut_as_ever() -> None:
+    async def play(exchange: Exchange) -> None:
+        for _ in range(exchange.most):
+            await exchange.token("x")
+        await exchange.finish("length")
+
+    async with stepping(play) as (core, _):
+        (one,), usage = await generate(core, begin(sampling=Sampling(max_tokens=3, one_step=True)))
+    assert (one.text, one.finish_reason) == ("xxx", FINISH_REASON_LENGTH)
+    assert (usage.completion_tokens, usage.unseen_tokens) == (3, 0)
+
+
+async def test_a_step_that_is_aborted_is_billed_for_what_came() -> None:
+    async with stepping(saying("17", "*")) as (core, server):
+        call = Call(core, begin(sampling=ONE_STEP, stream_text=True))
+        await streamed(call, 2)
+        call.abort()
+        responses = await call.rest()
+        await until(lambda: server.hung_up)
+    (one,), usage = samples(responses), responses[-1].usage
+    assert (one.text, one.finish_reason) == ("17*", FINISH_REASON_ABORTED)
+    assert (usage.aborted_tokens, usage.unseen_tokens) == (2, chunks.UNSEEN_TOKENS)
+
+
+async def test_the_marks_around_reasoning_end_no_step() -> None:
+    async def play(exchange: Exchange) -> None:
+        for said in ({"reasoning": "hmm"}, {"content": "17*24"}, {"content": "\n"}):
+            await exchange.event({"choices": [{"index": 0, "delta": said, "finish_reason": None}]})
+        await exchange.gone.wait()
+
+    async with stepping(play) as (core, _):
+        (one,), _ = await generate(core, begin(sampling=ONE_STEP))
+    assert (one.text, one.finish_reason) == ("<think>\nhmm\n</think>\n17*24\n", FINISH_REASON_STEP)
 
 
 # Faults before the first piece.
