@@ -130,16 +130,9 @@ async def test_steps_are_searched_within_a_budget_and_billed_to_the_token(
     assert less.bill.flops <= tight.flops
 
 
-async def test_a_tree_is_told_as_it_grows_and_has_no_more_nodes_than_it_may(
-    suite: Suite, client: AsyncClient
-) -> None:
+async def test_a_tree_is_told_as_it_grows_and_has_no_more_nodes_than_it_may(client: AsyncClient) -> None:
     tree: Options = {"models": ["abacus-m"], "strategies": ["tree"], "seed": 3}
     small = Search(width=2, expansion=3, nodes=24)
-    if suite.kind == "triton":
-        # Its models cannot end a sample after a step.
-        with pytest.raises(FailedPrecondition, match="no model can serve"):
-            await client.solve(PROBLEM, search=small, **tree)
-        return
     events = [event async for event in client.stream(PROBLEM, search=small, **tree)]
     nodes = [node for event in events for node in event.growth.nodes]
     assert 3 <= len(nodes) <= 24

@@ -33,6 +33,11 @@ class Job:
     """How to sample; its seed is the query's, not the sample's."""
 
     @property
+    def place(self) -> tuple[int, str]:
+        """The same for jobs of one round that continue the same text of the same conversation."""
+        return id(self.messages), self.prefix
+
+    @property
     def seed(self) -> int | None:
         """The sample's own seed."""
         return self.sampling.seed + self.index if self.sampling.HasField("seed") else None

@@ -146,14 +146,14 @@ class OpenAIBackend:
 
     async def run(self, round: Round) -> None:
         """Sample all jobs, as many at a time as the server is to be asked for."""
-        beginnings: dict[str, Beginning] = {}
+        beginnings: dict[tuple[int, str], Beginning] = {}
         for job in round.jobs:
-            if job.prefix not in beginnings:
-                beginnings[job.prefix] = self._beginning(job.messages, job.prefix)
+            if job.place not in beginnings:
+                beginnings[job.place] = self._beginning(job.messages, job.prefix)
         try:
             async with asyncio.TaskGroup() as group:
                 samples = [
-                    group.create_task(self._sample(round, job, beginnings[job.prefix]), name=job.sample_id)
+                    group.create_task(self._sample(round, job, beginnings[job.place]), name=job.sample_id)
                     for job in round.jobs
                 ]
         except* IsoflopError as errors:

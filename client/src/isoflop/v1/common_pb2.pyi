@@ -220,7 +220,7 @@ class Sampling(_message.Message):
     seed: _builtins.int
     """Sample i of a query has seed `seed` + i. What that promises is said by the model's capabilities."""
     one_step: _builtins.bool
-    """End a sample where its first line ends: one step of a chain. The line end belongs to its text."""
+    """End a sample where its first line that is not blank ends: one step of a chain. The line end belongs to it."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts that end a sample (and are not part of it)."""
