@@ -194,7 +194,7 @@ async def test_every_option_of_a_query_reaches_the_router(router: ScriptedRouter
     options = shlex.split(
         "--budget 5G,1000tok --budget 0.02usd --effort high --model a --model b --strategy majority "
         "--samples 4 --temperature 0 --seed -3 --answer-type expression --target-accuracy 0.9 --timeout 60 "
-        "--verifier prm --scoring product --search 2x3x40"
+        "--verifier prm --scoring product --search 2x3x40x99 --thinking-tokens 512"
     )
     expected = solve_request(
         "1+1",
@@ -209,7 +209,8 @@ async def test_every_option_of_a_query_reaches_the_router(router: ScriptedRouter
         target_accuracy=0.9,
         verifier="prm",
         scoring="product",
-        search=Search(width=2, expansion=3, depth=40),
+        search=Search(width=2, expansion=3, depth=40, nodes=99),
+        thinking_tokens=512,
     )
     assert (await run("plan", "1+1", *options)).code == 0
     assert (await run("solve", "1+1", *options, "--candidates", "--request-id", "r1")).code == 0
@@ -219,6 +220,12 @@ async def test_every_option_of_a_query_reaches_the_router(router: ScriptedRouter
     expected.request_id = "r1"
     assert solve == expected
     assert router.deadlines[1] == pytest.approx(60, abs=10)
+
+
+async def test_a_search_need_not_say_its_nodes(router: ScriptedRouter, run: Run) -> None:
+    router.expect("Solve", SOLVED)
+    await run("solve", "1+1", "--search", "2x3x40")
+    assert router.requests[0].filters.search == Search(width=2, expansion=3, depth=40)
 
 
 async def test_a_pattern_implies_its_answer_type(router: ScriptedRouter, run: Run) -> None:
@@ -495,7 +502,9 @@ async def test_router_down(nowhere: str, command: list[str]) -> None:
         (["solve", "1+1", "--samples", "0"], "'0' is no number of samples"),
         (["solve", "1+1", "--samples", "-1"], "'-1' is no number of samples"),
         (["solve", "1+1", "--samples", "many"], "'many' is no number of samples"),
+        (["solve", "1+1", "--thinking-tokens", "0"], "'0' is no number of tokens"),
         (["solve", "1+1", "--search", "4x4"], "'4x4' is no search"),
+        (["solve", "1+1", "--search", "4x4x64x256x9"], "'4x4x64x256x9' is no search"),
         (["solve", "1+1", "--search", "4x0x8"], "'4x0x8' is no search"),
         (["solve", "1+1", "--search", "4x4x99999999999"], "each number must fit in 31 bits"),
         (["solve", "1+1", "--timeout", "0"], "'0' is no number of seconds"),
