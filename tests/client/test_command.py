@@ -49,6 +49,7 @@ from scripted_answers import (
     CANDIDATES,
     EVENTS,
     FRONTIER,
+    GROWTH,
     JUDGED,
     MODELS,
     PLANNED,
@@ -399,6 +400,19 @@ async def test_stream_prints_one_json_object_on_each_line(router: ScriptedRouter
         ["started", "round", "sample", "scores", "tally", "stopped", "final"]
     )
     assert all(len(event) == 1 for event in events)
+
+
+async def test_stream_tells_how_a_search_grows(router: ScriptedRouter, run: Run) -> None:
+    for _ in range(2):
+        router.expect("StreamSolve", GROWTH, EVENTS[-1])
+    ended = await run("solve", "17*24+13", "--stream")
+    assert ended.out.startswith("○ 0.91 17*24=408\n  ✓ 421\n421\n\nconfidence")
+    ended = await run("solve", "17*24+13", "--stream", "--json")
+    grown, final = map(json.loads, ended.out.splitlines())
+    assert (grown, final) == (to_dict(GROWTH), to_dict(EVENTS[-1]))
+    first, second = grown["growth"]["nodes"]
+    assert (first["id"], first["state"], second["parent"]) == ("abacus-s/0", "NODE_STATE_KEPT", "abacus-s/0")
+    assert (first["score"], "score" in second) == (0.91, False)
 
 
 async def test_stream_that_ends_too_soon_is_an_error(router: ScriptedRouter, run: Run) -> None:

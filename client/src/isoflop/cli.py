@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
 
-from isoflop import drawing, text
+from isoflop import drawing, growing, text
 from isoflop.budget import parse_budget
 from isoflop.errors import InvalidArgument, IsoflopError, Unreachable
 from isoflop.jsonform import to_dict
@@ -154,7 +154,9 @@ def _parser() -> argparse.ArgumentParser:
 
     solve = command("solve", _solve, "answer a query, and say what it cost")
     _add_query(solve)
-    solve.add_argument("--stream", action="store_true", help="show what happens as it happens")
+    solve.add_argument(
+        "--stream", action="store_true", help="show what happens as it happens; a search as it grows"
+    )
     solve.add_argument("--candidates", action="store_true", help="return every candidate")
     solve.add_argument(
         "--request-id",
@@ -352,7 +354,7 @@ def _solve(arguments: argparse.Namespace) -> int:
 def _watch(events: Generator[StreamSolveResponse, None, None], as_json: bool) -> SolveResponse:
     """Show events as they come; the result."""
     result = None
-    progress = Progress(sys.stdout, _style())
+    progress = Progress(sys.stdout, _style(), plain=not _can_encode("".join(growing.DRAWN)))
     with closing(events):
         try:
             for event in events:
