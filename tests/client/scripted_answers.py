@@ -21,7 +21,10 @@ from isoflop.v1.router_pb2 import (
     FrontierPoint,
     GetFrontierResponse,
     GetQueryResponse,
+    Growth,
     ListModelsResponse,
+    Node,
+    NodeState,
     PlanResponse,
     QueryStarted,
     Rejected,
@@ -130,6 +133,14 @@ EVENTS = [
     StreamSolveResponse(stopped=Stopped(reason="3 of 3 agree")),
     StreamSolveResponse(final=SOLVED),
 ]
+GROWTH = StreamSolveResponse(
+    growth=Growth(
+        nodes=[
+            Node(id="abacus-s/0", text="17*24=408\n", score=0.91, state=NodeState.NODE_STATE_KEPT),
+            Node(id="abacus-s/1", parent="abacus-s/0", text="421", state=NodeState.NODE_STATE_ENDED),
+        ]
+    )
+)
 TEXT_EVENTS = [
     StreamSolveResponse(text=TextDelta(sample_id="abacus-s/0", text=part))
     for part in ("408+13\n", "42", "1\x1b[2J")

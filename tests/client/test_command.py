@@ -49,6 +49,7 @@ from scripted_answers import (
     CANDIDATES,
     EVENTS,
     FRONTIER,
+    GROWTH,
     JUDGED,
     MODELS,
     PLANNED,
@@ -194,7 +195,7 @@ async def test_every_option_of_a_query_reaches_the_router(router: ScriptedRouter
     options = shlex.split(
         "--budget 5G,1000tok --budget 0.02usd --effort high --model a --model b --strategy majority "
         "--samples 4 --temperature 0 --seed -3 --answer-type expression --target-accuracy 0.9 --timeout 60 "
-        "--verifier prm --scoring product --search 2x3x40"
+        "--verifier prm --scoring product --search 2x3x40x99 --thinking-tokens 512"
     )
     expected = solve_request(
         "1+1",
@@ -209,7 +210,8 @@ async def test_every_option_of_a_query_reaches_the_router(router: ScriptedRouter
         target_accuracy=0.9,
         verifier="prm",
         scoring="product",
-        search=Search(width=2, expansion=3, depth=40),
+        search=Search(width=2, expansion=3, depth=40, nodes=99),
+        thinking_tokens=512,
     )
     assert (await run("plan", "1+1", *options)).code == 0
     assert (await run("solve", "1+1", *options, "--candidates", "--request-id", "r1")).code == 0
@@ -219,6 +221,12 @@ async def test_every_option_of_a_query_reaches_the_router(router: ScriptedRouter
     expected.request_id = "r1"
     assert solve == expected
     assert router.deadlines[1] == pytest.approx(60, abs=10)
+
+
+async def test_a_search_need_not_say_its_nodes(router: ScriptedRouter, run: Run) -> None:
+    router.expect("Solve", SOLVED)
+    await run("solve", "1+1", "--search", "2x3x40")
+    assert router.requests[0].filters.search == Search(width=2, expansion=3, depth=40)
 
 
 async def test_a_pattern_implies_its_answer_type(router: ScriptedRouter, run: Run) -> None:
@@ -394,6 +402,19 @@ async def test_stream_prints_one_json_object_on_each_line(router: ScriptedRouter
     assert all(len(event) == 1 for event in events)
 
 
+async def test_stream_tells_how_a_search_grows(router: ScriptedRouter, run: Run) -> None:
+    for _ in range(2):
+        router.expect("StreamSolve", GROWTH, EVENTS[-1])
+    ended = await run("solve", "17*24+13", "--stream")
+    assert ended.out.startswith("○ 0.91 17*24=408\n  ✓ 421\n421\n\nconfidence")
+    ended = await run("solve", "17*24+13", "--stream", "--json")
+    grown, final = map(json.loads, ended.out.splitlines())
+    assert (grown, final) == (to_dict(GROWTH), to_dict(EVENTS[-1]))
+    first, second = grown["growth"]["nodes"]
+    assert (first["id"], first["state"], second["parent"]) == ("abacus-s/0", "NODE_STATE_KEPT", "abacus-s/0")
+    assert (first["score"], "score" in second) == (0.91, False)
+
+
 async def test_stream_that_ends_too_soon_is_an_error(router: ScriptedRouter, run: Run) -> None:
     router.expect("StreamSolve", *EVENTS[:2])
     router.expect("StreamSolve", *EVENTS[:2], FailedPrecondition("the budget is too small"))
@@ -495,7 +516,9 @@ async def test_router_down(nowhere: str, command: list[str]) -> None:
         (["solve", "1+1", "--samples", "0"], "'0' is no number of samples"),
         (["solve", "1+1", "--samples", "-1"], "'-1' is no number of samples"),
         (["solve", "1+1", "--samples", "many"], "'many' is no number of samples"),
+        (["solve", "1+1", "--thinking-tokens", "0"], "'0' is no number of tokens"),
         (["solve", "1+1", "--search", "4x4"], "'4x4' is no search"),
+        (["solve", "1+1", "--search", "4x4x64x256x9"], "'4x4x64x256x9' is no search"),
         (["solve", "1+1", "--search", "4x0x8"], "'4x0x8' is no search"),
         (["solve", "1+1", "--search", "4x4x99999999999"], "each number must fit in 31 bits"),
         (["solve", "1+1", "--timeout", "0"], "'0' is no number of seconds"),

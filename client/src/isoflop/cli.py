@@ -13,13 +13,14 @@ import sys
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
 
-from isoflop import drawing, text
+from isoflop import drawing, growing, text
 from isoflop.budget import parse_budget
 from isoflop.errors import InvalidArgument, IsoflopError, Unreachable
 from isoflop.jsonform import to_dict
@@ -153,7 +154,9 @@ def _parser() -> argparse.ArgumentParser:
 
     solve = command("solve", _solve, "answer a query, and say what it cost")
     _add_query(solve)
-    solve.add_argument("--stream", action="store_true", help="show what happens as it happens")
+    solve.add_argument(
+        "--stream", action="store_true", help="show what happens as it happens; a search as it grows"
+    )
     solve.add_argument("--candidates", action="store_true", help="return every candidate")
     solve.add_argument(
         "--request-id",
@@ -214,9 +217,16 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--samples",
-        type=_count,
+        type=partial(_count, noun="samples"),
         metavar="N",
         help="exactly so many samples; else as many as it takes",
+    )
+    parser.add_argument(
+        "--thinking-tokens",
+        type=partial(_count, noun="tokens"),
+        metavar="N",
+        help="for sequential and broad_and_deep the budget of thinking, which is kept: extended where it "
+        "ends too soon, closed where it runs out; for others the most tokens of a sample",
     )
     parser.add_argument("--temperature", type=float, metavar="T", help="sampling temperature; 0 is greedy")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the first sample")
@@ -231,9 +241,12 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--search",
         type=_search,
-        metavar="WxExD",
-        help="for strategies that search, as beam: chains that are kept, continuations of each, most steps; "
-        "4x4x64 where nothing is given",
+        metavar="WxExD[xN]",
+        help="how wide and how deep to search. beam: chains that are kept, continuations of each, most steps "
+        "(usually 4x4x64); dvts: the same, each chain for itself; tree: leaves that are continued at a time, "
+        "continuations of each, most steps of a chain and in all (4x4x64x128); sequential, broad_and_deep: "
+        "chains, 1, most extensions of their thinking (1x1x4, 4x1x4; without --thinking-tokens as the effort "
+        "says); refine: drafts, 1, most revisions (1x1x3)",
     )
     parser.add_argument(
         "--answer-type",
@@ -259,18 +272,20 @@ class _Limits(argparse.Action):
             raise argparse.ArgumentError(self, str(error)) from None
 
 
-def _count(word: str) -> int:
+def _count(word: str, noun: str) -> int:
     if not word.isdecimal() or not int(word):
-        raise argparse.ArgumentTypeError(f"{word!r} is no number of samples: give 1 or more")
+        raise argparse.ArgumentTypeError(f"{word!r} is no number of {noun}: give 1 or more")
     return int(word)
 
 
 def _search(word: str) -> Search:
     numbers = word.split("x")
-    if len(numbers) != 3 or not all(number.isdecimal() and int(number) for number in numbers):
-        raise argparse.ArgumentTypeError(f"{word!r} is no search: give width, expansion and depth, as 4x4x64")
+    if len(numbers) not in (3, 4) or not all(number.isdecimal() and int(number) for number in numbers):
+        raise argparse.ArgumentTypeError(
+            f"{word!r} is no search: give width, expansion and depth, as 4x4x64, and of a tree its nodes"
+        )
     try:
-        return Search(width=int(numbers[0]), expansion=int(numbers[1]), depth=int(numbers[2]))
+        return Search(**dict(zip(("width", "expansion", "depth", "nodes"), map(int, numbers), strict=False)))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{word!r} is too much: each number must fit in 31 bits") from None
 
@@ -314,6 +329,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         samples=arguments.samples,
         temperature=arguments.temperature,
         seed=arguments.seed,
+        thinking_tokens=arguments.thinking_tokens,
         verifier=arguments.verifier,
         scoring=arguments.scoring,
         search=arguments.search,
@@ -338,7 +354,7 @@ def _solve(arguments: argparse.Namespace) -> int:
 def _watch(events: Generator[StreamSolveResponse, None, None], as_json: bool) -> SolveResponse:
     """Show events as they come; the result."""
     result = None
-    progress = Progress(sys.stdout, _style())
+    progress = Progress(sys.stdout, _style(), plain=not _can_encode("".join(growing.DRAWN)))
     with closing(events):
         try:
             for event in events:

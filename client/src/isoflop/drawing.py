@@ -88,7 +88,7 @@ def terminal(response: GetFrontierResponse, style: Style, *, plain: bool = False
     step = (high - low or 1.0) / WIDTH
 
     def paint(name: str, text: str) -> str:
-        return f"\x1b[{ANSI[names.index(name) % len(ANSI)]}m{text}\x1b[0m" if style.colour else text
+        return style.tinted(text, ANSI[names.index(name) % len(ANSI)])
 
     lines = [style.faint("difficulty".ljust(12) + _ticks(low, step) + "  best")]
     for difficulty, points in rows:

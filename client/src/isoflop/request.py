@@ -72,13 +72,24 @@ class Options(TypedDict, total=False):
     seed: int | None
     """Seed of the first sample; None: one is drawn and reported."""
     thinking_tokens: int | None
-    """Most tokens of a sample; None: what the model's context leaves."""
+    """For sequential and broad_and_deep the budget of a chain's thinking, which is kept: extended where it
+    ends too soon, closed where it runs out. For others the most tokens of a sample. None: what the model's
+    context leaves."""
     verifier: str
     """Verifier for strategies that need one; empty: the first that is there."""
     scoring: ScoringName | None
     """From the scores of steps to the score of a chain; None: as the verifier says."""
     search: Search | None
-    """Width, expansion and depth of strategies that search, as beam; None: 4 × 4 × 64."""
+    """How wide and how deep to search; None, and what is 0 in it: as the strategy says.
+
+    beam: chains that are kept (width), continuations of each (expansion), most steps (depth); 4 × 4 × 64.
+    dvts: the same, with width beams of one chain each.
+    tree: leaves that are continued at a time, and chains that are returned at most (width), continuations of
+    each (expansion), most steps of a chain (depth) and in all (nodes); 4 × 4 × 64 × 128.
+    sequential, broad_and_deep: chains (width), most extensions of their thinking (depth); 1 × 1 × 4 and
+    4 × 1 × 4, or, without thinking_tokens, by effort: none at low, 1 at medium, 3 at high.
+    refine: drafts (width), most revisions of each (depth); 1 × 1 × 3.
+    """
     request_id: str
     """Makes the call idempotent, and so safe to try again; empty: none."""
     return_candidates: bool

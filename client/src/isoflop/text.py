@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from unicodedata import east_asian_width
 
 from isoflop.v1.common_pb2 import Bill, Sample, SeedPromise, Stage
 from isoflop.v1.difficulty_pb2 import Difficulty
@@ -38,6 +39,10 @@ class Style:
     def faint(self, text: str) -> str:
         """What names the rest."""
         return f"\x1b[2m{text}\x1b[0m" if self.colour and text else text
+
+    def tinted(self, text: str, colour: int) -> str:
+        """In a colour of the terminal's, 31 to 36."""
+        return f"\x1b[{colour}m{text}\x1b[0m" if self.colour and text else text
 
 
 def si(value: float) -> str:
@@ -75,6 +80,32 @@ def clean(text: str) -> str:
 def line(text: str) -> str:
     """`clean` text on one line."""
     return " ".join(clean(text).split())
+
+
+def columns(words: str) -> int:
+    """Columns of a terminal that a `line` takes at most: what adds to the sign before it counts, too."""
+    return len(words) + sum(east_asian_width(sign) in "WF" for sign in words)
+
+
+def cut(words: str, width: int, gap: str = "…") -> str:
+    """A `line` in so many columns: its beginning and its end, where answers are, if it has more."""
+    if len(words) <= width and columns(words) <= width:
+        return words
+    room = width - len(gap)
+    if room < 0:
+        return gap[: max(0, width)]
+    end = _beginning(reversed(words), room // 2)[::-1]
+    return _beginning(words, room - room // 2) + gap + end
+
+
+def _beginning(signs: Iterable[str], width: int) -> str:
+    fitting = ""
+    for sign in signs:
+        width -= columns(sign)
+        if width < 0:
+            break
+        fitting += sign
+    return fitting
 
 
 def table(align: str, header: Sequence[str], rows: Iterable[Sequence[str]], style: Style) -> list[str]:

@@ -286,7 +286,9 @@ class Filters(_message.Message):
     samples: _builtins.int
     """Exactly this many samples, bought at once and all completed: a fixed plan. None: the planner decides."""
     thinking_tokens: _builtins.int
-    """Most tokens of a sample. None: what the model's context leaves."""
+    """For sequential and broad_and_deep the budget of a chain's thinking, which is kept: extended where it ends too
+    soon, closed where it runs out. For others the most tokens of a sample. None: what the model's context leaves.
+    """
     temperature: _builtins.float
     """Sampling temperature; none: what calibration chose."""
     seed: _builtins.int
