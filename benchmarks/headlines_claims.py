@@ -18,11 +18,11 @@ from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
+from isoflop.passes import pass_at
 
 from benchmarks.curves import fits
 from benchmarks.headlines_data import Measured, NotMeasured, Samples
 from training.resampling import Bools, Floats, interval, permutations, resamples, vote
-from training.votes import pass_at
 
 VOTES: Final = 40
 """Of self-consistency, as Wang et al. have it (arXiv 2203.11171)."""

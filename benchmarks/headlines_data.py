@@ -10,6 +10,7 @@ from functools import cache, cached_property
 from typing import Final
 
 import numpy as np
+from isoflop.passes import pass_at
 from isoflop.v1.common_pb2 import Model
 from isoflop.v1.generation_pb2 import RoundUsage
 from isoflop.v1.verification_pb2 import ChainScoring
@@ -24,7 +25,6 @@ from training.resampling import NO_ANSWER, Bools, Floats, Ints, best_of, permuta
 from training.samples import stored_of, stored_samples
 from training.splits import Problem
 from training.store import Row, digest, seed_of
-from training.votes import pass_at
 
 MEDIUM: Final = (0.2, 0.8)
 """One-sample rates of calibration cells that are the medium band, both included."""

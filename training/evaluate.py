@@ -14,11 +14,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from isoflop.passes import pass_at
+
 from training import modes
 from training.problems import GROUPS
 from training.samples import Sampled, lane_of, sample, sampled
 from training.splits import Problem, first_of_each_group
-from training.votes import pass_at, vote_accuracy
+from training.votes import vote_accuracy
 
 SAMPLES: Final = 16
 TEMPERATURES: Final = (0.3, 0.5, 0.7, 1.0, 1.3)

@@ -29,6 +29,7 @@ from itertools import pairwise
 from typing import Final, Literal
 
 import numpy as np
+from isoflop.passes import pass_at
 
 from router.scaling import FORMS, PARAMETERS, STRATEGIES, Form, ScalingRecord, Strategy
 from training import irt
@@ -43,7 +44,6 @@ from training.resampling import (
     resamples,
     votes,
 )
-from training.votes import pass_at
 
 RESAMPLES: Final = 1000
 """Of queries, for intervals."""

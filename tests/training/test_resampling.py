@@ -22,7 +22,6 @@ from training.resampling import (
     vote,
     votes,
 )
-from training.votes import pass_at
 
 answers = st.lists(st.integers(NO_ANSWER, 3), min_size=1, max_size=7)
 
@@ -72,13 +71,6 @@ def test_a_right_answer_that_nobody_gave_is_not_found() -> None:
 def test_where_a_verifier_gives_nothing_votes_count_alike() -> None:
     chosen = np.array([0, 0, 1])
     assert vote(chosen, 0, 3, permutations(3), np.zeros(3)) == 1.0
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=8), st.data())
-def test_pass_at_is_the_share_of_subsets_with_a_right_one(right: list[bool], data: st.DataObject) -> None:
-    n = data.draw(st.integers(1, len(right)))
-    truth = np.mean([any(c) for c in combinations(right, n)])
-    assert pass_at(n, len(right), sum(right)) == pytest.approx(truth)
 
 
 @given(

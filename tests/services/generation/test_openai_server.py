@@ -1096,3 +1096,12 @@ async def test_system_and_assistant_turns_are_passed_on() -> None:
     async with served() as (core, server):
         await generate(core, begin(messages=[Message(role=role, content=said) for role, said in turns]))
     assert [(turn["role"], turn["content"]) for turn in server.exchanges[0].body["messages"]] == turns
+
+
+async def test_a_branch_with_turns_of_its_own_is_another_conversation() -> None:
+    turns = [Message(role="assistant", content="2"), Message(role="user", content="sure?")]
+    async with served() as (core, server):
+        await generate(core, begin(branches=[Branch(samples=1), Branch(samples=1, turns=turns)]))
+    asked = sorted([m["content"] for m in exchange.body["messages"]] for exchange in server.exchanges)
+    question = QUESTION[0].content
+    assert asked == sorted([[question], [question, "2", "sure?"]])
