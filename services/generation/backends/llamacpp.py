@@ -4,6 +4,8 @@ What is known of the engine, and dealt with here:
 
 - A completion blocks, so each runs in a thread; a sample waits for its slot outside of the engine,
   where waiting can be aborted at once.
+- Each slot has a cache of its own, and the engine looks for a slot when a completion begins, whatever will
+  be asked next. Which slot it is to be is said with each completion (`slots.py`).
 - A callback that returns True cancels the completion within a few decode steps.
 - Errors come back as messages, not as exceptions.
 - Counts are taken from each chunk's timings, so that an aborted sample is billed exactly.
@@ -41,6 +43,7 @@ from isoflop.v1.common_pb2 import (
 from services.common.catalog import CatalogError
 from services.common.template import ChatTemplate
 from services.generation.backends import NEVER_STARTED, End, Job, Piece, Round
+from services.generation.backends.slots import Slots
 from services.generation.catalog import LlamaCppEntry
 
 CAPABILITIES = Capabilities(prefix=True, seed=SEED_PROMISE_ALONE, logprobs=True, abort_one=True, steps=True)
@@ -97,7 +100,7 @@ class LlamaCppBackend:
             raise CatalogError(f"model {entry.name}: llama.cpp cannot load {path} ({error})") from None
         # Freed before its loop runs, the engine would wait for the loop's end for ever: let it answer once.
         self._server.handle_completions({"prompt": "", "n_predict": 0}, lambda answer: False)
-        self._slots = asyncio.Semaphore(entry.parallel)
+        self._slots = Slots(entry.parallel)
         self._threads = ThreadPoolExecutor(entry.parallel, thread_name_prefix=entry.name)
 
     async def run(self, round: Round) -> None:
@@ -116,12 +119,14 @@ class LlamaCppBackend:
         self._sockets.cleanup()
 
     async def _sample(self, round: Round, job: Job) -> None:
-        if not await self._slot(round, job):
+        request = self._request(job)
+        slot = await self._slot(round, job, request["prompt"])
+        if slot is None:
             round.put(Piece(job.sample_id, end=NEVER_STARTED))
             return
         completion = Completion(round, job, self._ends, asyncio.get_running_loop())
         thread = asyncio.get_running_loop().run_in_executor(
-            self._threads, completion.run, self._server.handle_completions, self._request(job)
+            self._threads, completion.run, self._server.handle_completions, request | {"id_slot": slot}
         )
         try:
             await asyncio.shield(thread)
@@ -130,26 +135,25 @@ class LlamaCppBackend:
             await thread
             raise
         finally:
-            self._slots.release()
+            self._slots.give_back(slot, request["prompt"] + completion.text)
 
-    async def _slot(self, round: Round, job: Job) -> bool:
-        """Wait for a slot; False where the job is aborted first."""
+    async def _slot(self, round: Round, job: Job, prompt: str) -> int | None:
+        """Wait for a slot; None where the job is aborted first."""
         if round.aborted(job.sample_id):
-            return False
-        if not self._slots.locked():
-            return await self._slots.acquire()
-        slot = asyncio.ensure_future(self._slots.acquire())
+            return None
+        # Only a step is short enough to be waited for.
+        slot = self._slots.ask(id(round), prompt, follows=job.sampling.one_step and job.prefix != "")
         abort = asyncio.ensure_future(round.until_aborted(job.sample_id))
         taken = False
         try:
-            await asyncio.wait({slot, abort}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((slot, abort), return_when=asyncio.FIRST_COMPLETED)
             taken = slot.done() and not round.aborted(job.sample_id)
         finally:
             abort.cancel()
             # A slot that came when nobody waits any more, as where the round has failed, is given back.
             if not slot.cancel() and not taken:
-                self._slots.release()
-        return taken
+                self._slots.give_back(slot.result(), "")
+        return slot.result() if taken else None
 
     def _request(self, job: Job) -> dict[str, Any]:
         sampling = job.sampling
@@ -184,6 +188,8 @@ class Completion:
         self._token = -1
         """The last that came."""
         self._text = ""
+        self._before: list[str] = []
+        """What was put into pieces."""
         self._logprob: float | None = None
         """None until one is told: bytes that are no character yet come without."""
         self._counted = 0
@@ -198,6 +204,11 @@ class Completion:
         if self._error:
             raise self._error
         self._flush(self._end())
+
+    @property
+    def text(self) -> str:
+        """All that has come."""
+        return "".join(self._before) + self._text
 
     def _chunk(self, chunk: dict[str, Any]) -> bool:
         """Called by the engine for each chunk; True cancels. Must not raise: the engine would swallow it."""
@@ -238,6 +249,7 @@ class Completion:
             self._text += "\n"
 
     def _flush(self, end: End | None) -> None:
+        self._before.append(self._text)
         generated = int(self._timings.get("predicted_n", self._counted))
         piece = Piece(self._job.sample_id, self._text, generated - self._counted, self._logprob, end)
         self._counted, self._text, self._logprob = generated, "", None

@@ -258,7 +258,7 @@ async def test_rounds_that_are_refused_give_their_slots_back(
             await generate(core, long)
     made, _ = await generate(core, begin(name, 9, temperature=1.0, seed=1, max_tokens=4))
     assert len(made) == 9
-    assert not other._slots.locked(), "every slot is free again"
+    assert other._slots.free == 4, "every slot is free again"
 
 
 async def test_an_abort_stops_the_engine_within_a_few_decode_steps(other: LlamaCppBackend) -> None:
@@ -317,9 +317,33 @@ async def test_a_caller_that_goes_away_stops_the_engine(core: Generation, other:
     call = Call(core, begun)
     await call.next()
     await call.close()
-    assert not other._slots.locked(), "every slot is free again"
+    assert other._slots.free == 4, "every slot is free again"
     made, _ = await generate(core, begin("random", 4, max_tokens=5))
     assert len(made) == 4
+
+
+async def test_a_search_computes_of_its_prefixes_only_what_no_slot_holds(core: Generation) -> None:
+    """By the engine's own counters. Of 4 × 4 steps at a time one of each chain is kept, any of the four."""
+    beam, steps, number = [""] * 4, list[Sample](), 0
+    for level in range(8):
+        begun = begin("random", temperature=1.0, seed=11, one_step=True)
+        begun.first_sample = number
+        del begun.branches[:]
+        begun.branches.extend(Branch(prefix=prefix, samples=4) for prefix in beam)
+        made, usage = await generate(core, begun)
+        assert {one.finish_reason for one in made} == {FINISH_REASON_STEP}
+        number += len(made)
+        prompt = len("<user>17*24+13\n<assistant>")
+        assert usage.prompt_tokens + usage.cached_tokens == sum(4 * (prompt + len(chain)) for chain in beam)
+        if level == 0:
+            assert usage.prompt_tokens <= 4 * prompt + 12, "each slot computes the question, once"
+        else:
+            # Of a chain its last step at most, where another step has run in its slot since; and of each
+            # sample the token that its sampling begins with.
+            assert usage.prompt_tokens <= sum(kept.tokens for kept in steps) + 16
+        steps = [made[4 * chain + (level + chain) % 4] for chain in range(4)]
+        beam = [prefix + step.text for prefix, step in zip(beam, steps, strict=True)]
+    assert max(map(len, beam)) > 100
 
 
 @pytest.mark.parametrize("settings", [{}, {"stop": ["="]}, {"stop": ["\n"]}, {"max_tokens": 5}], ids=str)
