@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: demo test test-all lint proto up train lock clean step-labels bench-embedded bench-headlines bench-scaling
 .PHONY: bench-prm bench-answers bench-difficulty bench-overhead bench-planner bench-price bench-replay bench-confidence
-.PHONY: bench-search
+.PHONY: bench-deep
 
 demo: .venv/run.stamp  ## 30 held-out problems, live
 	@$(BIN)/isoflop demo --json build/demo.json
@@ -79,8 +79,8 @@ bench-price: .venv/dev.stamp  ## a budget that lasts while difficulty shifts
 bench-confidence: .venv/dev.stamp  ## how right confidence is, on 2,520 problems that nothing was made from
 	$(BIN)/python -m benchmarks.confidence
 
-bench-search: .venv/dev.stamp  ## what a search over steps brings, beside scored samples
-	$(BIN)/python -m benchmarks.search
+bench-deep: .venv/dev.stamp  ## what searches, long chains and revisions bring, beside samples at equal FLOPs
+	$(BIN)/python -m benchmarks.deep
 
 bench-overhead: .venv/dev.stamp  ## what the suite adds to direct calls
 	$(BIN)/python -m benchmarks.overhead
