@@ -156,7 +156,8 @@ def page(told: list[Compared], problems: int) -> str:
         "Written by `make bench-speculative`; not edited by hand. Greedy samples of",
         f"{problems} held-out problems, at most {MOST_TOKENS} tokens each, on one thread for each model,",
         f"with a draft model and without one, by turns, {TURNS} of each. FLOPs: as on the bill, the draft's",
-        "and those of rejected drafts included. Speeds and their ratios: medians of the turns.",
+        "and those of rejected drafts included. Speeds and their ratios: medians of the turns; the",
+        "cores are shared with other work, so compare a row with itself, not with others.",
         "",
         "| model | draft | at a time | samples at a time | same texts | taken, % | FLOPs, ratio | tokens/s "
         "| without | speed, ratio |",
@@ -172,8 +173,8 @@ def page(told: list[Compared], problems: int) -> str:
         "",
         *(
             f"- {name}: {one.model} with {one.draft}, {one.drafted_at_a_time} tokens drafted and "
-            f"{one.samples_at_a_time} samples at a time: {one.speedup:.2f} times the speed for {one.flops:.2f} "
-            "times the FLOPs."
+            f"{one.samples_at_a_time} samples at a time: {one.speedup:.2f} times the speed "
+            f"for {one.flops:.2f} times the FLOPs."
             for name, one in (("Best", fastest), ("Worst", slowest))
         ),
     ]
