@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: demo test test-all lint proto up train lock clean step-labels bench-embedded bench-headlines bench-scaling
 .PHONY: bench-prm bench-answers bench-difficulty bench-overhead bench-planner bench-price bench-replay bench-confidence
-.PHONY: bench-deep
+.PHONY: bench-deep bench-speculative bench-bounds
 
 demo: .venv/run.stamp  ## 30 held-out problems, live
 	@$(BIN)/isoflop demo --json build/demo.json
@@ -81,6 +81,9 @@ bench-confidence: .venv/dev.stamp  ## how right confidence is, on 2,520 problems
 
 bench-deep: .venv/dev.stamp  ## what searches, long chains and revisions bring, beside samples at equal FLOPs
 	$(BIN)/python -m benchmarks.deep
+
+bench-speculative: .venv/dev.stamp  ## what a draft model brings, and what it costs
+	$(BIN)/python -m benchmarks.speculative
 
 bench-overhead: .venv/dev.stamp  ## what the suite adds to direct calls
 	$(BIN)/python -m benchmarks.overhead

@@ -24,7 +24,7 @@ from isoflop.v1.generation_pb2 import RoundUsage
 from isoflop.v1.verification_pb2 import ScoreResponse, Verifier
 from numpy.typing import NDArray
 
-from services.common.flops import attention, with_attention, without_attention
+from services.common.flops import attention, of_round
 
 Number = TypeVar("Number", float, NDArray[np.float64])
 """One, or one for each type of query."""
@@ -70,15 +70,26 @@ def samples(
     """Cost of `count` samples of `completion` tokens each, none of their `prompt` tokens cached.
 
     With that of their scores, where there is a verifier: as if its tokenizer made as many tokens of them.
+    Where another model drafts, as if none of what it drafts were taken.
     """
-    return Cost(*(count * one for one in sample(model, prompt, completion, verifier)))
+    rejected = float(model.draft.tokens)
+    return Cost(*(count * one for one in sample(model, prompt, completion, verifier, rejected)))
 
 
 def sample(
-    model: Model, prompt: float, completion: Number, verifier: Verifier | None = None
+    model: Model,
+    prompt: float,
+    completion: Number,
+    verifier: Verifier | None = None,
+    rejected: float = 0.0,
 ) -> tuple[Number, Number, Number]:
-    """FLOPs, money and tokens of one sample, for a number of tokens or an array of them."""
+    """FLOPs, money and tokens of one sample, for a number of tokens or an array of them.
+
+    `rejected`: drafted tokens that are not taken, for each token.
+    """
     flops, money, tokens = _run(model.shape, model.price, prompt, completion)
+    if model.HasField("draft"):
+        flops = flops + _drafts(model, prompt, completion, rejected)
     if verifier is None:
         return flops, money, tokens
     if not verifier.HasField("shape"):
@@ -104,6 +115,14 @@ def _run(
     flops = 2.0 * shape.active_parameters * end + attention(shape) * context
     money = completion * (price.per_million_completion_tokens / 1e6)
     return flops, money + prompt * (price.per_million_prompt_tokens / 1e6), end
+
+
+def _drafts(model: Model, prompt: float, completion: Number, rejected: float) -> Number:
+    """FLOPs of drafting, at most: as if each token came last. Its model reads all that the model does."""
+    end, more = completion + prompt, rejected * completion
+    draft = model.draft.shape
+    drafted = (end + completion + 2 * more) * (2.0 * draft.active_parameters + attention(draft) * end)
+    return more * (2.0 * model.shape.active_parameters + attention(model.shape) * end) + drafted
 
 
 def longest(
@@ -174,8 +193,9 @@ class Meter:
         generated = usage.completion_tokens + usage.aborted_tokens
         computed = usage.prompt_tokens + generated
         price = model.price
+        flops, without_attention = of_round(model, usage)
         cost = Cost(
-            flops=with_attention(model.shape, computed, usage.context_tokens),
+            flops=flops,
             money=(
                 usage.prompt_tokens * price.per_million_prompt_tokens
                 + usage.cached_tokens * price.per_million_cached_tokens
@@ -190,7 +210,9 @@ class Meter:
         line.completion_tokens += usage.completion_tokens
         line.aborted_tokens += usage.aborted_tokens
         line.unseen_tokens += usage.unseen_tokens
-        line.flops_without_attention += without_attention(model.shape, computed)
+        line.rejected_tokens += usage.rejected_tokens
+        line.draft_tokens += usage.draft_tokens
+        line.flops_without_attention += without_attention
         return self._add(line, cost)
 
     def verification(self, verifier: Verifier, strategy: str, response: ScoreResponse) -> Cost:

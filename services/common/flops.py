@@ -7,7 +7,8 @@ one with the values, each a multiplication and an addition; Kaplan et al., arXiv
 
 from __future__ import annotations
 
-from isoflop.v1.common_pb2 import Shape
+from isoflop.v1.common_pb2 import Model, Shape
+from isoflop.v1.generation_pb2 import RoundUsage
 
 
 def attended(first: int, last: int, window: int = 0) -> int:
@@ -32,6 +33,17 @@ def without_attention(shape: Shape, tokens: float) -> float:
 def with_attention(shape: Shape, tokens: float, context_tokens: float) -> float:
     """FLOPs of computing `tokens` tokens that attended to `context_tokens` tokens in total."""
     return without_attention(shape, tokens) + attention(shape) * context_tokens
+
+
+def of_round(model: Model, usage: RoundUsage) -> tuple[float, float]:
+    """FLOPs of a round of samples, its draft model's included; and the simple figure."""
+    computed = usage.prompt_tokens + usage.completion_tokens + usage.aborted_tokens + usage.rejected_tokens
+    draft, drafted = model.draft.shape, usage.draft_tokens
+    return (
+        with_attention(model.shape, computed, usage.context_tokens)
+        + with_attention(draft, drafted, usage.draft_context_tokens),
+        without_attention(model.shape, computed) + without_attention(draft, drafted),
+    )
 
 
 def attention(shape: Shape) -> float:

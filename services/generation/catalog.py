@@ -6,6 +6,10 @@ models:
     backend: llamacpp
     path: abacus-s.gguf            # beside the catalogue; shape and template are read from it
     price: {per_million_prompt_tokens: 0.002, per_million_completion_tokens: 0.01}
+  - name: abacus-l
+    backend: llamacpp
+    path: abacus-l.gguf
+    draft: {path: abacus-s.gguf, tokens: 4}    # speculative decoding
   - name: qwen
     backend: triton
     address: triton:8001
@@ -103,6 +107,19 @@ class ModelEntry(Entry):
     """How it is asked to criticise and revise, for strategy refine; none: it is not. `{}`: in plain words."""
 
 
+class DraftEntry(Entry):
+    """A small model that drafts: the large one checks several tokens in the time of one.
+
+    It takes fewer steps for more FLOPs, all of which are billed. Greedy texts stay the same. There are no
+    log-probabilities then, and no single steps of a search: the engine does not tell which tokens they were.
+    """
+
+    path: Path
+    """Its GGUF file, with the same vocabulary; relative to the catalogue."""
+    tokens: int = Field(default=4, ge=1, le=64)
+    """Most tokens that it drafts at a time."""
+
+
 class LlamaCppEntry(ModelEntry):
     """A GGUF file, run in this process by llama.cpp."""
 
@@ -118,6 +135,8 @@ class LlamaCppEntry(ModelEntry):
     for all of them is taken at the start: for a model with a long context, choose."""
     shape: ShapeEntry | None = None
     """What FLOPs depend on; none: read from the file."""
+    draft: DraftEntry | None = None
+    """A small model that drafts for it; none: it makes one token after the other."""
 
 
 class TritonEntry(ModelEntry):

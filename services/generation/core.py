@@ -21,7 +21,7 @@ from isoflop.v1.generation_pb2 import (
 )
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from services.common.flops import attended, with_attention
+from services.common.flops import attended, of_round
 from services.generation.backends import Backend, Job, Piece, Round
 from services.generation.settings import GenerationSettings
 from services.generation.steps import Growing
@@ -35,7 +35,8 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.tokens = Counter(
             "isoflop_generation_tokens_total",
-            "Tokens by model and kind (prompt, cached, completion, aborted); moves when a round ends.",
+            "Tokens by model and kind (prompt, cached, completion, aborted, rejected; draft, by its draft); "
+            "moves when a round ends.",
             ["model", "kind"],
             registry=registry,
         )
@@ -179,7 +180,21 @@ class Generation:
         usage.context_tokens += attended(
             end.cached_tokens + 1, prompt + sample.tokens, backend.model.shape.window
         )
-        name = backend.model.name
+        model = backend.model
+        if model.HasField("draft"):
+            # It reads all that the model reads.
+            window = model.draft.shape.window
+            usage.draft_tokens += end.prompt_tokens + sample.tokens
+            usage.draft_context_tokens += attended(end.cached_tokens + 1, prompt + sample.tokens, window)
+            for check in end.checks:
+                rejected = check.position + check.taken + 1, check.position + check.drafted
+                usage.rejected_tokens += check.drafted - check.taken
+                usage.context_tokens += attended(*rejected, model.shape.window)
+                usage.draft_tokens += check.drafted - check.taken + check.drafted
+                usage.draft_context_tokens += attended(*rejected, window)
+                # Each follows from the one before it.
+                usage.draft_context_tokens += attended(check.position, rejected[1] - 1, window)
+        name = model.name
         self._metrics.samples.labels(name, OUTCOMES.get(end.reason, "stop")).inc()
         self._metrics.running.labels(name).dec()
 
@@ -207,12 +222,13 @@ class Generation:
 
     def _settle(self, backend: Backend, usage: RoundUsage) -> None:
         name, metrics = backend.model.name, self._metrics
-        computed = usage.prompt_tokens + usage.completion_tokens + usage.aborted_tokens
         metrics.tokens.labels(name, "prompt").inc(usage.prompt_tokens)
         metrics.tokens.labels(name, "cached").inc(usage.cached_tokens)
         metrics.tokens.labels(name, "completion").inc(usage.completion_tokens)
         metrics.tokens.labels(name, "aborted").inc(usage.aborted_tokens)
-        metrics.flops.labels(name).inc(with_attention(backend.model.shape, computed, usage.context_tokens))
+        metrics.tokens.labels(name, "rejected").inc(usage.rejected_tokens)
+        metrics.tokens.labels(name, "draft").inc(usage.draft_tokens)
+        metrics.flops.labels(name).inc(of_round(backend.model, usage)[0])
 
 
 OUTCOMES = {1: "stop", 2: "length", FINISH_REASON_ABORTED: "aborted", FINISH_REASON_STEP: "step"}

@@ -13,6 +13,7 @@ from isoflop.v1.common_pb2 import (
     STAGE_GENERATION,
     STAGE_VERIFICATION,
     Bill,
+    Draft,
     Model,
     Price,
     Shape,
@@ -23,7 +24,7 @@ from isoflop.v1.verification_pb2 import ChainScore, ScoreResponse, Verifier
 from synthetic import make_model, relaxed
 
 from router.cost import Allowance, Cost, Meter, longest, samples
-from services.common.flops import attended
+from services.common.flops import attended, with_attention, without_attention
 
 UNLIMITED = Cost(math.inf, math.inf, math.inf)
 tokens = st.integers(0, 5000)
@@ -60,7 +61,10 @@ def test_a_bill_is_the_sum_of_its_lines_and_of_what_each_round_cost(
     for name in ("flops", "flops_without_attention", "money"):
         assert getattr(bill, name) == pytest.approx(math.fsum(getattr(line, name) for line in bill.lines))
     assert bill.tokens == sum(u.prompt_tokens + u.completion_tokens + u.aborted_tokens for _, _, u in rounds)
-    for name in ("prompt_tokens", "cached_tokens", "completion_tokens", "aborted_tokens", "unseen_tokens"):
+    for name in (
+        *("prompt_tokens", "cached_tokens", "completion_tokens", "aborted_tokens", "unseen_tokens"),
+        *("rejected_tokens", "draft_tokens"),
+    ):
         assert sum(getattr(line, name) for line in bill.lines) == sum(getattr(u, name) for _, _, u in rounds)
     assert sum(line.calls for line in bill.lines) == sum(u.samples for _, _, u in rounds)
 
@@ -278,3 +282,44 @@ def test_what_is_left_must_hold_the_scores_too() -> None:
     assert samples(model, 2, 10, scored, PRM).within(left)
     assert not samples(model, 2, 10, scored + 1, PRM).within(left)
     assert scored < alone
+
+
+def test_drafts_are_in_the_line_of_the_model_that_they_are_for() -> None:
+    model, draft = make_model("l"), make_model("s")
+    plain = RoundUsage(samples=1, prompt_tokens=10, completion_tokens=20, context_tokens=465)
+    drafted = RoundUsage(rejected_tokens=3, draft_tokens=45, draft_context_tokens=700)
+    drafted.MergeFrom(plain)
+    drafted.context_tokens += 60
+    without = Meter("USD").generation(model, "single", plain)
+    model.draft.CopyFrom(Draft(shape=draft.shape, tokens=4))
+    meter = Meter("USD")
+    cost = meter.generation(model, "single", drafted)
+    more = with_attention(model.shape, 3, 60) + with_attention(draft.shape, 45, 700)
+    assert cost.flops == pytest.approx(without.flops + more)
+    assert (cost.money, cost.tokens) == (without.money, without.tokens), "they are no text"
+    (line,) = meter.lines
+    assert (line.rejected_tokens, line.draft_tokens) == (3, 45)
+    assert line.flops_without_attention == pytest.approx(
+        without_attention(model.shape, 33) + without_attention(draft.shape, 45)
+    )
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 8))
+def test_a_worst_case_has_room_for_drafts_that_are_all_rejected(
+    prompt: int, completion: int, drafts: int
+) -> None:
+    model = make_model("l")
+    model.draft.CopyFrom(Draft(shape=make_model("s").shape, tokens=drafts))
+    usage = RoundUsage(samples=1, prompt_tokens=prompt, completion_tokens=completion)
+    end = prompt + completion
+    usage.context_tokens = usage.draft_context_tokens = attended(1, end)
+    usage.draft_tokens = end
+    for position in range(prompt + 1, end):
+        # No more are drafted than there may be tokens.
+        last = min(position + drafts, end)
+        usage.rejected_tokens += last - position
+        usage.context_tokens += attended(position + 1, last)
+        usage.draft_tokens += 2 * (last - position)
+        usage.draft_context_tokens += attended(position + 1, last) + attended(position, last - 1)
+    cost = Meter("USD").generation(model, "single", usage)
+    assert cost.flops <= samples(model, 1, prompt, completion).flops

@@ -44,6 +44,18 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Check:
+    """Drafted tokens that the model has checked at once."""
+
+    position: int
+    """Of the token before them, counted from 1."""
+    drafted: int
+    """How many they were."""
+    taken: int
+    """How many of them are in the sample."""
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """How a sample ended, and what its prompt took."""
 
@@ -54,6 +66,8 @@ class End:
     """Prompt tokens found in a cache."""
     unseen_tokens: int = 0
     """Tokens that the backend may have computed beyond those that came, at most."""
+    checks: Sequence[Check] = ()
+    """What was drafted by another model."""
 
 
 NEVER_STARTED = End(FINISH_REASON_ABORTED, 0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,16 @@ from isoflop.v1.common_pb2 import (
     Shape,
 )
 from isoflop.v1.generation_pb2 import Branch
+from prometheus_client import CollectorRegistry
 from random_gguf import CONTEXT, HEAD_SIZE, HEADS, LAYERS, write_random_model
 from scripted_backend import Call, generate, make_core, samples, start
 
+from router.cost import Meter
 from services.common.catalog import CatalogError
-from services.common.flops import attended
-from services.generation.backends import Job, Round
-from services.generation.backends.llamacpp import LlamaCppBackend, as_streamed
+from services.common.flops import attended, with_attention
+from services.common.settings import MODELS
+from services.generation.backends import Check, Job, Round
+from services.generation.backends.llamacpp import LlamaCppBackend, as_streamed, checks
 from services.generation.catalog import LlamaCppEntry
 from services.generation.core import Generation
 from services.generation.engines import open_backends
@@ -489,3 +492,111 @@ def test_one_broken_model_of_a_catalogue_is_named(catalogue: Callable[[str], Pat
     path = catalogue("models: [{name: lost, backend: llamacpp, path: lost.gguf}]")
     with pytest.raises(CatalogError, match=r"model lost: there is no file \S+lost.gguf"):
         open_backends(path)
+
+
+@pytest.fixture
+async def drafting(files: Path) -> AsyncIterator[LlamaCppBackend]:
+    """abacus-l, for which abacus-s drafts; one sample at a time."""
+    for name in ("abacus-l.gguf", "abacus-s.gguf"):
+        shutil.copy(MODELS / name, files / name)
+    backend = LlamaCppBackend(drafting_entry("abacus-s.gguf"), files, "USD")
+    yield backend
+    await backend.close()
+
+
+def drafting_entry(draft: str | None) -> LlamaCppEntry:
+    entry = {"name": "abacus", "backend": "llamacpp", "path": "abacus-l.gguf", "parallel": 1, "context": 512}
+    return LlamaCppEntry.model_validate(entry | ({"draft": {"path": draft, "tokens": 3}} if draft else {}))
+
+
+async def test_drafts_change_no_greedy_text_and_their_flops_are_counted(
+    drafting: LlamaCppBackend, files: Path
+) -> None:
+    plain = LlamaCppBackend(drafting_entry(None), files, "USD")
+    registry = CollectorRegistry()
+    begun = begin(max_tokens=100)
+    try:
+        (alone,), usage = await generate(make_core(plain), begun)
+        (drafted,), more = await generate(make_core(drafting, registry=registry), begun)
+    finally:
+        await plain.close()
+    assert same_but_for_rounding(alone, drafted)
+    assert more.completion_tokens == usage.completion_tokens
+    # By the engine's own counters: what it drafted, the large model checked and the small one read again.
+    told = await asyncio.to_thread(ask_engine, drafting, drafting._template.render(QUESTION), n_predict=100)
+    assert told["choices"][0]["text"] == drafted.text
+    tokens, drafts = told["timings"]["predicted_n"], told["timings"]["draft_n"]
+    assert drafts > 0
+    assert 0 <= more.rejected_tokens - (drafts - told["timings"]["draft_n_accepted"]) <= 3, (
+        "some after its end"
+    )
+    computed = more.prompt_tokens + tokens + more.rejected_tokens
+    assert more.draft_tokens == computed + drafts
+    shape, small = drafting.model.shape, drafting.model.draft.shape
+    assert small.active_parameters < shape.active_parameters
+    end = more.prompt_tokens + tokens
+    assert more.rejected_tokens <= more.context_tokens - attended(1, end) <= more.rejected_tokens * (end + 3)
+    flops = with_attention(shape, computed, more.context_tokens)
+    flops += with_attention(small, more.draft_tokens, more.draft_context_tokens)
+    bill = Meter("USD").generation(drafting.model, "single", more)
+    assert bill.flops == flops
+    assert registry.get_sample_value("isoflop_generation_flops_total", {"model": "abacus"}) == flops
+
+
+async def test_a_model_that_has_drafts_gives_no_log_probabilities_and_no_single_steps(
+    drafting: LlamaCppBackend,
+) -> None:
+    assert not drafting.model.capabilities.logprobs
+    made = await sample(make_core(drafting), temperature=1.0, seed=1, max_tokens=60)
+    assert not made.HasField("logprob")
+    with pytest.raises(InvalidArgument, match="one_step"):
+        await sample(make_core(drafting), one_step=True)
+
+
+async def test_an_aborted_sample_with_drafts_is_billed(drafting: LlamaCppBackend) -> None:
+    begun = begin(temperature=1.0, seed=1)
+    begun.stream_text = True
+    call = Call(make_core(drafting), begun)
+    await call.next()
+    call.abort()
+    usage = (await call.rest())[-1].usage
+    generated = usage.aborted_tokens + usage.completion_tokens
+    assert usage.draft_tokens >= usage.prompt_tokens + generated + usage.rejected_tokens
+
+
+@pytest.mark.parametrize(
+    ("told", "tokens", "made"),
+    [
+        ([], 5, []),
+        # The first of all comes from the prompt. Then two of four passed, one of two, and one came without.
+        ([(2, 4, 2), (5, 6, 3)], 7, [Check(10, 4, 2), Check(13, 2, 1)]),
+        # The text ended with the first of five.
+        ([(2, 4, 4)], 2, [Check(10, 4, 0)]),
+        ([(2, 4, 0)], 2, [Check(10, 4, 0)]),
+    ],
+)
+def test_what_was_drafted_is_told_by_counts(
+    told: list[tuple[int, int, int]], tokens: int, made: list[Check]
+) -> None:
+    timings = [
+        {"cache_n": 2, "prompt_n": 7, "predicted_n": first, "draft_n": drafted, "draft_n_accepted": passed}
+        for first, drafted, passed in told
+    ]
+    assert checks(timings, tokens) == made
+
+
+@pytest.mark.parametrize(
+    ("draft", "wrong"),
+    [
+        ("missing.gguf", "there is no file"),
+        ("damaged.gguf", "not a usable GGUF file"),
+        ("random.gguf", "another vocabulary"),
+    ],
+)
+def test_a_draft_model_that_is_of_no_use_is_one_sentence(draft: str, wrong: str, files: Path) -> None:
+    shutil.copy(MODELS / "abacus-l.gguf", files / "abacus-l.gguf")
+    (files / "damaged.gguf").write_bytes(b"not a model")
+    with pytest.raises(CatalogError, match=wrong) as caught:
+        LlamaCppBackend(drafting_entry(draft), files, "USD")
+    assert str(files / draft) in str(caught.value)
+    assert "\n" not in str(caught.value)

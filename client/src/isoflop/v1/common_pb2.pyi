@@ -371,6 +371,8 @@ class Usage(_message.Message):
     FLOPS_FIELD_NUMBER: _builtins.int
     FLOPS_WITHOUT_ATTENTION_FIELD_NUMBER: _builtins.int
     MONEY_FIELD_NUMBER: _builtins.int
+    REJECTED_TOKENS_FIELD_NUMBER: _builtins.int
+    DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
     stage: Global___Stage.ValueType
     """Where it was spent."""
     model: _builtins.str
@@ -395,6 +397,10 @@ class Usage(_message.Message):
     """The simple figure beside it: 2 x active parameters x tokens."""
     money: _builtins.float
     """Money, in the currency of the bill."""
+    rejected_tokens: _builtins.int
+    """Drafted tokens that the model computed and rejected: FLOPs, but no text."""
+    draft_tokens: _builtins.int
+    """Tokens that the model's draft model computed. Their FLOPs are in this line."""
     def __init__(
         self,
         *,
@@ -410,10 +416,12 @@ class Usage(_message.Message):
         flops: _builtins.float = ...,
         flops_without_attention: _builtins.float = ...,
         money: _builtins.float = ...,
+        rejected_tokens: _builtins.int = ...,
+        draft_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted_tokens", b"aborted_tokens", "cached_tokens", b"cached_tokens", "calls", b"calls", "completion_tokens", b"completion_tokens", "flops", b"flops", "flops_without_attention", b"flops_without_attention", "model", b"model", "money", b"money", "prompt_tokens", b"prompt_tokens", "stage", b"stage", "strategy", b"strategy", "unseen_tokens", b"unseen_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted_tokens", b"aborted_tokens", "cached_tokens", b"cached_tokens", "calls", b"calls", "completion_tokens", b"completion_tokens", "draft_tokens", b"draft_tokens", "flops", b"flops", "flops_without_attention", b"flops_without_attention", "model", b"model", "money", b"money", "prompt_tokens", b"prompt_tokens", "rejected_tokens", b"rejected_tokens", "stage", b"stage", "strategy", b"strategy", "unseen_tokens", b"unseen_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -549,6 +557,7 @@ class Model(_message.Message):
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     THINKING_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    DRAFT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name by which it is asked for."""
     backend: _builtins.str
@@ -575,6 +584,10 @@ class Model(_message.Message):
     def revision(self) -> Global___Revision:
         """How it is asked to criticise and revise what it has said; absent: nobody knows."""
 
+    @_builtins.property
+    def draft(self) -> Global___Draft:
+        """The small model that drafts for it; absent: none."""
+
     def __init__(
         self,
         *,
@@ -586,10 +599,11 @@ class Model(_message.Message):
         capabilities: Global___Capabilities | None = ...,
         thinking: Global___Thinking | None = ...,
         revision: Global___Revision | None = ...,
+        draft: Global___Draft | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "price", b"price", "revision", b"revision", "shape", b"shape", "thinking", b"thinking"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "draft", b"draft", "price", b"price", "revision", b"revision", "shape", b"shape", "thinking", b"thinking"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "capabilities", b"capabilities", "context", b"context", "name", b"name", "price", b"price", "revision", b"revision", "shape", b"shape", "thinking", b"thinking"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "capabilities", b"capabilities", "context", b"context", "draft", b"draft", "name", b"name", "price", b"price", "revision", b"revision", "shape", b"shape", "thinking", b"thinking"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -662,6 +676,36 @@ class Revision(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Revision: _TypeAlias = Revision  # noqa: Y015
+
+@_typing.final
+class Draft(_message.Message):
+    """A small model that drafts a larger one's next tokens; the larger one checks all of them at once and goes on
+    after the last that is its own (speculative decoding, arXiv 2211.17192).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHAPE_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    tokens: _builtins.int
+    """Most tokens that it drafts at a time."""
+    @_builtins.property
+    def shape(self) -> Global___Shape:
+        """What the small model's FLOPs depend on."""
+
+    def __init__(
+        self,
+        *,
+        shape: Global___Shape | None = ...,
+        tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Draft: _TypeAlias = Draft  # noqa: Y015
 
 @_typing.final
 class Capabilities(_message.Message):

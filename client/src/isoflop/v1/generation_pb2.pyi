@@ -214,6 +214,9 @@ class RoundUsage(_message.Message):
     ABORTED_TOKENS_FIELD_NUMBER: _builtins.int
     UNSEEN_TOKENS_FIELD_NUMBER: _builtins.int
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    REJECTED_TOKENS_FIELD_NUMBER: _builtins.int
+    DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
+    DRAFT_CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     samples: _builtins.int
     """Samples started."""
     prompt_tokens: _builtins.int
@@ -228,6 +231,12 @@ class RoundUsage(_message.Message):
     """Tokens that the backend may have computed after its stream was closed, at most."""
     context_tokens: _builtins.int
     """Sum over all computed tokens of the tokens that each attended to: what attention's FLOPs depend on."""
+    rejected_tokens: _builtins.int
+    """Drafted tokens that the model computed and that are in no sample. They are in context_tokens."""
+    draft_tokens: _builtins.int
+    """Tokens that the draft model computed: all that the model did, and each token that it drafted."""
+    draft_context_tokens: _builtins.int
+    """Sum over the draft model's tokens of the tokens that each attended to."""
     def __init__(
         self,
         *,
@@ -238,10 +247,13 @@ class RoundUsage(_message.Message):
         aborted_tokens: _builtins.int = ...,
         unseen_tokens: _builtins.int = ...,
         context_tokens: _builtins.int = ...,
+        rejected_tokens: _builtins.int = ...,
+        draft_tokens: _builtins.int = ...,
+        draft_context_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted_tokens", b"aborted_tokens", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "context_tokens", b"context_tokens", "prompt_tokens", b"prompt_tokens", "samples", b"samples", "unseen_tokens", b"unseen_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted_tokens", b"aborted_tokens", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "context_tokens", b"context_tokens", "draft_context_tokens", b"draft_context_tokens", "draft_tokens", b"draft_tokens", "prompt_tokens", b"prompt_tokens", "rejected_tokens", b"rejected_tokens", "samples", b"samples", "unseen_tokens", b"unseen_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
