@@ -82,6 +82,9 @@ bench-confidence: .venv/dev.stamp  ## how right confidence is, on 2,520 problems
 bench-deep: .venv/dev.stamp  ## what searches, long chains and revisions bring, beside samples at equal FLOPs
 	$(BIN)/python -m benchmarks.deep
 
+bench-bounds: .venv/dev.stamp  ## memory and tasks of 256 samples and of trees of 1,000 nodes
+	$(BIN)/python -m benchmarks.bounds
+
 bench-speculative: .venv/dev.stamp  ## what a draft model brings, and what it costs
 	$(BIN)/python -m benchmarks.speculative
 
