@@ -2,9 +2,9 @@
 
     python -m benchmarks.bounds [--model abacus-m]
 
-Each plan is played through the suite in one process, alone and with another query of the same plan beside it;
-while it runs, the process's resident memory and asyncio's tasks are looked at every few milliseconds. Then all
-are played alone once more: what is held then beyond what was held before does not end with a query.
+Each plan is played through the suite in one process, alone and with another query of the same plan beside
+it; while it runs, the process's resident memory and asyncio's tasks are looked at every few milliseconds.
+Then all are played alone once more: what is held then beyond what was held before does not end with a query.
 """
 
 from __future__ import annotations
@@ -130,16 +130,16 @@ async def measure(model: str) -> dict[str, Any]:
 def page(figures: dict[str, Any]) -> str:
     """For people."""
     rows = [*figures["rows"], *figures["again"]]
+    model, idle = figures["model"], figures["idle_megabytes"]
+    stays, again = figures["stays_after_all"], figures["stays_after_all_again"]
     return (
         "\n".join(
             [
                 "# What wide and deep plans hold",
                 "",
-                "Written by `make bench-bounds`; not edited by hand. The suite in one process, model "
-                f"{figures['model']}: resident",
-                f"memory is {figures['idle_megabytes']:.0f} MB before. What is told is beyond that, and beyond the "
-                "tasks of an idle",
-                "suite. The last rows are the first ones once more.",
+                f"Written by `make bench-bounds`; not edited by hand. The suite in one process, model {model}:",
+                f"resident memory is {idle:.0f} MB before. What is told is beyond that, and beyond the tasks of an",
+                "idle suite. The last rows are the first ones once more.",
                 "",
                 "| plan | queries at once | steps or samples | tasks at most | tasks after | MB at most |",
                 "|---|---:|---:|---:|---:|---:|",
@@ -149,9 +149,8 @@ def page(figures: dict[str, Any]) -> str:
                     for row in rows
                 ),
                 "",
-                f"After all of them {figures['stays_after_all']:.1f} MB more are held than before (caches, kept "
-                "queries, and what the",
-                f"allocator keeps); after the last rows another {figures['stays_after_all_again']:.1f} MB.",
+                f"After all of them {stays:.1f} MB more are held than before (caches, kept queries, and what the",
+                f"allocator keeps); after the last rows another {again:.1f} MB.",
             ]
         )
         + "\n"
