@@ -132,29 +132,25 @@ def page(figures: dict[str, Any]) -> str:
     rows = [*figures["rows"], *figures["again"]]
     model, idle = figures["model"], figures["idle_megabytes"]
     stays, again = figures["stays_after_all"], figures["stays_after_all_again"]
-    return (
-        "\n".join(
-            [
-                "# What wide and deep plans hold",
-                "",
-                f"Written by `make bench-bounds`; not edited by hand. The suite in one process, model {model}:",
-                f"resident memory is {idle:.0f} MB before. What is told is beyond that, and beyond the tasks of an",
-                "idle suite. The last rows are the first ones once more.",
-                "",
-                "| plan | queries at once | steps or samples | tasks at most | tasks after | MB at most |",
-                "|---|---:|---:|---:|---:|---:|",
-                *(
-                    f"| {row['plan']} | {row['queries']} | {row['calls']} | {row['tasks']} | {row['tasks_after']} "
-                    f"| {row['megabytes']:.1f} |"
-                    for row in rows
-                ),
-                "",
-                f"After all of them {stays:.1f} MB more are held than before (caches, kept queries, and what the",
-                f"allocator keeps); after the last rows another {again:.1f} MB.",
-            ]
-        )
-        + "\n"
-    )
+    lines = [
+        "# What wide and deep plans hold",
+        "",
+        f"Written by `make bench-bounds`; not edited by hand. The suite in one process, model {model}:",
+        f"resident memory is {idle:.0f} MB before. What is told is beyond that, and beyond the tasks of an",
+        "idle suite. The last rows are the first ones once more.",
+        "",
+        "| plan | queries at once | steps or samples | tasks at most | tasks after | MB at most |",
+        "|---|---:|---:|---:|---:|---:|",
+        *(
+            f"| {row['plan']} | {row['queries']} | {row['calls']} | {row['tasks']} | {row['tasks_after']} "
+            f"| {row['megabytes']:.1f} |"
+            for row in rows
+        ),
+        "",
+        f"After all of them {stays:.1f} MB more are held than before (caches, kept queries, and what the",
+        f"allocator keeps); after the last rows another {again:.1f} MB.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
