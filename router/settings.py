@@ -73,7 +73,7 @@ class DistributedSettings(RouterSettings):
     model_config = SettingsConfigDict(env_prefix="ISOFLOP_ROUTER_")
 
     generation: str = "127.0.0.1:50052"
-    """Address of the generation service."""
+    """Address of the generation service; several, with commas: replicas, each with queries of its own."""
     verification: str = "127.0.0.1:50053"
     """Address of the verification service."""
     difficulty: str = "127.0.0.1:50054"
