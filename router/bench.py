@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from isoflop.errors import Unavailable
+from isoflop.errors import InvalidArgument, Unavailable
 from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, Message, Sample, Sampling, Step, TextDelta
 from isoflop.v1.generation_pb2 import AbortSamples, Branch, GenerateRequest, RoundUsage, StartRound
 from isoflop.v1.verification_pb2 import Chain, ChainScore, ChainScoring, ScoreRequest, Verifier
@@ -171,11 +171,17 @@ class RoundBench:
         self._worst += more
         start = self._start(branches, room)
         start.sampling.one_step = one_step
-        samples: list[Sample] = []
-        async with aclosing(self._play(start)) as items:
-            async for item in items:
-                if not isinstance(item, TextDelta):
-                    samples += [one for one in item if one.finish_reason != FINISH_REASON_ABORTED]
+        samples, begun = list[Sample](), self.spent.flops > 0
+        try:
+            async with aclosing(self._play(start)) as items:
+                async for item in items:
+                    if not isinstance(item, TextDelta):
+                        samples += [one for one in item if one.finish_reason != FINISH_REASON_ABORTED]
+        except InvalidArgument:
+            # What the query itself is refused for is its caller's fault. Later it is that chains, or what was
+            # said of them, have become too long: there is no more of them.
+            if not begun:
+                raise
         return samples
 
     def settle(self) -> None:

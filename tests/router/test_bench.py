@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from isoflop.errors import NotFound, Unavailable
+from isoflop.errors import InvalidArgument, NotFound, Unavailable
 from isoflop.rpc import MAX_MESSAGE_BYTES
 from isoflop.v1.common_pb2 import (
     FINISH_REASON_STEP,
@@ -527,6 +527,21 @@ async def test_a_chain_that_has_all_its_tokens_is_not_gone_on_with_and_others_ar
     assert (chain.branch, chain.text) == (1, "a\n")
     assert await at.bench.extend([full, full], 1) == []
     assert len(at.generation.starts) == 1
+
+
+async def test_chains_that_have_become_too_long_are_not_gone_on_with(table: MakeTable) -> None:
+    at = table(
+        listed(Said("a\n"), InvalidArgument("messages", "too long")), search=Search(width=1, expansion=1)
+    )
+    chains = await at.bench.extend([Sample()], 1)
+    assert await at.bench.extend(chains, 1) == []
+    assert at.billed().completion_tokens == 40
+
+
+async def test_what_is_refused_from_the_first_is_the_callers_fault(table: MakeTable) -> None:
+    at = table(same(InvalidArgument("messages", "too long")), search=Search(width=1, expansion=1))
+    with pytest.raises(InvalidArgument, match="too long"):
+        await at.bench.extend([Sample()], 1)
 
 
 async def test_what_follows_the_query_is_asked_as_turns(table: MakeTable) -> None:

@@ -122,13 +122,21 @@ class LlamaCppBackend:
         self._threads = ThreadPoolExecutor(entry.parallel, thread_name_prefix=entry.name)
 
     async def run(self, round: Round) -> None:
-        """Sample all jobs, as many at a time as there are slots."""
+        """Sample all jobs, as many at a time as there are slots.
+
+        A job that is too long for the context ends unbegun, and the others go on; raises InvalidArgument
+        where all of them are.
+        """
         try:
             async with asyncio.TaskGroup() as group:
-                for job in round.jobs:
-                    group.create_task(self._sample(round, job), name=job.sample_id)
+                samples = [
+                    group.create_task(self._sample(round, job), name=job.sample_id) for job in round.jobs
+                ]
         except* IsoflopError as errors:
             raise errors.exceptions[0] from None
+        refusals = [refusal for sample in samples if (refusal := sample.result())]
+        if len(refusals) == len(samples):
+            raise refusals[0]
 
     async def close(self) -> None:
         """Free the model."""
@@ -136,12 +144,13 @@ class LlamaCppBackend:
         self._server = None
         self._sockets.cleanup()
 
-    async def _sample(self, round: Round, job: Job) -> None:
+    async def _sample(self, round: Round, job: Job) -> InvalidArgument | None:
+        """One sample to its end; why it could not begin, where the engine refuses it."""
         request = self._request(job)
         slot = await self._slot(round, job, request["prompt"])
         if slot is None:
             round.put(Piece(job.sample_id, end=NEVER_STARTED))
-            return
+            return None
         completion = Completion(round, job, self._ends, asyncio.get_running_loop())
         thread = asyncio.get_running_loop().run_in_executor(
             self._threads, completion.run, self._server.handle_completions, request | {"id_slot": slot}
@@ -152,8 +161,12 @@ class LlamaCppBackend:
             round.abort([job.sample_id])
             await thread
             raise
+        except InvalidArgument as refusal:
+            round.put(Piece(job.sample_id, end=NEVER_STARTED))
+            return refusal
         finally:
             self._slots.give_back(slot, request["prompt"] + completion.text)
+        return None
 
     async def _slot(self, round: Round, job: Job, prompt: str) -> int | None:
         """Wait for a slot; None where the job is aborted first."""

@@ -249,6 +249,18 @@ async def test_a_prompt_longer_than_the_context_is_refused_and_named(core: Gener
     assert (await sample(core)).text
 
 
+async def test_a_branch_that_is_too_long_hinders_no_other(core: Generation) -> None:
+    turns = [Message(role="user", content="1+" * 400)]
+    branches = [Branch(samples=1), Branch(samples=1, turns=turns), Branch(samples=1)]
+    made, usage = await generate(core, start("abacus", branches=branches, sampling=Sampling(max_tokens=8)))
+    ended = {one.branch: one for one in made}
+    assert ended[1].finish_reason == FINISH_REASON_ABORTED
+    assert not ended[1].tokens
+    assert ended[0].text
+    assert ended[2].text
+    assert usage.completion_tokens == ended[0].tokens + ended[2].tokens
+
+
 async def test_rounds_that_are_refused_give_their_slots_back(
     other: LlamaCppBackend, core: Generation
 ) -> None:
