@@ -99,7 +99,8 @@ def _price(plan: Action) -> tuple[float, float]:
 def _plans(profile: Profile, catalog: Catalog, share: Array) -> Iterator[Action]:
     for deep in profile.deep:
         if deep.arm.model in catalog.models and (not deep.verifier or deep.verifier in catalog.verifiers):
-            yield _deep_plan(catalog, profile, share, deep)
+            for row in range(1 if deep.once else len(ROUND_SIZES)):
+                yield _deep_plan(catalog, profile, share, deep, row)
     for arm in profile.arms:
         if arm.model in catalog.models:
             if arm.greedy:
@@ -112,20 +113,20 @@ def _plans(profile: Profile, catalog: Catalog, share: Array) -> Iterator[Action]
                         yield _plan(catalog, share, arm, row, "weighted", told)
 
 
-def _deep_plan(catalog: Catalog, profile: Profile, share: Array, deep: Deep) -> Action:
-    """A measured strategy, once."""
+def _deep_plan(catalog: Catalog, profile: Profile, share: Array, deep: Deep, row: int) -> Action:
+    """A measured strategy, so often."""
     model = catalog.models[deep.arm.model]
     own = profile.arm(model, False, None)
     flops, money, _ = cost.sample(model, PROMPT_BYTES * own.prompt_tokens_per_byte, own.tokens)
     return Action(
         model=model.name,
         strategy=deep.strategy,
-        samples=1,
+        samples=ROUND_SIZES[row],
         temperature=deep.arm.temperature,
         verifier=deep.verifier,
-        expected_accuracy=float(share @ deep.arm.p_right),
-        expected_flops=float(share @ (deep.times * flops)),
-        expected_money=float(share @ (deep.times * money)),
+        expected_accuracy=float(share @ (deep.arm.votes[row] if row else deep.arm.p_right)),
+        expected_flops=ROUND_SIZES[row] * float(share @ (deep.times * flops)),
+        expected_money=ROUND_SIZES[row] * float(share @ (deep.times * money)),
     )
 
 

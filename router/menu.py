@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -50,6 +50,22 @@ class Option:
         if self.deep:
             return self.deep.times
         return self.search.expansion if self.search else 1
+
+    @property
+    def once(self) -> bool:
+        """It is a measured strategy that is bought once."""
+        return self.deep is not None and self.deep.once
+
+    def search_for(self, samples: int) -> Search | None:
+        """How wide and how deep it goes for so many samples."""
+        if self.search and self.deep and not self.once:
+            return replace(self.search, width=samples)
+        return self.search
+
+    def lanes(self, samples: int) -> int:
+        """Samples that run at once for so many."""
+        search = self.search_for(samples)
+        return search.lanes if search else samples
 
     @property
     def blind(self) -> bool:
@@ -115,15 +131,13 @@ class Menu:
             np.array(completion).reshape(shape),
             np.array(seconds).reshape(shape),
             np.array([option.most for option in options]),
-            np.array(
-                [option.strategy == "single" or option.deep is not None for option in options], dtype=bool
-            ),
+            np.array([option.strategy == "single" or option.once for option in options], dtype=bool),
             np.array([option.strategy == "single" for option in options], dtype=bool),
             np.array(
                 [
                     cost.longest(
                         option.model,
-                        option.search.lanes if option.search else 1,
+                        option.lanes(1),
                         prompt_most,
                         query.max_tokens,
                         UNLIMITED,
@@ -137,8 +151,8 @@ class Menu:
 
     @cached_property
     def of_arm(self) -> dict[Arm, list[int]]:
-        """By the arm of a measured strategy, its options."""
-        return {option.arm: [row] for row, option in enumerate(self.options) if option.deep}
+        """By the arm of a measured strategy that is bought once, its option."""
+        return {option.arm: [row] for row, option in enumerate(self.options) if option.once}
 
     @cached_property
     def of_model(self) -> dict[str, NDArray[np.int64]]:

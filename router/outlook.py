@@ -130,7 +130,7 @@ class Outlook:
             verifier=option.verifier,
             scoring=option.scoring,
             verified=option.verified,
-            search=option.search,
+            search=option.search_for(samples),
             deep=option.deep,
             tokens=float(self.menu.completion[row] @ belief),
         )
@@ -141,5 +141,6 @@ class Outlook:
         if left == UNLIMITED:
             return int(self.menu.room[row])
         prompt = self.query.prompt_bytes + TEMPLATE_TOKENS
-        lanes = option.search.lanes if option.search else samples
-        return cost.longest(option.model, lanes, prompt, self.query.max_tokens, left, option.verifier)
+        return cost.longest(
+            option.model, option.lanes(samples), prompt, self.query.max_tokens, left, option.verifier
+        )

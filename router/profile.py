@@ -161,6 +161,8 @@ class DeepRecord(BaseModel):
     """Expected tokens of that chain."""
     times: list[float]
     """What it costs in FLOPs, scores included, in samples of the model's arm at a temperature."""
+    votes: dict[int, list[float]] = {}
+    """Measured accuracy of a vote of n of its chains, by n; none: it is bought once."""
 
 
 class ProfileRecord(BaseModel):
@@ -219,14 +221,17 @@ class ProfileRecord(BaseModel):
         sampled = {arm.model for arm in self.arms if arm.temperature > 0}
         for one in self.deep:
             name = f"{one.model} {one.strategy}"
-            if any(len(curve) != size for curve in (one.p_right, one.tokens, one.times)):
+            chances = [one.p_right, *one.votes.values()]
+            if any(len(curve) != size for curve in (*chances, one.tokens, one.times)):
                 raise ValueError(f"{name}: a curve has not {size} values")
-            if any(not 0 <= value <= 1 for value in one.p_right):
+            if any(not 0 <= value <= 1 for curve in chances for value in curve):
                 raise ValueError(f"{name}: a probability is not in [0, 1]")
             if min(*one.tokens, *one.times) <= 0:
                 raise ValueError(f"{name}: what it costs is not positive")
             if one.strategy not in STRATEGIES:
                 raise ValueError(f"there is no strategy {one.strategy!r}")
+            if one.votes and (min(one.votes) < 1 or one.search.width > 1 or one.verifier):
+                raise ValueError(f"{name}: votes are of one chain each, without scores")
             if one.model not in sampled:
                 raise ValueError(f"{name}: its model has no arm at a temperature")
         return self
@@ -352,6 +357,8 @@ class Deep:
     """Empty: none."""
     times: Array
     """Shape (D,): what it costs in samples of the model's."""
+    once: bool = True
+    """It is bought once, and its best chain is one vote; else as often as pays, each chain with a vote."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -483,14 +490,14 @@ def _deep(record: DeepRecord, arms: Sequence[Arm]) -> Deep:
         temperature=record.temperature,
         p_right=p_right,
         tokens=np.array(record.tokens),
-        votes=np.tile(p_right, (len(ROUND_SIZES), 1)),
+        votes=_by_size(record.votes, record.p_right),
         length=None,
         caps=(),
         verified=(),
         after_greedy=None,
     )
     search = Search(**record.search.model_dump())
-    return Deep(arm, record.strategy, search, record.verifier, np.array(record.times))
+    return Deep(arm, record.strategy, search, record.verifier, np.array(record.times), not record.votes)
 
 
 def _by_size(votes: dict[int, list[float]], once: list[float]) -> Array:

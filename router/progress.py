@@ -82,7 +82,7 @@ class Progress:
         self.numbered[name] = first + action.samples
         if action.arm.greedy:
             self.greedy.add(name)
-        if action.deep:
+        if action.deep and action.deep.once:
             self.deep.add(action.arm)
         return first
 

@@ -156,7 +156,8 @@ class Life:
             yield Event(round=round)
             async with aclosing(STRATEGIES[action.strategy].play(bench)) as batches:
                 # A fixed plan that nobody watches is tallied once, and so is what counts as one sample.
-                at_once = action.deep or (query.samples and not self.streamed)
+                one = action.deep and action.deep.once
+                at_once = one or (query.samples and not self.streamed)
                 async for batch in together(batches) if at_once else batches:
                     if isinstance(batch, TextDelta):
                         yield Event(text=batch)
@@ -168,7 +169,7 @@ class Life:
                         yield Event(sample=candidate.sample)
                         if candidate.scores.id:
                             yield Event(scores=candidate.scores)
-                    if action.deep:
+                    if one:
                         batch = [Candidate(best(batch, 1)[0].sample)]
                     await self.update(action, batch)
                     yield Event(tally=progress.tally())

@@ -14,6 +14,7 @@ from synthetic import GRID, MIDDLE, make_model, make_planner, make_profile, make
 
 from router.planner import Planner
 from router.profile import parse
+from router.strategies.strategy import Search
 
 ABLE = {
     "capabilities": Capabilities(logprobs=True, prefix=True, steps=True),
@@ -119,6 +120,32 @@ async def test_samples_after_it_have_numbers_of_their_own(make_suite: MakeSuite)
     assert [first for first, _ in starts[1:]] == ends[:-1]
 
 
+def test_long_chains_may_be_voted_on_as_far_as_that_pays() -> None:
+    voted = planner(deep("sequential", right=0.7, votes={"1": [0.7] * len(GRID), "8": [0.98] * len(GRID)}))
+    offers = {(o.strategy, o.horizon): o for o in voted.offers(make_query(voted), make_state(voted, MIDDLE))}
+    many = offers["sequential", 8]
+    assert many.accuracy > offers["sequential", 1].accuracy + 0.1
+    assert many.cost.flops == pytest.approx(8 * offers["sequential", 1].cost.flops)
+    # A few are bought at a time: as many chains, as wide.
+    assert (many.samples, many.lanes, many.search) == (4, 4, Search(width=4))
+    once = planner(deep("sequential", right=0.7))
+    assert ("sequential", 8) not in {
+        (o.strategy, o.horizon) for o in once.offers(make_query(once), make_state(once, MIDDLE))
+    }
+
+
+async def test_each_of_several_long_chains_has_a_vote(make_suite: MakeSuite) -> None:
+    curve = {"1": [0.6] * len(GRID), "8": [0.98] * len(GRID)}
+    record = deep("sequential", right=0.6, votes=curve)
+    script = listed(*(number(answer) for answer in (421, 421, 7, 421)))
+    suite = make_suite(script, profile=make_profile(deep=[record]), models=MODELS)
+    final = await suite.router.solve(SolveRequest(prompt="1+1", filters=Filters(models=["s"]), effort=3))
+    assert final.rounds[0].action.strategy == "sequential"
+    votes = {cluster.answer: len(cluster.members) for cluster in final.clusters}
+    assert votes["421"] >= 2
+    assert sum(votes.values()) == sum(round.completed for round in final.rounds)
+
+
 async def test_it_is_on_the_frontier_where_nothing_beats_it(make_suite: MakeSuite) -> None:
     suite = make_suite(same(number(421)), profile=make_profile(deep=[deep()]), models=MODELS)
     points = (await suite.router.frontier()).points
@@ -136,6 +163,8 @@ async def test_it_is_on_the_frontier_where_nothing_beats_it(make_suite: MakeSuit
         ({"times": [float("nan")] * len(GRID)}, "finite number"),
         ({"search": {"width": 0}}, "greater than or equal to 1"),
         ({"surprise": 1}, "Extra inputs"),
+        ({"votes": {"4": [0.5] * len(GRID)}}, "votes are of one chain each"),
+        ({"votes": {"4": [0.5]}}, "a curve has not 21 values"),
     ],
 )
 def test_a_wrong_record_is_refused(changes: dict[str, Any], said: str) -> None:
