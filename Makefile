@@ -60,6 +60,7 @@ bench-embedded: .venv/dev.stamp  ## accuracy against FLOPs on held-out problems
 
 bench-headlines: .venv/dev.stamp  ## what more compute buys, on held-out problems
 	$(BIN)/python -m benchmarks.headlines
+	@$(MAKE) --no-print-directory bench-deep
 
 bench-scaling: .venv/dev.stamp  ## laws of accuracy over samples, from what is stored and recorded
 	$(BIN)/python -m benchmarks.scaling

@@ -28,6 +28,7 @@ from prometheus_client import CollectorRegistry
 
 from benchmarks.deep_claims import Measured, claims, page, picture, plans
 from benchmarks.embedded import fingerprint, seed_of, some_at_a_time
+from benchmarks.headlines_report import put_claims
 from router.core import Router
 from router.embedded import open_router
 from router.settings import SuiteSettings
@@ -187,6 +188,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["abacus-m"], metavar="NAME")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "deep.json")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results" / "deep.md")
+    parser.add_argument("--headlines", type=Path, default=ROOT / "benchmarks" / "results" / "headlines.json")
     parser.add_argument("--store", type=Path, default=STORE, help="where what was played is kept")
     arguments = parser.parse_args()
     problems = first_of_each_group("heldout.jsonl", arguments.problems)
@@ -203,6 +205,7 @@ def main() -> None:
     for path in (arguments.json, arguments.page):
         path.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    put_claims(arguments.headlines, told)
     picture(every, arguments.page.with_suffix(".png"))
     arguments.page.write_text(page(figures, arguments.page.with_suffix(".png").name))
     print(arguments.page.read_text())

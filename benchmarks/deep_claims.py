@@ -140,6 +140,8 @@ def claims(one: Measured) -> list[dict[str, Any]]:
         how = f"{plan} against the better of both alone, {better}, {flops / 1e6:.0f} MFLOP a query"
         found.append(_row("broad_and_deep", one, one.right[plan] - alone[better], how, _spent(one, plan)))
     found += [against("refine", plan, "majority") for plan in ("refine 1", "refine 4")]
+    for claim in SOURCES:
+        next(row for row in found if row["claim"] == claim)["headline"] = True
     return found
 
 
@@ -173,9 +175,10 @@ def _row(claim: str, one: Measured, gains: Floats, how: str, why: str = "") -> d
         "interval": [round(low, 2), round(high, 2)],
         "unit": "points",
         "holds": holds,
+        "headline": False,
         "how": how,
         "reason": "" if holds else "; ".join(part for part in (lacking, why) if part),
-        "thirds": thirds,
+        "figures": {"thirds": thirds},
     }
 
 
@@ -286,8 +289,8 @@ def page(figures: Mapping[str, Any], image: str) -> str:
                             span(one["interval"], lambda v: f"{v:+.1f}"),
                             "yes" if one["holds"] else f"no: {one['reason']}",
                             *(
-                                "{:+.1f} ({:+.1f} to {:+.1f})".format(*one["thirds"][n])
-                                if n in one["thirds"]
+                                "{:+.1f} ({:+.1f} to {:+.1f})".format(*one["figures"]["thirds"][n])
+                                if n in one["figures"]["thirds"]
                                 else ""
                                 for n in names
                             ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -49,7 +49,15 @@ HISTORY: Final = {
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """headlines.json: headlines first, else in their order."""
     ordered = sorted(rows, key=lambda row: not row.headline)
-    path.write_text(json.dumps([asdict(row) for row in ordered], indent=1, ensure_ascii=False) + "\n")
+    put_claims(path, [asdict(row) for row in ordered])
+
+
+def put_claims(path: Path, told: Sequence[Mapping[str, Any]]) -> None:
+    """Put claims into headlines.json; those of other benchmarks stay, after them."""
+    own = {one["claim"] for one in told}
+    there = json.loads(path.read_text()) if path.exists() else []
+    kept = [one for one in there if one["claim"] not in own]
+    path.write_text(json.dumps([*told, *kept], indent=1, ensure_ascii=False) + "\n")
 
 
 def write_queries(path: Path, models: Sequence[Measured]) -> None:

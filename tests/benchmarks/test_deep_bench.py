@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.deep_claims import AT, Measured, claims, page, picture, plans
+from benchmarks.deep_claims import AT, SOURCES, Measured, claims, page, picture, plans
 
 PLANS = {
     **{f"beam {size}": 0.5 for size in ("2 × 2", "4 × 4", "8 × 8")},
@@ -63,7 +63,8 @@ def test_each_claim_is_told_with_its_interval_and_thirds_and_stays_where_it_fail
     assert beam["measured"] == pytest.approx(50 - 100 * (1 - math.comb(32, 4) / math.comb(64, 4)), abs=1)
     assert not beam["holds"]
     assert "20 % of its FLOPs are the verifier's" in beam["reason"]
-    assert set(beam["thirds"]) == {"1 to 3 operations", "4 to 6", "7 and more"}
+    assert set(beam["figures"]["thirds"]) == {"1 to 3 operations", "4 to 6", "7 and more"}
+    assert [one["claim"] for one in told if one["headline"]] == list(SOURCES)
     tree = by_name["tree", "tree of 96"]
     assert tree["holds"]
     assert tree["interval"][0] > 0
