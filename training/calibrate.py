@@ -43,7 +43,8 @@ from services.common.server import CannotServe
 from services.common.settings import MODELS
 
 if TYPE_CHECKING:
-    from training.calibration import Ended, Job, Labelled, Plan
+    from training.calibration import Ended, Job, Plan
+    from training.labelled import Labelled
     from training.recordings import Recordings
 
 UNKNOWN_TOKENS = 512.0
@@ -142,7 +143,7 @@ def run(arguments: argparse.Namespace) -> int:
         import sklearn  # noqa: F401
     except ImportError as error:
         return _fail(f"{error.name} is missing: pip install 'isoflop-suite[calibration]'")
-    from training.calibration import QueriesError
+    from training.labelled import QueriesError
     from training.profiles import FitError
     from training.recordings import RecordingError
 
@@ -255,12 +256,13 @@ async def _verifiers(stages: Stages, names: Sequence[str] | None) -> list[Verifi
 async def _recorded(arguments: argparse.Namespace, stages: Stages, models: Sequence[Model]) -> _Gathered:
     """Run what the recording lacks, and read it."""
     from training import calibration
+    from training.labelled import in_turn, read_queries
     from training.recordings import RecordingError
 
     path = arguments.recording
-    queries = calibration.read_queries(arguments.queries)
+    queries = read_queries(arguments.queries)
     if arguments.first:
-        queries = calibration.in_turn(queries, arguments.first)
+        queries = in_turn(queries, arguments.first)
     plan = calibration.Plan(
         arguments.samples,
         arguments.temperature or TEMPERATURE,

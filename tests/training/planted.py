@@ -9,8 +9,8 @@ from isoflop.v1.common_pb2 import Model, Shape
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from training.measured import Measured, Samples
-from training.profiles import Array, Counts
+from training.measured import Array, Measured, Samples
+from training.query_types import Counts
 
 RATES = np.array([[0.95, 0.99], [0.4, 0.8], [0.05, 0.3]])
 """Shape (3 types, 2 models): chance that a sample is right."""
