@@ -15,9 +15,9 @@ from scipy.special import expit, gammaln, log_expit, logit
 
 from router import cost
 from router.profile import ROUND_SIZES, SAMPLES_WORTH, SCHEMA, equal_bins, parse, together
-from training import alike, irt
-from training.measured import Array, Measured, Samples, numbered
-from training.query_types import Counts, Types, find_types, in_order
+from training import alike, irt, profile_deep
+from training.measured import Array, Measured, Samples, numbered, rounded
+from training.query_types import PSEUDO_QUERIES, Counts, Types, find_types, in_order
 
 FEWEST_QUERIES = 10
 """That a profile is made from."""
@@ -30,8 +30,6 @@ CAPS = (0.5, 0.8, 0.95)
 """Quantiles of a model's tokens at which a sample may be cut."""
 LEAST_SLOPE = 1e-3
 """Scores that say less say nothing."""
-PSEUDO_QUERIES = 2.0
-"""For what is measured on single samples: so many more that behave as the model does elsewhere."""
 
 
 class FitError(Exception):
@@ -214,6 +212,8 @@ def _fit(
             arms.append(_greedy_arm(types, arm, [query.greedy[model.name] for query in queries]))
             arm["p_right_after_greedy"] = _after_greedy(types, arm, queries, model.name)
         arms.append(arm)
+    sampled = {arm["model"]: arm for arm in arms if arm["temperature"]}
+    deep = profile_deep.records(types, sampled, queries, models)
     dearest = max(models, key=lambda model: model.shape.active_parameters)
     tokens = np.mean([one.tokens.mean() for one in several[dearest.name]])
     once = cost.samples(dearest, 1, 0, max(float(tokens), 1.0)).flops
@@ -223,6 +223,7 @@ def _fit(
         "grid": rounded(grid),
         "prior": rounded(types.share, 6),
         "arms": arms,
+        **({"deep": deep} if deep else {}),
         "efforts": {name: float(f"{worth * once:.4g}") for name, worth in SAMPLES_WORTH.items()},
     }
 
@@ -302,11 +303,6 @@ def _after_greedy(types: Types, arm: dict[str, Any], queries: Sequence[Measured]
     weight = types.of.T @ wrong
     after = (types.of.T @ (wrong * rate) + PSEUDO_QUERIES * curve * share) / (weight + PSEUDO_QUERIES)
     return rounded(np.clip(np.minimum(after, curve), 0.0, 1.0))
-
-
-def rounded(values: Array, digits: int = 4) -> list[float]:
-    """For the file."""
-    return [round(float(value), digits) for value in values]
 
 
 def thirds(share: Sequence[float], curve: Sequence[float]) -> list[float]:

@@ -2,8 +2,9 @@
 
 That is latent class analysis (Lazarsfeld & Henry 1968; Dempster, Laird & Rubin 1977). A type has for each
 model a chance that one sample is right, from which its queries differ as a beta distribution does, and a mean
-of the logarithm of a sample's tokens. One line of difficulties would not do: queries on which all models agree
-on the same wrong answer are few and are a type of their own, without which confidence is too high. Pure.
+of the logarithm of a sample's tokens. One line of difficulties would not do: queries on which all models
+agree on the same wrong answer are few and are a type of their own, without which confidence is too high.
+Pure: numbers in, numbers out.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ CLUSTERED = 4000
 """Queries at most that Ward's clusters are found in, as their memory grows with the square."""
 SPREADS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 """Of the logarithm of tokens between queries of one type; likewise tried."""
+PSEUDO_QUERIES = 2.0
+"""For what is measured on single samples: so many more that behave as the model does elsewhere."""
 
 
 @dataclass(frozen=True, eq=False)
