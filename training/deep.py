@@ -23,7 +23,7 @@ from isoflop.v1.verification_pb2 import Verifier
 from router.bench import RoundBench
 from router.catalog import Catalog
 from router.cost import Cost, Meter
-from router.decision import UNLIMITED
+from router.decision import UNLIMITED, Action
 from router.planner import Planner
 from router.profile import SAMPLES_WORTH, Profile
 from router.progress import Progress
@@ -105,6 +105,8 @@ def asked(text: str) -> Asked:
         admit(SolveRequest(prompt="?", filters=one.filters()), Catalog({}, {}), BOUNDS)
     except InvalidArgument as error:
         raise ValueError(f"{text}: {error}") from None
+    except ValueError:
+        raise ValueError(f"{text} is too much: each number must fit in 31 bits") from None
     return one
 
 
@@ -133,10 +135,7 @@ class Play(Job):
 
     async def measure(self, stages: Stages, plan: Plan, meter: Meter, share: Share) -> Row:
         """Its best chain, graded; none is a wrong one."""
-        query = self.admitted(plan)
-        state = Progress(self.planner.profile.prior).state(UNLIMITED, math.inf, 0.0, {})
-        action = self.planner.decide(query, state).action
-        assert action is not None
+        query, action = self.round(plan)
         bench = RoundBench(
             query, action, 0, stages, meter, share, streamed=False, abort_seconds=ABORT_SECONDS
         )
@@ -161,8 +160,8 @@ class Play(Job):
             "samples": rows or [{"answer": None, "correct": False, "tokens": 0}],
         }
 
-    def admitted(self, plan: Plan) -> Query:
-        """The query as the router has it where its planner has chosen this."""
+    def round(self, plan: Plan) -> tuple[Query, Action]:
+        """The query, and what is bought for it: as the router has them where its planner has chosen this."""
         filters = Asked(self.deep.strategy, self.deep.search).filters()
         filters.models.append(self.model.name)
         filters.verifier, filters.temperature, filters.seed = self.deep.verifier, plan.temperature, plan.seed
@@ -170,7 +169,11 @@ class Play(Job):
         request = SolveRequest(prompt=self.query.prompt, answer_format=format, filters=filters)
         query = admit(request, self.planner.catalog, BOUNDS)
         # A budget of thinking is no limit of a chain: it has its answer after that.
-        return replace(query, search=self.deep.search, max_tokens=plan.max_tokens)
+        query = replace(query, search=self.deep.search, max_tokens=plan.max_tokens)
+        state = Progress(self.planner.profile.prior).state(UNLIMITED, math.inf, 0.0, {})
+        action = self.planner.decide(query, state).action
+        assert action is not None
+        return query, action
 
 
 def served(strategies: Sequence[Asked], models: Sequence[Model], plan: Plan) -> dict[Deep, Model]:
