@@ -168,7 +168,8 @@ def read(paths: Iterable[Path], models: Sequence[str] = ()) -> list[Recording]:
     ids: dict[tuple[str, str], str] = {}
     for path in paths:
         for row in _rows(path):
-            if row.get("strategy") not in (None, "independent") or (models and row["model"] not in models):
+            searched = row.get("strategy") not in (None, "independent") or row.get("deep") is not None
+            if searched or (models and row["model"] not in models):
                 continue
             problem = " ".join(row["prompt"].split()) if row.get("prompt") else row["query_id"]
             ids.setdefault((row["dataset"], problem), row["query_id"])

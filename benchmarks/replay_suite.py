@@ -71,6 +71,7 @@ DECIDES: Final = (
     "training/alike.py",
     "training/measured.py",
     "training/profiles.py",
+    "training/query_types.py",
     "benchmarks/replay_data.py",
     "benchmarks/replay_suite.py",
 )

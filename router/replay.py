@@ -27,7 +27,7 @@ from isoflop.v1.difficulty_pb2 import Difficulty, EstimateRequest, EstimateRespo
 from isoflop.v1.router_pb2 import EFFORT_HIGH, EFFORT_LOW, EFFORT_MEDIUM, Effort, Filters, SolveRequest
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
-from pydantic import AwareDatetime, BaseModel, ConfigDict, StrictBool, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
 from router.core import Router
 from router.profiles import Loaded, sha256_of
@@ -72,6 +72,8 @@ class RecordedQuery(BaseModel):
     gold: str | None = None
     prompt: str | None = None
     samples: list[dict[str, Any]]
+    deep: Any = Field(default=None, exclude=True)
+    """Of a strategy whose best chain this is: none of the model's samples."""
 
     @property
     def sent(self) -> str:
@@ -246,7 +248,7 @@ async def _right(stages: Stages, kind: AnswerType.ValueType, text: str, truth: s
 
 
 def read(paths: Sequence[Path]) -> list[RecordedQuery]:
-    """The lines of recordings; raises InvalidArgument."""
+    """The lines of recordings that have a model's samples; raises InvalidArgument."""
     rows = []
     for path in paths:
         number = 0
@@ -260,7 +262,7 @@ def read(paths: Sequence[Path]) -> list[RecordedQuery]:
             raise InvalidArgument(
                 "recordings", f"{path}: line {max(number, 1)} is no recorded query"
             ) from None
-    return rows
+    return [row for row in rows if row.deep is None]
 
 
 @asynccontextmanager

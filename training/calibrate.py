@@ -28,7 +28,6 @@ from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from router import profile
 from router.cost import Cost
@@ -43,7 +42,9 @@ from services.common.server import CannotServe
 from services.common.settings import MODELS
 
 if TYPE_CHECKING:
-    from training.calibration import Ended, Job, Labelled, Plan
+    from training.calibration import Ended, Job, Plan
+    from training.deep import Asked
+    from training.labelled import Labelled
     from training.recordings import Recordings
 
 UNKNOWN_TOKENS = 512.0
@@ -56,15 +57,19 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 TOLD = 5
 """Queries at most that are named where some are left out."""
-THIRDS = ("easiest", "middle", "hardest")
 
+STRATEGIES = """\
+that are measured, too, once a query and model: NAME[:WxExD[xN]][@THINKING-TOKENS] of beam, dvts, tree,
+sequential and refine, as beam:4x4x64,sequential@200 (see isoflop solve --help; default: none)"""
 INPUT = """\
 labelled queries, one a line:
   {"prompt": "What is 6*7?", "answer": "42", "type": "number", "group": "products", "query_id": "q1"}
 type is number, expression, choice or text; group and query_id may be left out. Without addresses the
 services are the embedded ones. What comes of the queries is kept in --recording, and a run that was stopped
 goes on from there; --recordings makes a profile from such files alone. A round of samples begins only where
-its worst case has room under --most-flops and --most-money.
+its worst case has room under --most-flops and --most-money. What --strategies are played with goes into the
+profile where all queries were; ahead of time it is reckoned as of the samples that run at once, each scored
+once.
 """
 
 
@@ -84,6 +89,7 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     add("--models", type=_names, default=(), metavar="A,B", help="default: all that are served")
     add("--verifiers", type=_names, metavar="A,B", help="that score the samples (default: all; '': none)")
     add("--samples", type=_several, default=16, help="of each query and model (default: %(default)s)")
+    add("--strategies", type=_strategies, default=(), metavar="A,B", help=STRATEGIES)
     add("--temperature", type=_positive, help=f"of the samples (default: as recorded, else {TEMPERATURE:g})")
     add("--max-tokens", type=_count, default=0, help="of a sample (default: what the context leaves)")
     add("--at-a-time", type=_count, default=8, help="queries in flight (default: %(default)s)")
@@ -114,6 +120,15 @@ def _several(text: str) -> int:
     return int(text)
 
 
+def _strategies(text: str) -> tuple[Asked, ...]:
+    from training.deep import asked
+
+    try:
+        return tuple(dict.fromkeys(asked(word.strip()) for word in text.split(",") if word.strip()))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _positive(text: str) -> float:
     value = float(text)
     if not value > 0:
@@ -142,7 +157,7 @@ def run(arguments: argparse.Namespace) -> int:
         import sklearn  # noqa: F401
     except ImportError as error:
         return _fail(f"{error.name} is missing: pip install 'isoflop-suite[calibration]'")
-    from training.calibration import QueriesError
+    from training.labelled import QueriesError
     from training.profiles import FitError
     from training.recordings import RecordingError
 
@@ -182,6 +197,8 @@ async def _gather(arguments: argparse.Namespace) -> _Gathered:
         models = await _models(stages, arguments.models)
         if arguments.queries:
             return await _recorded(arguments, stages, models)
+    if arguments.strategies:
+        raise _Wrong("--strategies are played on --queries")
     found = _read(arguments.recordings, arguments.models)
     by_name = {model.name: model for model in models}
     unknown = [name for name in found.models if name not in by_name]
@@ -196,6 +213,8 @@ async def _gather(arguments: argparse.Namespace) -> _Gathered:
 
 def _write(arguments: argparse.Namespace, gathered: _Gathered) -> int:
     """The files and what is said; the exit status."""
+    from training.calibrate_report import summary, tables
+
     found = gathered.found
     data = _fit(arguments, found, gathered.models)
     files = [arguments.output]
@@ -205,9 +224,9 @@ def _write(arguments: argparse.Namespace, gathered: _Gathered) -> int:
         write(arguments.estimator, _estimator(arguments, found).encode())
         files.append(arguments.estimator)
     if arguments.json:
-        print(json.dumps(_summary(data, found) | {"faults": gathered.faults, "files": list(map(str, files))}))
+        print(json.dumps(summary(data, found) | {"faults": gathered.faults, "files": list(map(str, files))}))
     else:
-        Console().print(_table(data, found))
+        Console().print(*tables(data, found), sep="\n")
         print(f"wrote {' and '.join(map(str, files))}, from {len(found.queries)} queries")
     for fault in gathered.faults:
         _fail(fault)
@@ -254,13 +273,14 @@ async def _verifiers(stages: Stages, names: Sequence[str] | None) -> list[Verifi
 
 async def _recorded(arguments: argparse.Namespace, stages: Stages, models: Sequence[Model]) -> _Gathered:
     """Run what the recording lacks, and read it."""
-    from training import calibration
+    from training import calibration, deep
+    from training.labelled import in_turn, read_queries
     from training.recordings import RecordingError
 
     path = arguments.recording
-    queries = calibration.read_queries(arguments.queries)
+    queries = read_queries(arguments.queries)
     if arguments.first:
-        queries = calibration.in_turn(queries, arguments.first)
+        queries = in_turn(queries, arguments.first)
     plan = calibration.Plan(
         arguments.samples,
         arguments.temperature or TEMPERATURE,
@@ -280,8 +300,12 @@ async def _recorded(arguments: argparse.Namespace, stages: Stages, models: Seque
         queries = [query for query in queries if query not in unreadable]
     with calibration.opened(path) as file:
         jobs, spent = calibration.missing(path, queries, models, plan)
-        if jobs:
-            await _agree(arguments, jobs, plan, len(queries) * len(models) - len(jobs))
+        played = deep.missing(path, queries, models, plan, arguments.strategies)
+        for sentence in deep.unserved(arguments.strategies, models, plan):
+            print(sentence, file=sys.stderr)
+        if jobs := [*jobs, *played]:
+            asked = len(models) + len(deep.served(arguments.strategies, models, plan))
+            await _agree(arguments, jobs, plan, len(queries) * asked - len(jobs))
             ended = await _run(stages, jobs, plan, file, most, spent, models)
             if ended.refused:
                 faults.append(_left_out(ended.refused))
@@ -310,12 +334,15 @@ def _told(price: Cost, models: Sequence[Model]) -> str:
 
 async def _agree(arguments: argparse.Namespace, jobs: Sequence[Job], plan: Plan, there: int) -> None:
     """Tell what is to be run and what it costs, and ask; raises _Wrong where the answer is no."""
-    from training.calibration import foreseen
+    from training.calibration import Sampled, foreseen
 
-    expected = foreseen(jobs, plan, _expected_tokens())
+    expected = _told(foreseen(jobs, plan, _expected_tokens()), [job.model for job in jobs])
+    sampled = sum(isinstance(job, Sampled) for job in jobs)
+    parts = [f"{counted(sampled, 'round')} of {plan.samples} samples and a greedy one"] if sampled else []
+    if played := len(jobs) - sampled:
+        parts.append(f"{counted(played, 'play')} of strategies")
     print(
-        f"{counted(len(jobs), 'round')} of {plan.samples} samples and a greedy one, about "
-        f"{_told(expected, [model for _, model in jobs])}; {there} are in {arguments.recording} already",
+        f"{' and '.join(parts)}, about {expected}; {there} are in {arguments.recording} already",
         file=sys.stderr,
     )
     if not arguments.yes and not await _agreed():
@@ -384,6 +411,9 @@ def _read(paths: Sequence[Path], models: Sequence[str], only: Container[str] | N
     found = read(paths, models, only)
     if found.left_out:
         print(f"queries without samples of all models, left out: {found.left_out}", file=sys.stderr)
+    if found.incomplete:
+        told = ", ".join(f"{deep} (of {count})" for deep, count in found.incomplete.items())
+        print(f"strategies that were not played on all queries, left out: {told}", file=sys.stderr)
     return found
 
 
@@ -461,51 +491,3 @@ def _estimator(arguments: argparse.Namespace, found: Recordings) -> str:
     held, _ = difficulty.held_out(answers, 5)
     told = figures(held, answers.models, answers.right, answers.samples)
     return difficulty.text(trained.record.model_copy(update={"figures": told})) + "\n"
-
-
-def _summary(data: dict[str, Any], found: Recordings) -> dict[str, Any]:
-    """What was found, for machines."""
-    from training.profiles import thirds
-
-    return {
-        "version": data["version"],
-        "queries": len(found.queries),
-        "left_out": found.left_out,
-        "types": len(data["grid"]),
-        "efforts": data["efforts"],
-        "arms": [
-            {
-                "model": arm["model"],
-                "temperature": arm["temperature"],
-                "right": thirds(data["prior"], arm["p_right"]),
-                "tokens": thirds(data["prior"], arm["tokens"]),
-                "verifiers": [told["verifier"] for told in arm.get("verified", [])],
-            }
-            for arm in data["arms"]
-        ],
-    }
-
-
-def _table(data: dict[str, Any], found: Recordings) -> Table:
-    """For people."""
-    summary = _summary(data, found)
-    table = Table(
-        title=f"profile {summary['version']}: {summary['types']} types of queries", title_justify="left"
-    )
-    table.add_column("one sample of")
-    for third in THIRDS:
-        table.add_column(f"right, {third} third", justify="right")
-        table.add_column("tokens", justify="right")
-    for arm in summary["arms"]:
-        name = (
-            f"{arm['model']}, greedy"
-            if not arm["temperature"]
-            else f"{arm['model']} at {arm['temperature']:g}"
-        )
-        cells = [
-            cell
-            for right, tokens in zip(arm["right"], arm["tokens"], strict=True)
-            for cell in (f"{right:.3f}", f"{tokens:.0f}")
-        ]
-        table.add_row(name, *cells)
-    return table

@@ -7,23 +7,18 @@ import fcntl
 import json
 import math
 import os
-from collections import defaultdict
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from io import FileIO
-from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 from isoflop.errors import InvalidArgument, Unavailable
 from isoflop.v1.aggregation_pb2 import AggregateRequest, Candidate
 from isoflop.v1.common_pb2 import (
-    ANSWER_TYPE_CHOICE,
-    ANSWER_TYPE_EXPRESSION,
-    ANSWER_TYPE_NUMBER,
-    ANSWER_TYPE_TEXT,
     FINISH_REASON_ABORTED,
     AnswerFormat,
     AnswerType,
@@ -35,38 +30,17 @@ from isoflop.v1.verification_pb2 import Chain, ScoreRequest, Verifier
 
 from router import cost
 from router.cost import TEMPLATE_TOKENS, Allowance, Cost, Meter
+from router.decision import UNLIMITED
 from router.portions import MOST_BYTES, portions
 from router.stages import Stages
 from router.strategies.scoring import chain_score
-from training.recordings import RecordingError, lines
+from training.labelled import Labelled
+from training.recordings import RecordingError, deep_of, lines
 from training.sampling import Round, sample_round
 
 GOLD = "gold"
 """Id of the true answer among the candidates that it is compared with."""
-TYPES = {
-    "number": ANSWER_TYPE_NUMBER,
-    "expression": ANSWER_TYPE_EXPRESSION,
-    "choice": ANSWER_TYPE_CHOICE,
-    "text": ANSWER_TYPE_TEXT,
-}
-
 Row = dict[str, Any]
-Job = tuple["Labelled", Model]
-
-
-class QueriesError(Exception):
-    """Labelled queries that cannot be used; `str(error)` says where and why."""
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """A query and its true answer."""
-
-    query_id: str
-    prompt: str
-    answer: str
-    type: AnswerType.ValueType
-    group: str
 
 
 @dataclass(frozen=True)
@@ -85,62 +59,6 @@ class Plan:
     def scored_by(self, model: Model) -> list[Verifier]:
         """The verifiers that can score samples of a model."""
         return [one for one in self.verifiers if model.capabilities.logprobs or not one.needs_logprobs]
-
-
-def read_queries(path: Path) -> list[Labelled]:
-    """The queries of a JSONL file: prompt, answer, and query_id, type, group where they are there.
-
-    Raises QueriesError, which names the line, and OSError.
-    """
-    queries: dict[str, Labelled] = {}
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                query = _labelled(json.loads(line), number)
-            except (ValueError, TypeError, RecursionError) as error:
-                raise QueriesError(f"{path}, line {number}: not a labelled query: {error}") from None
-            if query.query_id in queries:
-                raise QueriesError(f"{path}, line {number}: query_id {query.query_id!r} is there twice")
-            queries[query.query_id] = query
-    if not queries:
-        raise QueriesError(f"{path}: no queries")
-    return list(queries.values())
-
-
-def _labelled(row: Any, number: int) -> Labelled:
-    """The query of a line; raises ValueError and TypeError."""
-    if not isinstance(row, dict):
-        raise TypeError("a line is an object")
-    prompt, answer = row.get("prompt"), row.get("answer")
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError("prompt is no text, or empty")
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
-        raise ValueError("answer is no text or number, or empty")
-    query_id, group = row.get("query_id"), row.get("group")
-    for name, value in (("query_id", query_id), ("group", group)):
-        if not isinstance(value, str | int | None):
-            raise TypeError(f"{name} is no text")
-    kind = row.get("type") or "text"
-    if not isinstance(kind, str) or kind.lower() not in TYPES:
-        raise ValueError(f"type {kind!r} is none of {', '.join(TYPES)}")
-    return Labelled(
-        f"line-{number}" if query_id in (None, "") else str(query_id),
-        prompt,
-        str(answer),
-        TYPES[kind.lower()],
-        "" if group is None else str(group),
-    )
-
-
-def in_turn(queries: Iterable[Labelled], most: int | None = None) -> list[Labelled]:
-    """The first of each group, then the second of each, and so on; `most` of them."""
-    groups: dict[str, list[Labelled]] = defaultdict(list)
-    for query in queries:
-        groups[query.group].append(query)
-    turns = chain.from_iterable(zip_longest(*groups.values()))
-    return list(islice((query for query in turns if query), most))
 
 
 @contextmanager
@@ -190,6 +108,111 @@ def append(file: FileIO, row: Row) -> None:
         raise
 
 
+class Capped(Exception):
+    """The cap has no room for what would come next."""
+
+    def __init__(self, worst: Cost) -> None:
+        super().__init__()
+        self.worst = worst
+        """What that might have cost."""
+
+
+@dataclass
+class Share(Allowance):
+    """What one job holds of the cap: it may come to need more, and is ended, not cut short, where that is
+    not there."""
+
+    limit: Cost = UNLIMITED
+    cap: Allowance = field(kw_only=True)
+    held: Cost = field(kw_only=True)
+    """Set aside of the cap."""
+
+    def reserve(self, worst: Cost) -> None:
+        """Set aside; raises Capped where the cap has no room."""
+        more = (self.spent + self.reserved + worst).beyond(self.held)
+        if not more.within(self.cap.left):
+            raise Capped(more)
+        self.cap.reserve(more)
+        self.held += more
+        super().reserve(worst)
+
+
+@dataclass(frozen=True)
+class Job(ABC):
+    """What becomes one line of a recording."""
+
+    query: Labelled
+    model: Model
+
+    @abstractmethod
+    def expected(self, plan: Plan, tokens: float) -> Cost:
+        """What it will cost, where a sample of the model is expected to have so many tokens."""
+
+    @abstractmethod
+    def at_worst(self, plan: Plan) -> Cost:
+        """The most that its beginning can cost."""
+
+    @abstractmethod
+    async def measure(self, stages: Stages, plan: Plan, meter: Meter, share: Share) -> Row:
+        """The line; the meter hears what it costs. `share` holds the worst case, to be asked for more."""
+
+    def line(self, plan: Plan) -> Row:
+        """What each line has."""
+        return {
+            "query_id": self.query.query_id,
+            "model": self.model.name,
+            "prompt": self.query.prompt,
+            "gold": self.query.answer,
+            "type": AnswerType.Name(self.query.type).removeprefix("ANSWER_TYPE_").lower(),
+            "group": self.query.group,
+            "temperature": plan.temperature,
+        }
+
+
+class Sampled(Job):
+    """A model's samples of a query, and a greedy one."""
+
+    def expected(self, plan: Plan, tokens: float) -> Cost:
+        """With scores."""
+        return with_scores(
+            self.model, plan.samples + 1, prompt_tokens(self.query), tokens, plan.scored_by(self.model)
+        )
+
+    def at_worst(self, plan: Plan) -> Cost:
+        """With scores: all of it."""
+        return at_worst(self.query, self.model, plan, plan.samples + 1)
+
+    async def measure(self, stages: Stages, plan: Plan, meter: Meter, share: Share) -> Row:
+        """Graded and scored."""
+        query, model, rounds = self.query, self.model, []
+        for count, temperature in ((plan.samples, plan.temperature), (1, 0.0)):
+            one = await sample_round(
+                stages.generation,
+                model.name,
+                query.prompt,
+                samples=count,
+                temperature=temperature,
+                seed=plan.seed,
+                query_id=query.query_id,
+                max_tokens=plan.max_tokens,
+            )
+            meter.generation(model, "", one.usage)
+            broken = any(sample.finish_reason == FINISH_REASON_ABORTED for sample in one.samples)
+            if broken or len(one.samples) != count:
+                raise Unavailable(f"{model.name}: samples of query {query.query_id} broke off")
+            rounds.append(one)
+        several, lone = rounds
+        samples = [*several.samples, *lone.samples]
+        rows = await graded(stages, query, samples)
+        for verifier in plan.scored_by(model):
+            await score(stages, query, verifier, samples, rows, meter)
+        return self.line(plan) | {
+            "prompt_tokens": _prompt_tokens(lone),
+            "samples": rows[: len(several.samples)],
+            "greedy": rows[-1],
+        }
+
+
 def missing(
     path: Path, queries: Sequence[Labelled], models: Sequence[Model], plan: Plan
 ) -> tuple[list[Job], Cost]:
@@ -204,28 +227,40 @@ def missing(
     for row in lines(path):
         spent += Cost(row.get("flops") or 0.0, row.get("money") or 0.0)
         query, model = asked.get(row["query_id"]), by_name.get(row["model"])
-        if query and model and row["samples"]:
+        if query and model and row["samples"] and deep_of(row) is None:
             there.add((query.query_id, model.name))
-            other = _other(row, query, model, plan)
-            if other:
-                raise RecordingError(
-                    f"{path}: query {query.query_id} of {model.name} was recorded with {other}; "
-                    "ask for the same, or name another --recording"
-                )
-    jobs = [
-        (query, model) for query in queries for model in models if (query.query_id, model.name) not in there
+            refuse(path, query, model, other(row, query, plan) or _other_samples(row, model, plan))
+    jobs: list[Job] = [
+        Sampled(query, model)
+        for query in queries
+        for model in models
+        if (query.query_id, model.name) not in there
     ]
     return jobs, spent
 
 
-def _other(row: Row, query: Labelled, model: Model, plan: Plan) -> str:
-    """What of a line is not as the plan has it; empty: nothing."""
+def refuse(path: Path, query: Labelled, model: Model, other: str) -> None:
+    """Raises RecordingError where a line is otherwise than the plan has it."""
+    if other:
+        raise RecordingError(
+            f"{path}: query {query.query_id} of {model.name} was recorded with {other}; "
+            "ask for the same, or name another --recording"
+        )
+
+
+def other(row: Row, query: Labelled, plan: Plan) -> str:
+    """What of a line's query is not as the plan has it; empty: nothing."""
     if row.get("prompt") not in (None, query.prompt):
         return "another prompt"
     if row.get("gold") is not None and str(row["gold"]) != query.answer:
         return "another true answer"
     if row.get("temperature") not in (None, plan.temperature):
         return f"temperature {row['temperature']:g}"
+    return ""
+
+
+def _other_samples(row: Row, model: Model, plan: Plan) -> str:
+    """Likewise of its samples."""
     if len(row["samples"]) < plan.samples:
         return f"{len(row['samples'])} samples"
     scores = set.intersection(*(set(sample.get("scores") or ()) for sample in row["samples"]))
@@ -247,11 +282,12 @@ async def unreadable(stages: Stages, queries: Sequence[Labelled], at_a_time: int
 
 def foreseen(jobs: Iterable[Job], plan: Plan, tokens: Callable[[str], float]) -> Cost:
     """What the jobs will cost; `tokens` is what a sample of a model is expected to have."""
-    total = Cost()
-    for query, model in jobs:
-        prompt = len(query.prompt.encode()) / 4 + TEMPLATE_TOKENS / 4
-        total += _with_scores(model, plan.samples + 1, prompt, tokens(model.name), plan.scored_by(model))
-    return total
+    return sum((job.expected(plan, tokens(job.model.name)) for job in jobs), Cost())
+
+
+def prompt_tokens(query: Labelled) -> float:
+    """That are expected."""
+    return len(query.prompt.encode()) / 4 + TEMPLATE_TOKENS / 4
 
 
 def at_worst(query: Labelled, model: Model, plan: Plan, count: int) -> Cost:
@@ -263,12 +299,13 @@ def at_worst(query: Labelled, model: Model, plan: Plan, count: int) -> Cost:
     tokens = min(plan.max_tokens or math.inf, model.context or math.inf)
     if tokens == math.inf:
         return Cost(math.inf, math.inf, math.inf)
-    return _with_scores(model, count, prompt, tokens, plan.scored_by(model))
+    return with_scores(model, count, prompt, tokens, plan.scored_by(model))
 
 
-def _with_scores(
+def with_scores(
     model: Model, count: int, prompt: float, tokens: float, verifiers: Iterable[Verifier]
 ) -> Cost:
+    """What so many samples of so many tokens cost, each scored by each of these."""
     bare = cost.samples(model, count, prompt, tokens)
     return sum((cost.samples(model, count, prompt, tokens, one) - bare for one in verifiers), bare)
 
@@ -294,9 +331,9 @@ async def record(
 ) -> Ended:
     """Run the jobs and append their lines to the recording; `done` hears what each has cost.
 
-    A round begins only where its worst case has room in what is `left` beside those in flight. Where a
-    service or the disk fails, what is in flight comes to its end and is kept, and then the first error is
-    raised.
+    A round begins only where its worst case has room in what is `left` beside those in flight. One that comes
+    to need more, and does not find it, ends in vain. Where a service or the disk fails, what is in flight
+    comes to its end and is kept, and then the first error is raised.
     """
     waiting = iter(jobs)
     allowance, ended, errors = Allowance(Cost(left.flops, left.money, math.inf)), Ended(), list[Exception]()
@@ -308,8 +345,8 @@ async def record(
     async def work() -> None:
         nonlocal running
         while not (errors or ended.capped) and (job := next(waiting, None)):
-            query, model = job
-            worst = at_worst(query, model, plan, plan.samples + 1) if _is_capped(left) else Cost()
+            query, model = job.query, job.model
+            worst = job.at_worst(plan) if _is_capped(left) else Cost()
             async with settled:
                 await settled.wait_for(partial(room, worst))
             if errors or ended.capped:
@@ -321,9 +358,12 @@ async def record(
                 continue
             allowance.reserve(worst)
             running += 1
-            meter = Meter(model.price.currency)
+            meter, share = Meter(model.price.currency), Share(cap=allowance, held=worst)
             try:
-                row = await measure(stages, query, model, plan, meter)
+                row = await job.measure(stages, plan, meter, share)
+            except Capped as error:
+                ended.capped = error.worst
+                row = None
             except InvalidArgument as error:
                 ended.refused.setdefault(query.query_id, f"{model.name}: {error}")
                 row = None
@@ -334,7 +374,7 @@ async def record(
                 running -= 1
                 spent = meter.bill()
                 price = Cost(spent.flops, spent.money)
-                allowance.settle(worst, price)
+                allowance.settle(share.held, price)
                 async with settled:
                     settled.notify_all()
             if row is None and not price.flops:
@@ -358,44 +398,6 @@ async def record(
 
 def _is_capped(left: Cost) -> bool:
     return min(left.flops, left.money) < math.inf
-
-
-async def measure(stages: Stages, query: Labelled, model: Model, plan: Plan, meter: Meter) -> Row:
-    """One query under one model: its line of the recording; the meter hears what it costs."""
-    rounds = []
-    for count, temperature in ((plan.samples, plan.temperature), (1, 0.0)):
-        one = await sample_round(
-            stages.generation,
-            model.name,
-            query.prompt,
-            samples=count,
-            temperature=temperature,
-            seed=plan.seed,
-            query_id=query.query_id,
-            max_tokens=plan.max_tokens,
-        )
-        meter.generation(model, "", one.usage)
-        broken = any(sample.finish_reason == FINISH_REASON_ABORTED for sample in one.samples)
-        if broken or len(one.samples) != count:
-            raise Unavailable(f"{model.name}: samples of query {query.query_id} broke off")
-        rounds.append(one)
-    several, lone = rounds
-    samples = [*several.samples, *lone.samples]
-    rows = await graded(stages, query, samples)
-    for verifier in plan.scored_by(model):
-        await score(stages, query, verifier, samples, rows, meter)
-    return {
-        "query_id": query.query_id,
-        "model": model.name,
-        "prompt": query.prompt,
-        "gold": query.answer,
-        "type": AnswerType.Name(query.type).removeprefix("ANSWER_TYPE_").lower(),
-        "group": query.group,
-        "temperature": plan.temperature,
-        "prompt_tokens": _prompt_tokens(lone),
-        "samples": rows[: len(several.samples)],
-        "greedy": rows[-1],
-    }
 
 
 async def timed(

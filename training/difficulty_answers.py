@@ -177,6 +177,8 @@ def convert(paths: Iterable[Path], problems: Path | None = None) -> Iterator[dic
             for number, line in enumerate(lines, 1):
                 try:
                     record = json.loads(line)
+                    if record.get("deep") is not None:
+                        continue  # What a strategy made is none of the model's samples.
                     if known is None:
                         yield _of_recording(record)
                     elif record["query_id"] in known:

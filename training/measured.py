@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from router.strategies.strategy import Search
+
 Array = NDArray[np.float64]
 
 
@@ -26,6 +28,40 @@ class Samples:
     """Shape (n,): score of each chain, by the verifier's name; NaN where it could give none."""
 
 
+@dataclass(frozen=True)
+class Deep:
+    """A strategy that makes chains in parts, with one model."""
+
+    model: str
+    strategy: str
+    search: Search
+    """How wide and how deep it goes."""
+    verifier: str = ""
+    """The verifier that it goes by; empty: none."""
+
+    def __str__(self) -> str:
+        return f"{self.model} {spelt(self.strategy, self.search)}"
+
+
+def spelt(strategy: str, search: Search) -> str:
+    """A strategy with its shape, as `isoflop calibrate --strategies` has it."""
+    parts = [search.width, search.expansion, search.depth, *([search.nodes] if search.nodes else [])]
+    budget = f"@{search.tokens}" if search.tokens else ""
+    return f"{strategy}:{'x'.join(map(str, parts))}{budget}"
+
+
+@dataclass(frozen=True)
+class Played:
+    """What came of such a strategy on one query; a mean where it was played several times."""
+
+    right: float
+    """1 where its best chain is right, else 0."""
+    tokens: float
+    """Of that chain."""
+    flops: float
+    """Of all that it did, scores included."""
+
+
 @dataclass(frozen=True, eq=False)
 class Measured:
     """A labelled query with what the models made of it."""
@@ -37,6 +73,8 @@ class Measured:
     """By model: at a temperature, at least two of each."""
     greedy: Mapping[str, Samples] = field(default_factory=dict)
     """By model: the greedy sample."""
+    deep: Mapping[Deep, Played] = field(default_factory=dict)
+    """Strategies that make chains in parts."""
 
 
 def numbered(samples: Sequence[Samples]) -> NDArray[np.int64]:
@@ -51,3 +89,8 @@ def numbered(samples: Sequence[Samples]) -> NDArray[np.int64]:
             elif answer is not None:
                 row[place] = wrong.setdefault(answer, len(wrong) + 1)
     return table
+
+
+def rounded(values: Array, digits: int = 4) -> list[float]:
+    """For the file."""
+    return [round(float(value), digits) for value in values]

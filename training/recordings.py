@@ -4,10 +4,13 @@ JSON lines, one query under one model each (`.jsonl`, or `.jsonl.gz`):
 
     {"query_id", "model", "prompt"?, "gold"?, "type"?, "group"?, "temperature"?, "prompt_tokens"?,
      "samples": [{"answer" | null, "correct", "tokens" | "chars", "scores"?: {verifier: score | null}}],
-     "greedy"?: {as one of the samples}, "seconds_per_token"?}
+     "greedy"?: {as one of the samples}, "seconds_per_token"?,
+     "deep"?: {"strategy", "search": {"width", "expansion", "depth", "nodes", "tokens"}, "verifier"},
+     "flops"?, "money"?}
 
 The `recorded` backend of generation plays them back. Lines of the same query and model are added up; one
-may have no samples, and only say how fast its model is. A score of null: the verifier could give none.
+may have no samples, and only say how fast its model is. A score of null: the verifier could give none. A line
+with `deep` has the best chain of a strategy that makes chains in parts, and is none of the model's samples.
 """
 
 from __future__ import annotations
@@ -17,14 +20,18 @@ import json
 import math
 import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
+from router.profile import SearchRecord, first_fault
+from router.strategies import STRATEGIES
+from router.strategies.strategy import Search
 from services.common.texts import open_text
-from training.measured import Array, Measured, Samples
+from training.measured import Array, Deep, Measured, Played, Samples
 
 
 class RecordingError(Exception):
@@ -43,6 +50,8 @@ class Recordings:
     """Of the samples; None: it is not told."""
     seconds_per_token: Mapping[str, float] = field(default_factory=dict)
     """Of a lone sample, by model, where it was measured."""
+    incomplete: Mapping[Deep, int] = field(default_factory=dict)
+    """Strategies that so many of the queries lack, which therefore have them not at all."""
 
 
 def read(paths: Iterable[Path], models: Sequence[str] = (), only: Container[str] | None = None) -> Recordings:
@@ -52,6 +61,7 @@ def read(paths: Iterable[Path], models: Sequence[str] = (), only: Container[str]
     samples are of several temperatures, or no query is left, and OSError.
     """
     rows: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    played: dict[Deep, dict[str, list[Mapping[str, Any]]]] = {}
     speeds: dict[str, float] = {}
     temperatures: set[float] = set()
     for path in dict.fromkeys(path.resolve() for path in paths):
@@ -60,11 +70,16 @@ def read(paths: Iterable[Path], models: Sequence[str] = (), only: Container[str]
                 speeds[row["model"]] = float(row["seconds_per_token"])
             if not row["samples"] or (only is not None and row["query_id"] not in only):
                 continue
+            deep = deep_of(row)
             if models and row["model"] not in models:
-                rows.setdefault(row["query_id"], {})
+                if not deep:
+                    rows.setdefault(row["query_id"], {})
                 continue
             if row.get("temperature") is not None:
                 temperatures.add(float(row["temperature"]))
+            if deep:
+                played.setdefault(deep, {}).setdefault(row["query_id"], []).append(row)
+                continue
             rows.setdefault(row["query_id"], {}).setdefault(row["model"], []).append(row)
     if len(temperatures) > 1:
         told = ", ".join(f"{value:g}" for value in sorted(temperatures))
@@ -92,7 +107,41 @@ def read(paths: Iterable[Path], models: Sequence[str] = (), only: Container[str]
     if not queries:
         raise RecordingError("there is no query of which all models have two samples")
     temperature = min(temperatures, default=None)
-    return Recordings(queries, named, len(rows) - len(queries), temperature, speeds)
+    lacking = {
+        deep: sum(query.query_id not in by_query for query in queries)
+        for deep, by_query in played.items()
+        if deep.model in named
+    }
+    whole = [deep for deep, count in lacking.items() if not count]
+    queries = [
+        replace(query, deep={deep: _played(played[deep][query.query_id]) for deep in whole})
+        for query in queries
+    ]
+    incomplete = {deep: count for deep, count in lacking.items() if count}
+    return Recordings(queries, named, len(rows) - len(queries), temperature, speeds, incomplete)
+
+
+def deep_of(row: Mapping[str, Any]) -> Deep | None:
+    """The strategy whose best chain a line has; None: it has a model's samples. Raises as `samples_of`."""
+    told = row.get("deep")
+    if told is None:
+        return None
+    strategy, verifier = told["strategy"], told["verifier"]
+    if strategy not in STRATEGIES or not STRATEGIES[strategy].shape:
+        raise ValueError(f"no strategy {strategy!r} makes chains in parts")
+    if not isinstance(verifier, str):
+        raise TypeError("verifier is no text")
+    try:
+        search = SearchRecord.model_validate(told["search"])
+    except ValidationError as error:
+        raise ValueError(f"search.{first_fault(error)}") from None
+    return Deep(row["model"], strategy, Search(**search.model_dump()), verifier)
+
+
+def _played(rows: Sequence[Mapping[str, Any]]) -> Played:
+    chains = samples_of(rows)
+    flops = sum(float(row["flops"]) for row in rows)
+    return Played(float(chains.right.mean()), float(chains.tokens.mean()), flops / len(chains.right))
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -128,6 +177,8 @@ def _checked(row: Any) -> dict[str, Any]:
         value = row.get(name)
         if value is not None and not 0 <= float(value) < math.inf:
             raise ValueError(f"{name} is no amount")
+    if deep_of(row) and (len(row["samples"]) != 1 or row["flops"] is None):
+        raise ValueError("what a strategy made is one chain, with its flops")
     samples_of([row])
     if row.get("greedy"):
         samples_of([{**row, "samples": [row["greedy"]]}])

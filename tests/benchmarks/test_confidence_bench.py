@@ -10,8 +10,8 @@ import pytest
 from benchmarks import confidence
 from benchmarks.confidence import CALIBRATED, draw, figures, page, unseen
 from benchmarks.embedded import Outcome
-from training.calibration import in_turn, read_queries
 from training.difficulty_figures import chances
+from training.labelled import in_turn, read_queries
 from training.measured import Array
 from training.splits import FOLDER
 

@@ -241,6 +241,7 @@ def test_problems_are_joined_by_their_text_and_else_by_their_id(tmp_path: Path) 
         [
             row("a/1", SMALL, samples, prompt="What is\n 3+4?"),
             row("a/2", SMALL, samples),
+            row("a/2", SMALL, [("8", 1)], deep={"strategy": "beam"}),  # None of the model's samples.
             row("a/3", SMALL, samples, prompt="Nobody else has it"),
         ],
     )

@@ -435,3 +435,11 @@ def test_a_replay_says_what_it_lacks(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"torn\.jsonl\.gz"):
         gate(folder, "v2", torn, catalog=catalog)
     assert not (folder / "replays").exists()
+
+
+def test_what_a_strategy_made_is_not_played_again(tmp_path: Path) -> None:
+    line = {"query_id": "q1", "model": "a", "samples": [{"answer": "4", "tokens": 3}]}
+    rows = [line, line | {"deep": {"strategy": "beam"}}]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (kept,) = replay.read([tmp_path / "r.jsonl"])
+    assert "deep" not in kept.model_dump()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from isoflop.v1.common_pb2 import Model, Shape
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from training.measured import Measured, Samples
-from training.profiles import Array, Counts
+from router.cost import sample
+from router.strategies.strategy import Search
+from training.measured import Array, Deep, Measured, Played, Samples
+from training.query_types import Counts
 
 RATES = np.array([[0.95, 0.99], [0.4, 0.8], [0.05, 0.3]])
 """Shape (3 types, 2 models): chance that a sample is right."""
@@ -20,6 +23,7 @@ MODELS = (
     Model(name="a", shape=Shape(active_parameters=1_000_000), context=1024),
     Model(name="b", shape=Shape(active_parameters=8_000_000), context=1024),
 )
+BEAM = Deep("a", "beam", Search(4, 4, 64))
 
 
 def planted(
@@ -54,6 +58,28 @@ def planted(
             greedy[model.name] = Samples(answers[-1:], right[-1:], lengths[-1:], 12)
         made.append(Measured(f"q{number}", f"query number {number}", str(kind), own, greedy))
     return made, of
+
+
+def searched(
+    queries: Sequence[Measured],
+    of: NDArray[np.int64],
+    right: Sequence[float],
+    times: Sequence[float],
+    *,
+    deep: Deep = BEAM,
+    tokens: float = 100.0,
+    seed: int = 2,
+) -> list[Measured]:
+    """The queries, with a strategy that is right so often and costs so many samples, by type."""
+    rng = np.random.default_rng(seed)
+    (model,) = [model for model in MODELS if model.name == deep.model]
+    made = []
+    for query, kind in zip(queries, of, strict=True):
+        one = query.samples[model.name]
+        flops = times[kind] * sample(model, one.prompt_tokens, float(one.tokens.mean()))[0]
+        played = Played(float(rng.random() < right[kind]), tokens, flops)
+        made.append(replace(query, deep={**query.deep, deep: played}))
+    return made
 
 
 def counts_of(queries: Sequence[Measured], models: Sequence[str] = ("a", "b")) -> Counts:

@@ -165,6 +165,7 @@ def test_queries_that_cannot_be_used_are_left_out_and_told_at_the_end(
             ["--samples", "9"],
             "a has 8 recorded samples of this query: ask for no more; what came before is kept",
         ),
+        (["--strategies", "beam", "--recordings", "r.jsonl"], "--strategies are played on --queries"),
         (["--first", "3"], "needs 10 queries at least, and there are 3"),
     ],
 )
@@ -177,7 +178,9 @@ def test_what_is_wrong_is_one_sentence(
     said: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    queries = [] if "--queries" in more else ["--queries", str(tmp_path / "queries.jsonl")]
+    queries = (
+        [] if {"--queries", "--recordings"} & set(more) else ["--queries", str(tmp_path / "queries.jsonl")]
+    )
     assert command(*queries, *options, *more) == 1
     err = capsys.readouterr().err
     assert "isoflop calibrate: " in err
@@ -194,6 +197,8 @@ def test_what_is_wrong_is_one_sentence(
         ["--most-flops", "nan"],
         ["--most-money", "-1"],
         ["--first", "x"],
+        ["--strategies", "beam,prayer"],
+        ["--strategies", "broad_and_deep"],
     ],
 )
 def test_options_that_make_no_sense_are_refused(
@@ -240,6 +245,59 @@ def test_an_embedded_model_is_measured_live(tmp_path: Path, capsys: pytest.Captu
     assert 0.1 < sampled.p_right.mean() < 0.9
     kept = rows(tmp_path / "p.recording.jsonl")
     assert all(0 <= sample["scores"]["logprob"] <= 1 for row in kept for sample in row["samples"])
+
+
+def test_a_strategy_that_no_model_serves_is_told_once_and_the_profile_is_as_without(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--queries", str(tmp_path / "queries.jsonl"), *options, "--version-name", "v"]
+    assert command(*options) == 0
+    before = (tmp_path / "p.json").read_bytes()
+    capsys.readouterr()
+    assert command(*options, "--strategies", "sequential,refine") == 0
+    out, err = capsys.readouterr()
+    assert err.count("is not played with a, b: the model cannot serve it") == 2
+    assert json.loads(out)["deep"] == []
+    assert (tmp_path / "p.json").read_bytes() == before
+
+
+def test_strategies_are_played_on_an_embedded_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--queries", PROBLEMS / "calibration.jsonl", "--first", "10", "--models", "abacus-s"]
+    options += ["--samples", "2", "--verifiers", "logprob", "--output", tmp_path / "p.json"]
+    options += ["--version-name", "v"]
+    assert command(*options, "--strategies", "beam:2x2x12,sequential@60,refine:1x1x1") == 0
+    out, err = capsys.readouterr()
+    assert "10 rounds of 2 samples and a greedy one and 30 plays of strategies, about" in err
+    assert "strategies that make chains in parts" in out
+    made = json.loads((tmp_path / "p.json").read_text())
+    assert [one["strategy"] for one in made["deep"]] == ["beam", "sequential", "refine"]
+    assert [one["verifier"] for one in made["deep"]] == ["logprob", "", "logprob"]
+    read = profile.load(tmp_path / "p.json")
+    beam, sequential, _ = read.deep
+    # A beam that is pruned by likelihood solves some; four chains at a time cost more than one.
+    assert 0.1 < beam.arm.p_right @ read.prior < 0.95
+    assert beam.times.min() > 1.5
+    assert sequential.arm.tokens.max() < 100
+    # The recording has it all; a strategy that was played on some of the queries is left out.
+    kept = rows(tmp_path / "p.recording.jsonl")
+    assert len([row for row in kept if "deep" in row]) == 30
+    assert command(*options, "--json") == 0
+    out, err = capsys.readouterr()
+    assert "rounds" not in err
+    assert "plays" not in err
+    told = json.loads(out)["deep"]
+    assert [(one["strategy"], one["search"]["width"]) for one in told] == [
+        ("beam", 2), ("sequential", 1), ("refine", 1)
+    ]  # fmt: skip
+    assert all(len(one["right"]) == len(one["times"]) == 3 for one in told)
+    some = tmp_path / "some.jsonl"
+    some.write_text("".join(json.dumps(row) + "\n" for row in kept[:-2]))
+    assert command("--recordings", some, *options[4:], "--output", tmp_path / "again.json") == 0
+    assert "left out: abacus-s refine:1x1x1 (of 1)" in capsys.readouterr().err
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["deep"] == made["deep"][:2]
 
 
 @pytest.mark.shared_data

@@ -30,20 +30,17 @@ from services.verification.settings import VerificationSettings
 from tests.router.scripted_stages import Said, ScriptedGeneration, number
 from training import calibration
 from training.calibration import (
-    Labelled,
     Plan,
-    QueriesError,
     append,
     at_worst,
     foreseen,
-    in_turn,
     missing,
     opened,
-    read_queries,
     record,
     timed,
     unreadable,
 )
+from training.labelled import Labelled, QueriesError, in_turn, read_queries
 from training.recordings import RecordingError, lines, read
 
 FREE = Cost(math.inf, math.inf, math.inf)

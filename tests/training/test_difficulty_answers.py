@@ -122,6 +122,8 @@ def test_recordings_are_converted(tmp_path: Path) -> None:
     path = tmp_path / "some.jsonl.gz"
     with gzip.open(path, "wt") as out:
         out.write(json.dumps(RECORD) + "\n")
+        # What a strategy made is none of the model's samples.
+        out.write(json.dumps(RECORD | {"deep": {"strategy": "beam"}}) + "\n")
     expected = {"query_id": "math/0", "model": "m", "prompt": "2+2?", "group": 3}
     assert list(convert([path])) == [expected | {"right": 1, "samples": 2, "tokens": 20.0}]
 

@@ -13,22 +13,21 @@ from hypothesis import strategies as st
 from planted import MODELS, RATES, TOKENS, clustered_scores, counts_of, planted, single_scores
 
 from router import profile
-from training import profiles
+from training import profiles, query_types
 from training.measured import Measured, Samples, numbered
 from training.profiles import (
     FitError,
-    find_types,
     fit,
     fit_verified,
-    in_order,
     scatter_of,
     thirds,
     vote_accuracies,
 )
+from training.query_types import find_types, in_order
 
 
 @pytest.fixture(scope="module")
-def found() -> tuple[profiles.Types, np.ndarray]:
+def found() -> tuple[query_types.Types, np.ndarray]:
     queries, of = planted(240, concentration=300.0)
     counts = counts_of(queries)
     types, _ = in_order(find_types(counts), -counts.right.sum(axis=1))
@@ -47,7 +46,7 @@ def checked(data: dict[str, Any]) -> profile.Profile:
     return read
 
 
-def test_planted_types_are_found_again(found: tuple[profiles.Types, np.ndarray]) -> None:
+def test_planted_types_are_found_again(found: tuple[query_types.Types, np.ndarray]) -> None:
     types, of = found
     # Each query has the curves of its own type, whatever number of types they are shared by.
     for kind in range(3):
@@ -59,15 +58,15 @@ def test_planted_types_are_found_again(found: tuple[profiles.Types, np.ndarray])
     assert types.within == pytest.approx([0.3, 0.3], rel=0.1)
 
 
-def test_no_more_types_than_the_queries_speak_for(found: tuple[profiles.Types, np.ndarray]) -> None:
+def test_no_more_types_than_the_queries_speak_for(found: tuple[query_types.Types, np.ndarray]) -> None:
     """Three types of 80: the least number that is tried does, and queries of different types stay apart."""
     types, of = found
-    assert 3 <= len(types.right) <= min(profiles.TYPES)
+    assert 3 <= len(types.right) <= min(query_types.TYPES)
     together = np.array([types.of[of == kind].sum(axis=0) for kind in range(3)])
     assert (together.max(axis=0) / together.sum(axis=0)).min() > 0.95
 
 
-def test_types_are_in_order_of_difficulty(found: tuple[profiles.Types, np.ndarray]) -> None:
+def test_types_are_in_order_of_difficulty(found: tuple[query_types.Types, np.ndarray]) -> None:
     types, _ = found
     assert (np.diff(types.right.mean(axis=1)) < 0.05).all()
 
@@ -81,10 +80,10 @@ def test_how_much_queries_of_a_type_differ_is_found_on_other_queries(
     counts = counts_of(queries)
     # Of one type alone: with more, how right a query is makes types of its own.
     parts = [
-        (profiles._mixture(counts.of(np.arange(300) % 2 == f), 1), counts.of(np.arange(300) % 2 != f))
+        (query_types._mixture(counts.of(np.arange(300) % 2 == f), 1), counts.of(np.arange(300) % 2 != f))
         for f in range(2)
     ]
-    _, concentration, between = profiles._differences(parts)
+    _, concentration, between = query_types._differences(parts)
     assert ((low <= concentration) & (concentration <= high)).all()
     assert set(between.tolist()) <= {0.05, 0.1}  # Of normal lengths Student's spread is the smaller.
 
@@ -132,7 +131,7 @@ def test_wrong_answers_that_scatter_and_such_that_agree_are_told_apart() -> None
     alike, _ = planted(100, rates=np.array([[0.2, 0.2]]), tokens=TOKENS[:1], wrong=1)
     scatters = []
     for queries in (alone, alike):
-        types = profiles._mixture(counts_of(queries), 2)
+        types = query_types._mixture(counts_of(queries), 2)
         scatters.append(scatter_of(numbered([query.samples["a"] for query in queries]), types))
     assert scatters[0].min() > 20
     assert scatters[1].max() < 0.5
@@ -277,8 +276,8 @@ def test_too_few_queries_are_said() -> None:
 
 def test_many_queries_are_clustered_by_some_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     queries, of = planted(300)
-    monkeypatch.setattr(profiles, "CLUSTERED", 60)
-    types = profiles._mixture(counts_of(queries), 8)
+    monkeypatch.setattr(query_types, "CLUSTERED", 60)
+    types = query_types._mixture(counts_of(queries), 8)
     for kind in range(3):
         assert types.of[of == kind].mean(axis=0) @ types.right == pytest.approx(RATES[kind], abs=0.07)
 

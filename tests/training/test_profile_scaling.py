@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from planted import RATES, planted
 
 from router.scaling import ScalingRecord
-from training.measured import Measured, Samples
+from training.measured import Array, Measured, Samples
 from training.profile_scaling import laws
-from training.profiles import Array
 
 
 def judged(rng: np.random.Generator, right: NDArray[np.bool_]) -> Array:

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.strategies.strategy import Search
+from training.measured import Deep, Played
 from training.recordings import RecordingError, counts, lines, read, samples_of
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "recordings"
@@ -60,6 +62,53 @@ def test_a_line_without_samples_tells_how_fast_a_model_is(tmp_path: Path) -> Non
     assert len(found.queries[0].samples["a"].right) == 2
 
 
+DEEP = {
+    "strategy": "beam",
+    "search": {"width": 2, "expansion": 2, "depth": 8, "nodes": 0, "tokens": 0},
+    "verifier": "judge",
+}
+BEAM = Deep("a", "beam", Search(2, 2, 8), "judge")
+
+
+def best(query_id: str = "q1", model: str = "a", *, right: bool = True, **fields: Any) -> dict[str, Any]:
+    """A line with a strategy's best chain."""
+    chain = {"answer": "4", "correct": right, "tokens": 30}
+    return row(query_id, model, samples=[chain], deep=DEEP, flops=100.0) | fields
+
+
+def test_what_strategies_made_is_told_apart_from_samples(tmp_path: Path) -> None:
+    rows = [best(), row(), row("q2"), best("q2", right=False), best("q3"), best("q2", flops=300.0)]
+    found = read([kept(tmp_path / "r.jsonl", *rows)])
+    assert [query.query_id for query in found.queries] == ["q1", "q2"]
+    assert [query.deep for query in found.queries] == [
+        {BEAM: Played(1.0, 30.0, 100.0)},
+        {BEAM: Played(0.5, 30.0, 200.0)},
+    ]
+    assert [len(query.samples["a"].right) for query in found.queries] == [2, 2]
+    assert (found.left_out, found.incomplete) == (0, {})
+
+
+def test_a_strategy_that_a_query_lacks_is_left_out_and_told(tmp_path: Path) -> None:
+    other = {**DEEP, "search": {"width": 4}}
+    rows = [row(), row("q2"), row("q3"), best(), *(best(one, deep=other) for one in ("q1", "q2", "q3"))]
+    path = kept(tmp_path / "r.jsonl", *rows)
+    found = read([path])
+    assert {deep.search.width for query in found.queries for deep in query.deep} == {4}
+    assert found.incomplete == {BEAM: 2}
+    assert str(BEAM) == "a beam:2x2x8"
+    # Queries and models that do not count are not missed.
+    assert set(read([path], only={"q1"}).queries[0].deep) > {BEAM}
+    kept(path, *rows, *(row(one, "b") for one in ("q1", "q2", "q3")))
+    alone = read([path], ["b"])
+    assert ([query.deep for query in alone.queries], alone.incomplete) == ([{}] * 3, {})
+
+
+def test_strategies_of_another_temperature_are_not_mixed_with_samples(tmp_path: Path) -> None:
+    path = kept(tmp_path / "r.jsonl", row(temperature=0.7), best(temperature=1.0))
+    with pytest.raises(RecordingError, match="several temperatures"):
+        read([path])
+
+
 def test_only_some_queries_may_be_asked_for(tmp_path: Path) -> None:
     path = kept(tmp_path / "r.jsonl", row(), row("q2"))
     found = read([path], only={"q2"})
@@ -105,6 +154,19 @@ SAMPLE = row()["samples"][0]
         (row(flops=-1), "line 2: .*flops is no amount"),
         (row(prompt_tokens=float("inf")), "line 2"),
         (row(prompt=["2+2"]), "line 2: .*prompt is no text"),
+        (row(deep=DEEP, flops=1.0), "line 2: .*made is one chain"),
+        (row(deep=DEEP, samples=[SAMPLE]), "line 2: it has no 'flops'"),
+        (best(flops=None), "line 2: .*one chain, with its flops"),
+        (best(deep={}), "line 2: it has no 'strategy'"),
+        (best(deep=[]), "line 2: not a recorded query"),
+        (
+            best(deep=DEEP | {"strategy": "majority"}),
+            "line 2: .*no strategy 'majority' makes chains in parts",
+        ),
+        (best(deep=DEEP | {"strategy": []}), "line 2: not a recorded query"),
+        (best(deep=DEEP | {"verifier": 7}), "line 2: .*verifier is no text"),
+        (best(deep=DEEP | {"search": {"width": 0}}), "line 2: .*search.width: "),
+        (best(deep=DEEP | {"search": {"width": 1, "luck": 1}}), "line 2: .*search.luck: "),
         ("[" * 100_000, "line 2: not a recorded query"),
     ],
 )
@@ -144,7 +206,18 @@ json_values = st.recursive(
     max_leaves=8,
 )
 names = st.sampled_from(
-    ["query_id", "model", "prompt", "group", "samples", "greedy", "temperature", "flops", "prompt_tokens"]
+    [
+        "query_id",
+        "model",
+        "prompt",
+        "group",
+        "samples",
+        "greedy",
+        "temperature",
+        "flops",
+        "prompt_tokens",
+        "deep",
+    ]
 )
 
 

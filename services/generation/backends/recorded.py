@@ -5,7 +5,8 @@ A recording is JSON lines, one query under one model each:
 A query is found by its prompt, or by its `query_id` sent as the prompt where none is recorded. Sample i
 of a query is the recorded sample at place i of a permutation that the seed decides, so each is played
 at most once a query. One that is longer than it may be is cut: it has its most tokens, and no text, since its
-answer came after them. What a recording says of right and wrong (`correct`, `gold`) is never read.
+answer came after them. What a recording says of right and wrong (`correct`, `gold`) is never read, nor a line
+with `deep`: that has what a strategy made, and is none of the model's samples.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def read(path: Path, model: str) -> dict[str, list[Recorded]]:
         with open_text(path) as lines:
             for number, line in enumerate(lines, start=1):  # noqa: B007 (the error names it)
                 row = json.loads(line)
-                if row["model"] == model:
+                if row["model"] == model and row.get("deep") is None:
                     samples = [_sample(sample) for sample in row["samples"]]
                     found.setdefault(row.get("prompt") or row["query_id"], []).extend(samples)
     except OSError as error:

@@ -222,6 +222,12 @@ def test_a_query_has_as_many_samples_as_the_least_recorded_one(tmp_path: Path) -
     assert open_recording(path).model.capabilities.samples == 2
 
 
+def test_what_a_strategy_made_is_none_of_the_samples(tmp_path: Path) -> None:
+    deep = row(deep={"strategy": "beam"}, samples=[{"answer": "x", "tokens": 1}])
+    path = write(tmp_path / "r.jsonl", row(), deep, deep | {"prompt": "Another?"})
+    assert open_recording(path).model.capabilities.samples == COUNT
+
+
 async def test_rows_of_the_same_query_are_joined(tmp_path: Path) -> None:
     path = write(tmp_path / "r.jsonl", row(run=1), row(run=2))
     made, _ = await play(open_recording(path), count=2 * COUNT)
