@@ -53,6 +53,8 @@ BOUNDS = Bounds(prompt_bytes=1 << 20, samples=1024, messages=1, depth=1024, node
 """As the router's settings have them, but for prompts."""
 NOTHING = Profile("", np.array([0.0, 0.0]), np.array([0.5, 0.5]), (), SAMPLES_WORTH)
 """No curves: what is played is said, and not planned."""
+CHAINS = 8
+"""Of a strategy that makes single chains: so many are played at once, and voted on."""
 ABORT_SECONDS = 10.0
 """How long what is interrupted may take to tell its bill."""
 
@@ -125,16 +127,21 @@ class Play(Job):
 
     def expected(self, plan: Plan, tokens: float) -> Cost:
         """As of so many samples as it runs at once, each scored once: what more it does is not known."""
-        lanes = self.deep.search.lanes
+        lanes = self.wide.lanes
         return with_scores(self.model, lanes, prompt_tokens(self.query), tokens, self.verifiers)
 
     def at_worst(self, plan: Plan) -> Cost:
         """Of what runs at once; each later step asks for its own worst case."""
         scored = replace(plan, verifiers=self.verifiers)
-        return at_worst(self.query, self.model, scored, self.deep.search.lanes)
+        return at_worst(self.query, self.model, scored, self.wide.lanes)
+
+    @property
+    def wide(self) -> Search:
+        """As wide as it is played."""
+        return replace(self.deep.search, width=CHAINS) if self.deep.single else self.deep.search
 
     async def measure(self, stages: Stages, plan: Plan, meter: Meter, share: Share) -> Row:
-        """Its best chain, graded; none is a wrong one."""
+        """Its best chain, or several single ones, graded; none is a wrong one."""
         query, action = self.round(plan)
         bench = RoundBench(
             query, action, 0, stages, meter, share, streamed=False, abort_seconds=ABORT_SECONDS
@@ -150,7 +157,8 @@ class Play(Job):
             raise Unavailable(bench.missing)
         if any(line.aborted_tokens for line in meter.lines):
             raise Unavailable(f"{self.deep}: chains of query {self.query.query_id} broke off")
-        rows = await graded(stages, self.query, [chain.sample for chain in best(chains, 1)])
+        kept = chains if self.deep.single else best(chains, 1)
+        rows = await graded(stages, self.query, [chain.sample for chain in kept])
         return self.line(plan) | {
             "deep": {
                 "strategy": self.deep.strategy,
@@ -169,7 +177,7 @@ class Play(Job):
         request = SolveRequest(prompt=self.query.prompt, answer_format=format, filters=filters)
         query = admit(request, self.planner.catalog, BOUNDS)
         # A budget of thinking is no limit of a chain: it has its answer after that.
-        query = replace(query, search=self.deep.search, max_tokens=plan.max_tokens)
+        query = replace(query, search=self.wide, samples=self.wide.width, max_tokens=plan.max_tokens)
         state = Progress(self.planner.profile.prior).state(UNLIMITED, math.inf, 0.0, {})
         action = self.planner.decide(query, state).action
         assert action is not None

@@ -39,6 +39,11 @@ class Deep:
     verifier: str = ""
     """The verifier that it goes by; empty: none."""
 
+    @property
+    def single(self) -> bool:
+        """It makes one chain and nothing chooses it: several of them may be voted on."""
+        return self.search.lanes == 1 and not self.verifier
+
     def __str__(self) -> str:
         return f"{self.model} {spelt(self.strategy, self.search)}"
 
@@ -55,11 +60,13 @@ class Played:
     """What came of such a strategy on one query; a mean where it was played several times."""
 
     right: float
-    """1 where its best chain is right, else 0."""
+    """1 where its best chain is right, else 0; of several a mean."""
     tokens: float
     """Of that chain."""
     flops: float
     """Of all that it did, scores included."""
+    chains: Samples | None = None
+    """Where chains are single ones, without scores: several of them, each as good as another."""
 
 
 @dataclass(frozen=True, eq=False)

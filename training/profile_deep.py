@@ -11,8 +11,10 @@ from isoflop.v1.common_pb2 import Model
 from scipy.special import expit, logit
 
 from router import cost
-from training.measured import Array, Deep, Measured, rounded
+from router.profile import ROUND_SIZES
+from training.measured import Array, Deep, Measured, Samples, numbered, rounded
 from training.query_types import PSEUDO_QUERIES, Types
+from training.votes import vote_accuracies
 
 SHIFTS = np.linspace(-10.0, 10.0, 2001)
 """Of log-odds, that are tried."""
@@ -44,6 +46,7 @@ def _record(
     once = [cost.sample(model, one.prompt_tokens, max(float(one.tokens.mean()), 1.0))[0] for one in samples]
     base = np.maximum(types.mean(np.array(once)), 1.0)
     flops = _drawn(types, np.array([one.flops for one in played]), base)
+    votes = _votes(types, p, [one.chains for one in played if one.chains])
     return {
         "model": model.name,
         "temperature": arm["temperature"],
@@ -54,7 +57,20 @@ def _record(
         "p_right_error": rounded(np.sqrt(p * (1 - p) / weight)),
         "tokens": rounded(np.maximum(tokens, 1.0), 1),
         "times": rounded(np.maximum(flops / base, 1e-3)),
+        **({"votes": votes} if votes else {}),
     }
+
+
+def _votes(types: Types, once: Array, chains: Sequence[Samples]) -> dict[str, list[float]]:
+    """Accuracy of votes of n chains by type, by n; none where there are not enough of each query."""
+    if len(chains) < len(types.of):
+        return {}
+    answers = numbered(chains)
+    sizes = [size for size in ROUND_SIZES if 1 < size <= answers.shape[1] * 2 // 3]
+    if not sizes:
+        return {}
+    curves = {size: types.mean(by_query) for size, by_query in vote_accuracies(answers, sizes).items()}
+    return {"1": rounded(once), **{str(size): rounded(curve) for size, curve in curves.items()}}
 
 
 def shifted(curve: Array, share: Array, right: Array) -> Array:

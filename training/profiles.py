@@ -18,14 +18,13 @@ from router.profile import ROUND_SIZES, SAMPLES_WORTH, SCHEMA, equal_bins, parse
 from training import alike, irt, profile_deep
 from training.measured import Array, Measured, Samples, numbered, rounded
 from training.query_types import PSEUDO_QUERIES, Counts, Types, find_types, in_order
+from training.votes import vote_accuracies
 
 FEWEST_QUERIES = 10
 """That a profile is made from."""
 SCATTERS = tuple(float(value) for value in np.geomspace(0.25, 32, 29))
 ALIKE = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
 """Values that are tried for what is found by its likelihood: see `router.profile.ArmRecord`."""
-PERMUTATIONS = 50
-"""Resamplings of stored samples for the accuracy of votes."""
 CAPS = (0.5, 0.8, 0.95)
 """Quantiles of a model's tokens at which a sample may be cut."""
 LEAST_SLOPE = 1e-3
@@ -34,31 +33,6 @@ LEAST_SLOPE = 1e-3
 
 class FitError(Exception):
     """No profile can be made of this; `str(error)` says why."""
-
-
-def vote_accuracies(
-    answers: NDArray[np.int64], sizes: Sequence[int], weights: Array | None = None, seed: int = 7
-) -> dict[int, Array]:
-    """Accuracy of votes of so many of the samples, shape (Q,) for each size, over PERMUTATIONS of them.
-
-    `answers` as `numbered` has them; `weights` of the same shape, one vote each where there are none. Equal
-    leaders share.
-    """
-    queries, samples = answers.shape
-    rng, rows = np.random.default_rng(seed), np.arange(queries)
-    sums = {size: np.zeros(queries) for size in sizes}
-    for _ in range(PERMUTATIONS):
-        order = rng.permuted(np.tile(np.arange(samples), (queries, 1)), axis=1)[:, : max(sizes)]
-        drawn = np.take_along_axis(answers, order, axis=1)
-        given = np.ones(drawn.shape) if weights is None else np.take_along_axis(weights, order, axis=1)
-        votes = np.zeros((queries, int(answers.max(initial=0)) + 2))  # The last column: no answer.
-        for place in range(drawn.shape[1]):
-            votes[rows, drawn[:, place]] += given[:, place]
-            if place + 1 in sums:
-                most = votes[:, :-1].max(axis=1, keepdims=True)
-                leads = (votes[:, :-1] >= most - 1e-9) & (most > 0)
-                sums[place + 1] += leads[:, 0] / np.maximum(leads.sum(axis=1), 1)
-    return {size: np.minimum(total / PERMUTATIONS, 1.0) for size, total in sums.items()}
 
 
 def scatter_of(answers: NDArray[np.int64], types: Types) -> Array:

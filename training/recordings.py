@@ -141,7 +141,9 @@ def deep_of(row: Mapping[str, Any]) -> Deep | None:
 def _played(rows: Sequence[Mapping[str, Any]]) -> Played:
     chains = samples_of(rows)
     flops = sum(float(row["flops"]) for row in rows)
-    return Played(float(chains.right.mean()), float(chains.tokens.mean()), flops / len(chains.right))
+    deep, count = deep_of(rows[0]), len(chains.right)
+    several = chains if deep and deep.single else None
+    return Played(float(chains.right.mean()), float(chains.tokens.mean()), flops / count, several)
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -177,8 +179,9 @@ def _checked(row: Any) -> dict[str, Any]:
         value = row.get(name)
         if value is not None and not 0 <= float(value) < math.inf:
             raise ValueError(f"{name} is no amount")
-    if deep_of(row) and (len(row["samples"]) != 1 or row["flops"] is None):
-        raise ValueError("what a strategy made is one chain, with its flops")
+    deep = deep_of(row)
+    if deep and ((len(row["samples"]) != 1 and not deep.single) or row["flops"] is None):
+        raise ValueError("what a strategy made is its best chain, or several single ones, with the flops")
     samples_of([row])
     if row.get("greedy"):
         samples_of([{**row, "samples": [row["greedy"]]}])

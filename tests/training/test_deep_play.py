@@ -31,7 +31,7 @@ from tests.router.scripted_stages import HOLD, Said, ScriptedGeneration, number
 from tests.router.synthetic import GRID, MIDDLE, make_profile, make_state
 from training import calibration
 from training.calibration import Ended, Job, Plan, foreseen, opened, record
-from training.deep import BOUNDS, Play, asked, missing, served, unserved
+from training.deep import BOUNDS, CHAINS, Play, asked, missing, served, unserved
 from training.labelled import Labelled
 from training.measured import Deep
 from training.recordings import RecordingError, deep_of, lines, read
@@ -136,16 +136,23 @@ async def test_a_round_is_as_the_planner_has_it_where_it_chooses_that(plan: Plan
     assert chosen
     assert chosen.deep
     played, action = Play(QUERIES[0], model, deep, Planner(make_profile(), catalog, 1)).round(plan)
-    for name in ("strategy", "search", "lanes", "max_tokens", "temperature", "verifier", "scoring"):
+    for name in ("strategy", "max_tokens", "temperature", "verifier", "scoring"):
         assert getattr(action, name) == getattr(chosen, name)
+    # Of single chains several are played at once, to be voted on.
+    assert chosen.search
+    assert action.search == (replace(chosen.search, width=CHAINS) if deep.single else chosen.search)
     assert (played.messages, played.prompt_bytes) == (query.messages, query.prompt_bytes)
 
 
 async def test_each_strategy_comes_to_an_outcome(stages: Stages, plan: Plan, path: Path) -> None:
     texts = ("beam:2x2x8", "dvts:2x2x8", "tree:2x2x8x12", "sequential:1x1x2", "sequential@60", "refine:1x1x1")
     await run(stages, plan, path, *texts, queries=QUERIES[:1])
-    assert [str(deep_of(row)) for row in lines(path)] == [f"s {asked(text)}" for text in texts]
-    assert all(row["samples"][0]["tokens"] >= 40 for row in lines(path))
+    rows = {str(deep_of(row)): row["samples"] for row in lines(path)}
+    assert set(rows) == {f"s {asked(text)}" for text in texts}
+    assert all(samples[0]["tokens"] >= 40 for samples in rows.values())
+    assert {name: len(samples) for name, samples in rows.items() if len(samples) > 1} == {
+        f"s {asked(text)}": CHAINS for text in texts if text.startswith("sequential")
+    }
 
 
 async def test_a_second_run_plays_nothing_and_one_that_was_stopped_goes_on(

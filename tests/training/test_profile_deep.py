@@ -19,7 +19,8 @@ from router.catalog import Catalog
 from router.decision import UNLIMITED, State
 from router.planner import Planner
 from router.query import Bounds, admit
-from training.measured import Measured, Played
+from router.strategies.strategy import Search
+from training.measured import Deep, Measured, Played, Samples
 from training.profile_deep import shifted
 from training.profiles import fit, thirds
 
@@ -119,3 +120,22 @@ def test_the_planner_chooses_what_pays_and_never_what_does_not(
     deep = replace(BEAM, verifier="judge")
     data = fit(searched(*plain, right, times, deep=deep), MODELS, "v1")
     assert ("beam" in chosen(data)) == pays
+
+
+def test_single_chains_are_voted_on(plain: tuple[list[Measured], np.ndarray]) -> None:
+    """Of eight chains most say the truth, others each something else: a vote of four is surer than one."""
+    rng = np.random.default_rng(3)
+    single = Deep("a", "sequential", Search(width=1, depth=1))
+    queries = []
+    for query in plain[0][:60]:
+        right = rng.random(8) < 0.7
+        answers = ["truth" if one else f"wrong {n}" for n, one in enumerate(right)]
+        chains = Samples(answers, right, np.full(8, 100.0))
+        played = Played(float(right.mean()), 100.0, 1e9, chains)
+        queries.append(replace(query, deep={single: played}))
+    (record,) = fit(queries, MODELS, "v1")["deep"]
+    assert set(record["votes"]) == {"1", "2", "4"}
+    assert record["votes"]["1"] == record["p_right"]
+    assert np.mean(record["votes"]["4"]) > np.mean(record["p_right"]) + 0.1
+    (deep,) = profile.parse(fit(queries, MODELS, "v1")).deep
+    assert not deep.once

@@ -154,9 +154,9 @@ SAMPLE = row()["samples"][0]
         (row(flops=-1), "line 2: .*flops is no amount"),
         (row(prompt_tokens=float("inf")), "line 2"),
         (row(prompt=["2+2"]), "line 2: .*prompt is no text"),
-        (row(deep=DEEP, flops=1.0), "line 2: .*made is one chain"),
+        (row(deep=DEEP, flops=1.0), "line 2: .*made is its best chain"),
         (row(deep=DEEP, samples=[SAMPLE]), "line 2: it has no 'flops'"),
-        (best(flops=None), "line 2: .*one chain, with its flops"),
+        (best(flops=None), "line 2: .*with the flops"),
         (best(deep={}), "line 2: it has no 'strategy'"),
         (best(deep=[]), "line 2: not a recorded query"),
         (
