@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: demo test test-all lint proto up train lock clean step-labels bench-embedded bench-headlines bench-scaling
 .PHONY: bench-prm bench-answers bench-difficulty bench-overhead bench-planner bench-price bench-replay bench-confidence
-.PHONY: bench-search
+.PHONY: bench-search bench-recorded-search
 
 demo: .venv/run.stamp  ## 30 held-out problems, live
 	@$(BIN)/isoflop demo --json build/demo.json
@@ -81,6 +81,9 @@ bench-confidence: .venv/dev.stamp  ## how right confidence is, on 2,520 problems
 
 bench-search: .venv/dev.stamp  ## what a search over steps brings, beside scored samples
 	$(BIN)/python -m benchmarks.search
+
+bench-recorded-search: .venv/dev.stamp  ## choosing among chains of real models' searches, recorded in ../shared
+	$(BIN)/python -m benchmarks.recorded_search
 
 bench-overhead: .venv/dev.stamp  ## what the suite adds to direct calls
 	$(BIN)/python -m benchmarks.overhead
