@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: demo test test-all lint proto up train lock clean step-labels bench-embedded bench-headlines bench-scaling
 .PHONY: bench-prm bench-answers bench-difficulty bench-overhead bench-planner bench-price bench-replay bench-confidence
-.PHONY: bench-deep bench-speculative bench-bounds
+.PHONY: bench-deep bench-speculative bench-bounds bench-recorded-search
 
 demo: .venv/run.stamp  ## 30 held-out problems, live
 	@$(BIN)/isoflop demo --json build/demo.json
@@ -88,6 +88,9 @@ bench-bounds: .venv/dev.stamp  ## memory and tasks of 256 samples and of trees o
 
 bench-speculative: .venv/dev.stamp  ## what a draft model brings, and what it costs
 	$(BIN)/python -m benchmarks.speculative
+
+bench-recorded-search: .venv/dev.stamp  ## choosing among chains of real models' searches, recorded in ../shared
+	$(BIN)/python -m benchmarks.recorded_search
 
 bench-overhead: .venv/dev.stamp  ## what the suite adds to direct calls
 	$(BIN)/python -m benchmarks.overhead

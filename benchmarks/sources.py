@@ -9,6 +9,10 @@ RECORDINGS: Final = {
     "of each, graded: github.com/jkomiyama/BoInf-code-publish, commit fbcb0970b0, no licence file",
     "math500_steps": "500 problems of MATH-500, four solutions of each in full: github.com/cuiluyi/openr, "
     "commit 10d3cbb57e, no licence",
+    "math500_llama_beam_search": "MATH-500, or its first 100 problems of these runs, under beam search that "
+    "a process reward model guides, by Llama 3.2 of 1B and 3B, 3.1 of 8B and Qwen2.5-Math of 7B: "
+    "github.com/mert-cemri/search-and-learn, commit 900b127c28, Apache-2.0",
+    "math500_llama_independent": "independent samples of the 3B and the 8B model, graded: the same source",
 }
 """What each holds, and which repository published it."""
 
