@@ -7,12 +7,12 @@ text the verifier may be a language model with a rubric.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import partial
 
 from isoflop.v1.aggregation_pb2 import SELECTION_BEST
 from isoflop.v1.common_pb2 import Message, Model, Sample
-from isoflop.v1.router_pb2 import NODE_STATE_KEPT, NODE_STATE_PRUNED, Growth
+from isoflop.v1.router_pb2 import NODE_STATE_ENDED, NODE_STATE_KEPT, NODE_STATE_PRUNED, Growth
 
 from router.strategies.scored import node, weighed
 from router.strategies.strategy import Batch, Bench, Candidate, Search, Strategy
@@ -33,46 +33,46 @@ class Refine(Strategy):
 
     async def play(self, bench: Bench) -> AsyncGenerator[Batch, None]:
         """How drafts become better; the best of each line, together."""
-        words, root = bench.model.revision, Sample()
-        drafts = await bench.finish([root] * bench.search.width)
+        words = bench.model.revision
+        drafts = await bench.finish([Sample()] * bench.search.width)
         best = dict(enumerate(await weighed(bench, drafts)))
-        yield Growth(nodes=[node(root, draft, NODE_STATE_KEPT) for draft in best.values()])
+        before = dict.fromkeys(best, Sample())
+        """What the best of each line was made of."""
+        yield Growth(nodes=[node(before[n], draft, NODE_STATE_KEPT) for n, draft in best.items()])
         going = list(best)
         for _ in range(bench.search.depth):
             talks = {n: [assistant(content=best[n].sample.text), user(content=words.critique)] for n in going}
-            asked = {going[one.branch]: one for one in await bench.ask(list(talks.values()))}
-            nodes = [
-                node(best[n].sample, Candidate(critique), NODE_STATE_KEPT) for n, critique in asked.items()
-            ]
-            faulty = {
-                n: critique for n, critique in asked.items() if not is_content(critique.text, words.content)
+            critiques = await said(bench, talks)
+            faulty = [n for n, one in critiques.items() if not is_content(one.text, words.content)]
+            answers = {
+                n: [*talks[n], assistant(content=critiques[n].text), user(content=words.revise)]
+                for n in faulty
             }
-            going = list(faulty)
-            said = [
-                [*talks[n], assistant(content=critique.text), user(content=words.revise)]
-                for n, critique in faulty.items()
-            ]
-            revisions = await weighed(bench, await bench.ask(said)) if said else []
-            better = {
-                going[one.sample.branch]: one
-                for one in revisions
-                if one.weight > best[going[one.sample.branch]].weight
-            }
-            nodes += [
-                node(
-                    faulty[going[one.sample.branch]],
-                    one,
-                    NODE_STATE_KEPT if going[one.sample.branch] in better else NODE_STATE_PRUNED,
-                )
-                for one in revisions
-            ]
-            yield Growth(nodes=nodes)
-            best |= better
-            going = list(better)
+            made = await said(bench, answers)
+            revised = dict(zip(made, await weighed(bench, list(made.values())), strict=True)) if made else {}
+            going = [n for n, one in revised.items() if one.weight > best[n].weight]
+            yield Growth(
+                nodes=[
+                    *(node(best[n].sample, Candidate(one), NODE_STATE_KEPT) for n, one in critiques.items()),
+                    *(
+                        node(critiques[n], one, NODE_STATE_KEPT if n in going else NODE_STATE_PRUNED)
+                        for n, one in revised.items()
+                    ),
+                ]
+            )
+            best |= {n: revised[n] for n in going}
+            before |= {n: critiques[n] for n in going}
             if not going:
                 break
         if best:
+            yield Growth(nodes=[node(before[n], one, NODE_STATE_ENDED) for n, one in best.items()])
             yield list(best.values())
+
+
+async def said(bench: Bench, talks: Mapping[int, Sequence[Message]]) -> dict[int, Sample]:
+    """What the model says to each; nothing where nothing is left to spend."""
+    numbers = list(talks)
+    return {numbers[one.branch]: one for one in await bench.ask(list(talks.values()))} if talks else {}
 
 
 def is_content(critique: str, content: str) -> bool:

@@ -65,6 +65,7 @@ async def test_drafts_and_what_became_of_them_are_told() -> None:
         [("", "a", 1)],
         [("m/1", "wrong", 1), ("m/2", "b", 1)],
         [("m/3", "wrong", 1), ("m/4", "c", 2)],
+        [("m/2", "b", 3)],
     ]
 
 
