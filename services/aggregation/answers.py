@@ -308,9 +308,9 @@ def _read_expression(place: str) -> str | None:
         return _tidy(next(filter(None, span.groups())))
     first = _FIRST.match(place)
     if first and _AFTER.match(place, first.end()) and not _DIGIT.search(place, first.end()):
-        # A unit, or the beginning of a sentence.
-        return canonical_number(first[1])
-    return _tidy(place)
+        # A unit, or the beginning of a sentence. What commas do not part by thousands is a list.
+        number = canonical_number(first[1])
+    return number or _tidy(place)
 
 
 def _tidy(text: str) -> str | None:

@@ -184,3 +184,23 @@ def test_a_megabyte_is_read(kind: common.AnswerType.ValueType) -> None:
         text = piece * (size // len(piece))
         for whole in (text, "answer: " + text, "\\boxed{" + text):
             extract(whole, kind)  # what were more than linear would take longer than a test may
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\boxed{3,5,7}", "3,5,7"),
+        (r"\boxed{3, 5, 7}", "3, 5, 7"),
+        (r"\boxed{-2,1}", "-2,1"),
+        (r"so \boxed{10,20}", "10,20"),
+        (r"\boxed{1,234}", "1234"),
+        (r"\boxed{1,234,567 apples}", "1234567"),
+        (r"\boxed{12 apples}", "12"),
+    ],
+)
+def test_a_list_of_numbers_is_an_answer_and_thousands_are_a_number(text: str, answer: str) -> None:
+    assert extract(text, EXPRESSION) == answer
+
+
+def test_lists_that_are_spaced_otherwise_are_one_answer() -> None:
+    assert expression_key("3,5,7") == expression_key("3, 5, 7")
