@@ -79,7 +79,7 @@ class Tree(Stepwise):
     shape = Search(width=4, expansion=4, depth=64, nodes=128)
 
     async def play(self, bench: Bench) -> AsyncGenerator[Batch, None]:
-        """How the tree grows; the best chains that ended, or of those that did not where none has."""
+        """How the tree grows; at last the best chains."""
         search, root = bench.search, Place(Candidate(Sample()))
         places: list[Place] = []
         left = search.nodes
@@ -117,8 +117,16 @@ class Tree(Stepwise):
                 ]
             )
         whole = [place.chain for place in places if ended(place)]
-        if found := best(whole or [place.chain for place in places], search.width):
-            yield found
+        if not whole:
+            # Its steps have run out before a chain had ended: the best beginnings are finished in one go.
+            begun = best((place.chain for place in places if not place.ways), search.width)
+            whole = begun and await weighed(bench, await bench.finish([chain.sample for chain in begun]))
+            yield Growth(
+                nodes=[node(begun[chain.sample.branch].sample, chain, NODE_STATE_ENDED) for chain in whole]
+            )
+            whole = whole or begun
+        if whole:
+            yield best(whole, search.width)
 
 
 def ended(place: Place) -> bool:

@@ -25,7 +25,8 @@ class ScriptedBench:
     """Steps are letters: `tree` has what may follow each text in turn; a score is that of the last letter.
 
     A text that ends with a dot is a whole chain. `says` has what follows each text to its end, a token a
-    letter, and what is said after the last turn of a conversation; where that is a list, in turn.
+    letter, and what is said after the last turn of a conversation; where that is a list, in turn. "*" is
+    for all others.
     """
 
     tree: dict[str, str] = field(default_factory=dict)
@@ -90,7 +91,7 @@ class ScriptedBench:
         return said
 
     def _next_text(self, after: str) -> str:
-        text = self.says[after]
+        text = self.says[after if after in self.says else "*"]
         return text if isinstance(text, str) else text.pop(0)
 
     def _said(self, text: str, limit: int) -> Sample:

@@ -30,8 +30,17 @@ async def test_leaves_that_are_tried_at_once_differ() -> None:
     assert [chains for chains, _ in bench.asked] == [[""], ["a", "b"]]
 
 
-async def test_where_no_chain_has_ended_the_best_so_far_are_there() -> None:
-    bench = ScriptedBench({"": "ab", "*": "c"}, {"a": 0.2, "b": 0.9, "c": 0.1}, Search(1, 2, 8, 2))
+async def test_where_steps_run_out_before_a_chain_has_ended_the_best_beginnings_are_finished() -> None:
+    tree, scores = {"": "ab", "*": "c"}, {"a": 0.2, "b": 0.9, "c": 0.1, ".": 0.5}
+    bench = ScriptedBench(tree, scores, Search(1, 2, 8, 2), says={"b": "cd."})
+    growths = [batch for batch in await everything(bench, TREE) if isinstance(batch, Growth)]
+    assert [(node.text, node.state) for node in growths[-1].nodes] == [("cd.", 3)]
+    bench = ScriptedBench(tree, scores, Search(1, 2, 8, 2), says={"b": "cd."})
+    assert texts(await play(bench, TREE)) == [["bcd."]]
+
+
+async def test_where_nothing_is_left_to_finish_them_the_best_so_far_are_there() -> None:
+    bench = ScriptedBench({"": "ab", "*": "c"}, {"a": 0.2, "b": 0.9}, Search(1, 2, 8, 2), steps=1)
     assert texts(await play(bench, TREE)) == [["b"]]
 
 
@@ -76,11 +85,16 @@ async def test_it_is_never_larger_or_deeper_than_it_is_told(
     width: int, expansion: int, depth: int, nodes: int, letters: str, scores: dict[str, float]
 ) -> None:
     """A verifier with one score for all, models that never end, chains that come again: it ends."""
-    bench = ScriptedBench({"*": letters}, scores, Search(width, expansion, depth, nodes))
+    search = Search(width, expansion, depth, nodes)
+    bench = ScriptedBench({"*": letters}, scores, search, says={"*": "."})
     found: list[Candidate] = [candidate for batch in await play(bench, TREE) for candidate in batch]
-    assert bench.made <= nodes
-    assert all(len(chains) <= width and each == expansion for chains, each in bench.asked)
-    assert all(len(text) < depth and "." not in text for chains, _ in bench.asked for text in chains)
-    asked = [text for chains, _ in bench.asked for text in chains]
+    steps = bench.asked[: len(bench.asked) - len(bench.limits)]
+    assert all(len(chains) <= width and each == expansion for chains, each in steps)
+    assert all(len(text) < depth and "." not in text for chains, _ in steps for text in chains)
+    asked = [text for chains, _ in steps for text in chains]
     assert len(set(asked)) == len(asked)
+    # At last the best beginnings are finished, where none has ended.
+    finished = [text for chains, _ in bench.asked[len(steps) :] for text in chains]
+    assert len(finished) <= width
+    assert bench.made <= nodes + len(finished)
     assert 1 <= len(found) <= width
