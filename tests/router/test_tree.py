@@ -25,9 +25,10 @@ async def test_where_it_is_bad_it_goes_back_and_on_elsewhere() -> None:
 
 
 async def test_leaves_that_are_tried_at_once_differ() -> None:
-    bench = ScriptedBench({"": "ab", "*": "cd"}, search=Search(width=2, expansion=2, depth=8, nodes=6))
+    search = Search(width=2, expansion=2, depth=8, nodes=6)
+    bench = ScriptedBench({"": "ab", "*": "cd"}, search=search, says={"*": "."})
     await play(bench, TREE)
-    assert [chains for chains, _ in bench.asked] == [[""], ["a", "b"]]
+    assert [chains for chains, _ in bench.asked[:2]] == [[""], ["a", "b"]]
 
 
 async def test_where_steps_run_out_before_a_chain_has_ended_the_best_beginnings_are_finished() -> None:
