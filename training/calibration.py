@@ -229,7 +229,7 @@ def missing(
         query, model = asked.get(row["query_id"]), by_name.get(row["model"])
         if query and model and row["samples"] and deep_of(row) is None:
             there.add((query.query_id, model.name))
-            refuse(path, query, model, other(row, query, plan) or _other_samples(row, model, plan))
+            refuse(path, query, model, otherwise(row, query, plan) or _other_samples(row, model, plan))
     jobs: list[Job] = [
         Sampled(query, model)
         for query in queries
@@ -239,16 +239,16 @@ def missing(
     return jobs, spent
 
 
-def refuse(path: Path, query: Labelled, model: Model, other: str) -> None:
+def refuse(path: Path, query: Labelled, model: Model, fault: str) -> None:
     """Raises RecordingError where a line is otherwise than the plan has it."""
-    if other:
+    if fault:
         raise RecordingError(
-            f"{path}: query {query.query_id} of {model.name} was recorded with {other}; "
+            f"{path}: query {query.query_id} of {model.name} was recorded with {fault}; "
             "ask for the same, or name another --recording"
         )
 
 
-def other(row: Row, query: Labelled, plan: Plan) -> str:
+def otherwise(row: Row, query: Labelled, plan: Plan) -> str:
     """What of a line's query is not as the plan has it; empty: nothing."""
     if row.get("prompt") not in (None, query.prompt):
         return "another prompt"

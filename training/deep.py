@@ -39,7 +39,7 @@ from training.calibration import (
     Share,
     at_worst,
     graded,
-    other,
+    otherwise,
     prompt_tokens,
     refuse,
     with_scores,
@@ -151,6 +151,10 @@ class Play(Job):
             async with aclosing(STRATEGIES[self.deep.strategy].play(bench)) as batches:
                 async for batch in batches:
                     chains += batch if isinstance(batch, list) else []
+        except InvalidArgument:
+            # What it came to ask fits the model no more: the query would have failed, and that was paid for.
+            if not bench.spent.flops:
+                raise
         finally:
             bench.settle()
         if bench.missing:
@@ -224,7 +228,7 @@ def missing(
     for row in lines(path):
         deep, query = deep_of(row), by_id.get(row["query_id"])
         if query and deep in wanted:
-            refuse(path, query, wanted[deep], other(row, query, plan))
+            refuse(path, query, wanted[deep], otherwise(row, query, plan))
             there.add((deep, query.query_id))
     planner = Planner(NOTHING, Catalog.of(models, plan.verifiers), round_samples=1)
     return [

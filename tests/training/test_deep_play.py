@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from isoflop.errors import Unavailable
+from isoflop.errors import InvalidArgument, Unavailable
 from isoflop.v1.common_pb2 import ANSWER_TYPE_NUMBER, Capabilities, Model, Revision, Shape, Thinking
 from isoflop.v1.router_pb2 import SolveRequest
 from isoflop.v1.verification_pb2 import DescribeVerifiersRequest
@@ -257,6 +257,22 @@ async def test_where_nothing_comes_of_it_it_was_wrong(stages: Stages, plan: Plan
     await run(stages, plan, path, queries=QUERIES[:1])
     (row,) = lines(path)
     assert row["samples"] == [{"answer": None, "correct": False, "tokens": 40}]
+
+
+async def test_what_outgrows_the_model_midway_was_wrong_and_what_never_begins_is_refused(
+    stages: Stages, plan: Plan, path: Path
+) -> None:
+    def script(model: str, index: int) -> Said | Exception:
+        return (
+            said(model, index) if len(generation(stages).starts) == 1 else InvalidArgument("messages", "long")
+        )
+
+    generation(stages).script = script
+    ended = await run(stages, replace(plan, at_a_time=1), path, "refine", queries=QUERIES[:2])
+    (row,) = lines(path)
+    assert (row["query_id"], row["samples"][0]["correct"]) == ("q0", False)
+    assert row["flops"] > 0
+    assert list(ended.refused) == ["q1"]
 
 
 async def test_what_is_interrupted_leaves_no_outcome(stages: Stages, plan: Plan, path: Path) -> None:
