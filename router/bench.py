@@ -19,6 +19,7 @@ from router import cost
 from router.cost import TEMPLATE_TOKENS, Allowance, Cost, Meter
 from router.decision import Action
 from router.portions import MOST_BYTES, portions
+from router.prompt import prompt_bound
 from router.query import Query
 from router.stages import Stages
 from router.strategies import STRATEGIES
@@ -36,6 +37,8 @@ class Told:
     """Of the samples that have come; the round's own, once it is told."""
     whole: bool = False
     """It is told: the round is over."""
+    paced: bool = True
+    """How long its samples take says how loaded the model is: not where they wait for each other."""
 
 
 class RoundBench:
@@ -70,15 +73,13 @@ class RoundBench:
         """The model that samples."""
         self.search = action.search or Search(action.samples)
         """How wide and how deep to go."""
-        forced = 0
         self._messages: Sequence[Message] = query.messages
+        self._whole = action.max_tokens
+        """Most tokens of a chain; of one that thinks, before its answer."""
         if STRATEGIES[action.strategy].thinks:
-            thinking = action.model.thinking
-            self._messages = asked_to_think(query.messages, thinking.system)
-            forced = len(thinking.system.encode()) + self.search.depth * len(thinking.extend.encode())
-            forced += len(thinking.close.encode())
-        self._prompt = query.prompt_bytes + TEMPLATE_TOKENS + forced
-        """Most tokens before those that are generated, with all that is put between them."""
+            self._messages = asked_to_think(query.messages, action.model.thinking.system)
+            self._whole = max(1, self._whole - action.model.thinking.answer_tokens)
+        self._prompt = prompt_bound(query, action.model, action.strategy, action.search)
         self._worst = cost.samples(
             action.model, action.lanes, self._prompt, action.max_tokens, action.verifier
         )
@@ -92,6 +93,8 @@ class RoundBench:
         """Why samples have no scores, where verification has become unavailable."""
         self.late: asyncio.Task[None] | None = None
         """Scores that nobody waits for any more. It ends within `abort_seconds`, and bills what has come."""
+        self._scored = False
+        """Scores have come."""
         self._seconds = self._tokens = 0.0
         """Of samples that ended by themselves, each for itself."""
 
@@ -122,11 +125,16 @@ class RoundBench:
         """
         return await self._continue(chains, 1, most, one_step=False)
 
-    async def ask(self, conversations: Sequence[Sequence[Message]]) -> Sequence[Sample]:
-        """What the model says where the query is followed by each of these, as `extend` otherwise."""
+    async def ask(self, conversations: Sequence[Sequence[Message]], said: Sequence[int]) -> Sequence[Sample]:
+        """What the model says where the query is followed by each of these, as `extend` otherwise.
+
+        `said`: tokens of each that are the model's own.
+        """
         branches = [Branch(samples=1, turns=turns) for turns in conversations]
         sizes = [
-            sum(len(turn.content.encode()) + TEMPLATE_TOKENS for turn in turns) for turns in conversations
+            tokens
+            + sum(TEMPLATE_TOKENS + len(turn.content.encode()) * (turn.role == "user") for turn in turns)
+            for turns, tokens in zip(conversations, said, strict=True)
         ]
         return await self._buy(branches, max(sizes), self._action.max_tokens, one_step=False)
 
@@ -134,7 +142,7 @@ class RoundBench:
         self, chains: Sequence[Sample], each: int, most: Sequence[int], *, one_step: bool
     ) -> Sequence[Sample]:
         """So many continuations of each chain, as chains from their beginning."""
-        whole = self._action.max_tokens
+        whole = self._whole
         limits = {
             number: limit or whole - chain.tokens
             for number, (chain, limit) in enumerate(zip(chains, most or [0] * len(chains), strict=True))
@@ -162,7 +170,7 @@ class RoundBench:
         prompt = self._prompt + before
         left = self._worst - self.spent + self._allowance.left
         room = cost.longest(action.model, count, prompt, limit, left, action.verifier)
-        if room < 1:
+        if room < 1 or sum(branch.ByteSize() for branch in branches) > MOST_BYTES:
             return []
         # What is before them is read again, and so it is for their scores.
         most = self.spent + cost.samples(action.model, count, prompt, room, action.verifier)
@@ -211,7 +219,7 @@ class RoundBench:
         """What comes of it until the query's deadline, and then its bill."""
         enough = asyncio.Event()
         ready: asyncio.Queue[Sample | TextDelta | None] = asyncio.Queue()
-        told = Told()
+        told = Told(paced=not start.sampling.one_step)
         # A task of its own: if this one is cancelled, the round still ends with its bill.
         round = asyncio.create_task(self._round(start, ready, enough, told), name=self._action.name)
         try:
@@ -263,7 +271,7 @@ class RoundBench:
                 async for response in responses:
                     if response.HasField("sample"):
                         ready.put_nowait(response.sample)
-                        self._note(response.sample, time.perf_counter() - began, told.usage)
+                        self._note(response.sample, time.perf_counter() - began, told)
                     elif response.HasField("delta"):
                         ready.put_nowait(response.delta)
                     else:
@@ -273,14 +281,15 @@ class RoundBench:
         if not told.whole:
             raise Unavailable(f"{self._action.model.name} ended a round without its usage: ask again")
 
-    def _note(self, sample: Sample, seconds: float, usage: RoundUsage) -> None:
+    def _note(self, sample: Sample, seconds: float, told: Told) -> None:
         """What is billed of a sample where the round never tells its usage; and how long it took."""
+        usage = told.usage
         usage.samples += 1
         if sample.finish_reason == FINISH_REASON_ABORTED:
             usage.aborted_tokens += sample.tokens
         else:
-            self._seconds += seconds
-            self._tokens += sample.tokens
+            self._seconds += seconds * told.paced
+            self._tokens += sample.tokens * told.paced
             usage.completion_tokens += sample.tokens
         usage.context_tokens += attended(1, sample.tokens, self._action.model.shape.window)
 
@@ -293,7 +302,9 @@ class RoundBench:
         verifier = self._action.verifier
         assert verifier is not None
         scores: dict[str, ChainScore] = {}
-        if not self.missing:
+        if self._deadline is not None and asyncio.get_running_loop().time() >= self._deadline:
+            return [ChainScore(id=sample.id, error="the deadline has passed") for sample in samples]
+        if samples and not self.missing:
             begin = time.perf_counter()
             # A task of its own: scores cannot be aborted, and only at their end is it told what they took.
             scoring = asyncio.create_task(self._score(verifier, samples, scores), name=verifier.name)
@@ -303,7 +314,11 @@ class RoundBench:
             except Unavailable as error:
                 self.missing = str(error)
             except TimeoutError:
-                self.missing = f"verifier {verifier.name} was not done before the deadline"
+                late = f"verifier {verifier.name} was not done before the deadline"
+                if self._scored:
+                    # What was scored before is still worth its scores.
+                    return [ChainScore(id=sample.id, error=late) for sample in samples]
+                self.missing = late
             finally:
                 self.waited += time.perf_counter() - begin
                 if not scoring.done():
@@ -327,6 +342,7 @@ class RoundBench:
                 ScoreRequest(verifier=request.verifier, messages=request.messages, chains=part)
             )
             self.spent += self._meter.verification(verifier, self._action.strategy, response)
+            self._scored = True
             scores.update((one.id, one) for one in response.scores)
 
 

@@ -52,6 +52,8 @@ class Draw:
 def bought(action: Action) -> str:
     """What a round buys, in words. Offers that buy the same, and look ahead differently, are one choice."""
     words = [action.model.name, str(action.samples), action.strategy, f"at {action.temperature:g}"]
+    if action.search:
+        words.append(f"of {action.search}, {action.search.depth} deep")
     if action.verifier:
         words.append(action.verifier.name)
     if action.probe:

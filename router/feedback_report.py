@@ -142,7 +142,9 @@ def first_choice(answered: Answered, planner: Planner) -> Action | None:
     request = SolveRequest()
     request.CopyFrom(answered.asked)
     request.prompt = "x" * answered.prompt_bytes
-    query = admit(request, answered.catalog, Bounds(answered.prompt_bytes, answered.max_samples, 1))
+    # Whatever its router's bounds of searches were: it was admitted.
+    bounds = Bounds(answered.prompt_bytes, answered.max_samples, 1, depth=1 << 30, nodes=1 << 30)
+    query = admit(request, answered.catalog, bounds)
     progress = Progress(planner.profile.belief(answered.difficulty, answered.difficulty_sd))
     return planner.decide(query, progress.state(query.limit, answered.seconds, 0.0, {})).action
 

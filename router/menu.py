@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from router import cost
 from router.accuracy import Stack
 from router.catalog import Catalog
-from router.cost import TEMPLATE_TOKENS
 from router.decision import UNLIMITED
 from router.lengths import Array
 from router.profile import MOST_VOTES, ROUND_SIZES, Arm, Deep, Profile, Verified
+from router.prompt import prompt_bound
 from router.query import Query
 from router.strategies import STRATEGIES
 from router.strategies.strategy import Search
@@ -50,6 +50,16 @@ class Option:
         if self.deep:
             return self.deep.times
         return self.search.expansion if self.search else 1
+
+    def turns(self, tokens: Array, profile: Profile) -> Array:
+        """Tokens that follow each other, shape (D,), where its chain has `tokens`.
+
+        Of what was measured, as if it took as long a token as samples do, on all its lanes.
+        """
+        if not self.deep:
+            return tokens
+        own = profile.arm(self.model, False, None).tokens
+        return np.asarray(np.maximum(tokens, own * self.deep.times / self.lanes(1)))
 
     @property
     def once(self) -> bool:
@@ -107,7 +117,7 @@ class Menu:
     def of(cls, query: Query, profile: Profile, catalog: Catalog, most: int) -> Menu:
         """What the query's filters and the backends leave; at most `most` samples of a model."""
         options = tuple(_options(query, profile, catalog, most))
-        limit, prompt_most = float(query.max_tokens or np.inf), query.prompt_bytes + TEMPLATE_TOKENS
+        limit = float(query.max_tokens or np.inf)
         completion = [np.minimum(option.arm.tokens, limit) for option in options]
         costs = [
             cost.sample(
@@ -122,7 +132,10 @@ class Menu:
         shape = (len(options), len(profile.grid))
         times = np.array([np.broadcast_to(option.times, shape[1]) for option in options]).reshape(shape)
         flops, money, tokens = (times * np.array([one[i] for one in costs]).reshape(shape) for i in range(3))
-        seconds = [t * o.arm.seconds_per_token for o, t in zip(options, completion, strict=True)]
+        seconds = [
+            option.turns(tokens, profile) * option.arm.seconds_per_token
+            for option, tokens in zip(options, completion, strict=True)
+        ]
         return cls(
             options,
             flops,
@@ -138,7 +151,7 @@ class Menu:
                     cost.longest(
                         option.model,
                         option.lanes(1),
-                        prompt_most,
+                        prompt_bound(query, option.model, option.strategy, option.search),
                         query.max_tokens,
                         UNLIMITED,
                         option.verifier,
@@ -245,11 +258,12 @@ def _deep_options(model: Model, query: Query, profile: Profile, catalog: Catalog
     for deep in profile.deep:
         if deep.arm.model != model.name or not STRATEGIES[deep.strategy].serves(model):
             continue
-        if deep.verifier and (
-            deep.verifier not in catalog.verifiers or query.verifier not in ("", deep.verifier)
-        ):
-            continue
-        verifier = catalog.verifiers[deep.verifier] if deep.verifier else None
+        verifier = catalog.verifiers.get(deep.verifier)
+        if deep.verifier:
+            # What was measured is that verifier's word, by its own rule.
+            other = query.verifier not in ("", deep.verifier) or query.scoring
+            if verifier is None or other or (verifier.needs_logprobs and not model.capabilities.logprobs):
+                continue
         yield Option(
             model,
             deep.arm,
@@ -257,7 +271,7 @@ def _deep_options(model: Model, query: Query, profile: Profile, catalog: Catalog
             deep.arm.temperature,
             most=MOST_VOTES,
             verifier=verifier,
-            scoring=query.scoring or (verifier.scoring if verifier else CHAIN_SCORING_UNSPECIFIED),
+            scoring=verifier.scoring if verifier else CHAIN_SCORING_UNSPECIFIED,
             search=deep.search,
             deep=deep,
         )

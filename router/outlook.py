@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from router import cost
 from router.accuracy import Stack, race
-from router.cost import TEMPLATE_TOKENS, Cost
+from router.cost import Cost
 from router.decision import UNLIMITED, Action, State
 from router.lengths import Array
 from router.menu import Menu
 from router.profile import ROUND_SIZES
+from router.prompt import prompt_bound
 from router.query import Query
 
 HEADROOM = 1.5
@@ -110,7 +111,13 @@ class Outlook:
         max_tokens, belief = self.room(row, samples), self.state.posterior.difficulty
         # Where the model's context is what binds, a sample may have all of it.
         wanted = min(float(self.menu.completion[row] @ belief) * HEADROOM, float(self.menu.room[row]))
-        if max_tokens < max(1.0, wanted):
+        price = Cost(
+            float(self.flops[row, column]),
+            float(self.menu.money[row] @ belief) * horizon,
+            float(self.menu.tokens[row] @ belief) * horizon,
+        )
+        # What makes chains in parts costs more than what it reserves at first.
+        if max_tokens < max(1.0, wanted) or (option.deep and not price.within(self.state.left)):
             return None
         return Action(
             model=option.model,
@@ -120,11 +127,7 @@ class Outlook:
             horizon=horizon,
             max_tokens=max_tokens,
             accuracy=float(self.accuracy[row, column]),
-            cost=Cost(
-                float(self.flops[row, column]),
-                float(self.menu.money[row] @ belief) * horizon,
-                float(self.menu.tokens[row] @ belief) * horizon,
-            ),
+            cost=price,
             seconds=float(self.seconds[row]),
             temperature=option.temperature,
             verifier=option.verifier,
@@ -140,7 +143,7 @@ class Outlook:
         option, left = self.menu.options[row], self.state.left
         if left == UNLIMITED:
             return int(self.menu.room[row])
-        prompt = self.query.prompt_bytes + TEMPLATE_TOKENS
+        prompt = prompt_bound(self.query, option.model, option.strategy, option.search_for(samples))
         return cost.longest(
             option.model, option.lanes(samples), prompt, self.query.max_tokens, left, option.verifier
         )

@@ -22,13 +22,14 @@ from isoflop.v1.router_pb2 import Rejected
 from router import cost
 from router.belief import NO_VOTES, update
 from router.catalog import Catalog
-from router.cost import TEMPLATE_TOKENS, Cost
+from router.cost import Cost
 from router.decision import UNLIMITED, Action, Decision, Later, State
 from router.lengths import Array
 from router.lookahead import best_probe
 from router.menu import Menu
 from router.outlook import HEADROOM, Outlook
 from router.profile import MOST_VOTES, SAMPLES_WORTH, Profile
+from router.prompt import prompt_bound
 from router.query import Query
 
 T = TypeVar("T")
@@ -214,7 +215,7 @@ class Planner:
         return cost.samples(
             offer.model,
             offer.lanes,
-            query.prompt_bytes + TEMPLATE_TOKENS,
+            prompt_bound(query, offer.model, offer.strategy, offer.search),
             math.ceil(max(1.0, offer.tokens * HEADROOM)) + 1,
             offer.verifier,
         )

@@ -228,8 +228,12 @@ class ProfileRecord(BaseModel):
                 raise ValueError(f"{name}: a probability is not in [0, 1]")
             if min(*one.tokens, *one.times) <= 0:
                 raise ValueError(f"{name}: what it costs is not positive")
-            if one.strategy not in STRATEGIES:
-                raise ValueError(f"there is no strategy {one.strategy!r}")
+            if one.strategy not in STRATEGIES or not (shape := STRATEGIES[one.strategy].shape):
+                raise ValueError(f"no strategy {one.strategy!r} makes chains in parts")
+            if STRATEGIES[one.strategy].verifies != bool(one.verifier):
+                raise ValueError(f"{name}: it needs a verifier, or has one that it does not need")
+            if bool(shape.nodes) != (one.search.nodes >= one.search.expansion):
+                raise ValueError(f"{name}: a tree has nodes, at least as many as expansion says")
             if one.votes and (min(one.votes) < 1 or one.search.width > 1 or one.verifier):
                 raise ValueError(f"{name}: votes are of one chain each, without scores")
             if one.model not in sampled:

@@ -43,7 +43,7 @@ from router.query import Query
 from router.shadow import First
 from router.stages import Stages
 from router.strategies import STRATEGIES
-from router.strategies.scored import best
+from router.strategies.scored import comes_to
 from router.strategies.strategy import Candidate, together
 from router.tally import count
 
@@ -170,7 +170,11 @@ class Life:
                         if candidate.scores.id:
                             yield Event(scores=candidate.scores)
                     if one:
-                        batch = [Candidate(best(batch, 1)[0].sample)]
+                        batch = [Candidate(comes_to(batch).sample)]
+                        if bench.missing:
+                            # Unscored it is worth no more than another sample.
+                            own = self.planner.profile.arm(action.model, False, action.temperature)
+                            action = replace(action, arm=own)
                     await self.update(action, batch)
                     yield Event(tally=progress.tally())
                     round.completed += len(batch)

@@ -30,7 +30,7 @@ from router.progress import Progress
 from router.query import Bounds, Query, admit
 from router.stages import Stages
 from router.strategies import STRATEGIES
-from router.strategies.scored import best
+from router.strategies.scored import comes_to
 from router.strategies.strategy import Candidate, Search
 from training.calibration import (
     Job,
@@ -161,7 +161,7 @@ class Play(Job):
             raise Unavailable(bench.missing)
         if any(line.aborted_tokens for line in meter.lines):
             raise Unavailable(f"{self.deep}: chains of query {self.query.query_id} broke off")
-        kept = chains if self.deep.single else best(chains, 1)
+        kept = chains if self.deep.single or not chains else [comes_to(chains)]
         rows = await graded(stages, self.query, [chain.sample for chain in kept])
         return self.line(plan) | {
             "deep": {

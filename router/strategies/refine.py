@@ -42,20 +42,25 @@ class Refine(Strategy):
         going = list(best)
         for _ in range(bench.search.depth):
             talks = {n: [assistant(content=best[n].sample.text), user(content=words.critique)] for n in going}
-            critiques = await said(bench, talks)
+            tokens = {n: best[n].sample.tokens for n in going}
+            critiques = await said(bench, talks, tokens)
             faulty = [n for n, one in critiques.items() if not is_content(one.text, words.content)]
             answers = {
                 n: [*talks[n], assistant(content=critiques[n].text), user(content=words.revise)]
                 for n in faulty
             }
-            made = await said(bench, answers)
+            tokens = {n: tokens[n] + critiques[n].tokens for n in faulty}
+            made = await said(bench, answers, tokens)
             revised = dict(zip(made, await weighed(bench, list(made.values())), strict=True)) if made else {}
             going = [n for n, one in revised.items() if one.weight > best[n].weight]
             yield Growth(
                 nodes=[
-                    *(node(best[n].sample, Candidate(one), NODE_STATE_KEPT) for n, one in critiques.items()),
                     *(
-                        node(critiques[n], one, NODE_STATE_KEPT if n in going else NODE_STATE_PRUNED)
+                        node(after(best[n].sample), Candidate(one), NODE_STATE_KEPT)
+                        for n, one in critiques.items()
+                    ),
+                    *(
+                        node(after(critiques[n]), one, NODE_STATE_KEPT if n in going else NODE_STATE_PRUNED)
                         for n, one in revised.items()
                     ),
                 ]
@@ -65,14 +70,24 @@ class Refine(Strategy):
             if not going:
                 break
         if best:
-            yield Growth(nodes=[node(before[n], one, NODE_STATE_ENDED) for n, one in best.items()])
+            yield Growth(nodes=[node(after(before[n]), one, NODE_STATE_ENDED) for n, one in best.items()])
             yield list(best.values())
 
 
-async def said(bench: Bench, talks: Mapping[int, Sequence[Message]]) -> dict[int, Sample]:
-    """What the model says to each; nothing where nothing is left to spend."""
+async def said(
+    bench: Bench, talks: Mapping[int, Sequence[Message]], tokens: Mapping[int, int]
+) -> dict[int, Sample]:
+    """What the model says to each, of which so many tokens are its own; nothing where nothing is left."""
     numbers = list(talks)
-    return {numbers[one.branch]: one for one in await bench.ask(list(talks.values()))} if talks else {}
+    if not numbers:
+        return {}
+    made = await bench.ask([talks[n] for n in numbers], [tokens[n] for n in numbers])
+    return {numbers[one.branch]: one for one in made}
+
+
+def after(sample: Sample) -> Sample:
+    """What answers to it and does not continue its text."""
+    return Sample(id=sample.id)
 
 
 def is_content(critique: str, content: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from isoflop.v1.common_pb2 import Sample
+from isoflop.v1.common_pb2 import FINISH_REASON_STOP, Sample
 from isoflop.v1.router_pb2 import Node, NodeState
 
 from router.strategies.scoring import chain_score
@@ -31,6 +31,13 @@ def node(parent: Sample, chain: Candidate, state: NodeState.ValueType) -> Node:
         score=chain.weight if chain.scores.steps else None,
         state=state,
     )
+
+
+def comes_to(chains: Iterable[Candidate]) -> Candidate:
+    """The best of those that came to their end, or of all where none has: what a search comes to."""
+    found = list(chains)
+    ended = [chain for chain in found if chain.sample.finish_reason == FINISH_REASON_STOP]
+    return best(ended or found, 1)[0]
 
 
 def best(chains: Iterable[Candidate], count: int) -> list[Candidate]:

@@ -46,11 +46,13 @@ class Sequential(Strategy):
             for number, chain in grown.items():
                 if number in closing:
                     continue
-                if chain.finish_reason == FINISH_REASON_LENGTH and thinking.end not in chain.text:
-                    going[number] = closed(chain, thinking)
+                if chain.finish_reason == FINISH_REASON_LENGTH:
+                    # It runs out in its thinking, or in the answer to that.
+                    thinks = thinking.end not in chain.text.removeprefix(begun[number].text)
+                    going[number] = closed(chain, thinking) if thinks else chain
                     closing.add(number)
                 elif turn < bench.search.depth and ends_too_soon(chain, goal):
-                    going[number] = resumed(chain, thinking)
+                    going[number] = resumed(begun[number], chain, thinking)
             yield Growth(
                 nodes=[
                     node(begun[n], Candidate(chain), NODE_STATE_KEPT if n in going else NODE_STATE_ENDED)
@@ -82,10 +84,10 @@ def ends_too_soon(chain: Sample, goal: int) -> bool:
     return chain.finish_reason == FINISH_REASON_STOP and (not goal or chain.tokens < goal)
 
 
-def resumed(chain: Sample, thinking: Thinking) -> Sample:
-    """The chain without the end of its thinking, to be gone on with."""
-    thought, end, _ = chain.text.rpartition(thinking.end)
-    return _begun(chain, (thought if end else chain.text) + thinking.extend)
+def resumed(before: Sample, chain: Sample, thinking: Thinking) -> Sample:
+    """The chain without the end of its thinking, to be gone on with; `before` is what it has continued."""
+    thought, _, _ = chain.text.removeprefix(before.text).partition(thinking.end)
+    return _begun(chain, before.text + thought + thinking.extend)
 
 
 def closed(chain: Sample, thinking: Thinking) -> Sample:

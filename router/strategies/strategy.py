@@ -83,10 +83,10 @@ class Bench(Protocol):
         """Each chain continued to its end, by at most so many tokens; otherwise as `extend`."""
         ...
 
-    async def ask(self, conversations: Sequence[Sequence[Message]]) -> Sequence[Sample]:
+    async def ask(self, conversations: Sequence[Sequence[Message]], said: Sequence[int]) -> Sequence[Sample]:
         """What the model says where the query is followed by each of these; none: no more.
 
-        `branch` of each is the index of its conversation.
+        `branch` of each is the index of its conversation; `said`: tokens of each that are the model's own.
         """
         ...
 

@@ -94,6 +94,8 @@ class Tree(Stepwise):
                 Place(chain, leaves[chain.sample.branch], leaves[chain.sample.branch].depth + 1)
                 for chain in await weighed(bench, list(made.values()))
             ]
+            if not any(place.chain.scores.steps for place in grown):
+                break  # Without scores there is nothing to go by.
             for place in grown:
                 assert place.before is not None
                 place.before.ways.append(place)

@@ -79,16 +79,16 @@ class ScriptedBench:
             for number, (chain, limit) in enumerate(zip(chains, limits, strict=True))
         ]
 
-    async def ask(self, conversations: Sequence[Sequence[Message]]) -> Sequence[Sample]:
+    async def ask(self, conversations: Sequence[Sequence[Message]], said: Sequence[int]) -> Sequence[Sample]:
         if len(self.asked) == self.steps:
             return []
         self.asked.append(([turns[-1].content for turns in conversations], 1))
         self.heard += [[turn.content for turn in turns] for turns in conversations]
         last = ["\n".join(turn.content for turn in turns[-2:]) for turns in conversations]
-        said = [self._said(self._next_text(after), 0) for after in last]
-        for number, sample in enumerate(said):
+        made = [self._said(self._next_text(after), 0) for after in last]
+        for number, sample in enumerate(made):
             sample.branch = number
-        return said
+        return made
 
     def _next_text(self, after: str) -> str:
         text = self.says[after if after in self.says else "*"]

@@ -547,7 +547,7 @@ async def test_what_is_refused_from_the_first_is_the_callers_fault(table: MakeTa
 async def test_what_follows_the_query_is_asked_as_turns(table: MakeTable) -> None:
     at = table(lines("1 ok", "1 wrong"), search=Search(width=2, expansion=1))
     turns = [[Message(role="user", content="critique")], [Message(role="user", content="sure?")]]
-    said = await at.bench.ask(turns)
+    said = await at.bench.ask(turns, [3, 5])
     assert [(one.branch, one.text) for one in said] == [(0, "1 ok"), (1, "1 wrong")]
     (start,) = at.generation.starts
     assert [list(branch.turns) for branch in start.branches] == turns
@@ -566,6 +566,33 @@ def test_thinking_is_asked_for_by_the_system(before: list[Message], after: list[
     messages = [*before, Message(role="user", content="1+1")]
     assert [(one.role, one.content) for one in asked_to_think(messages, "think")] == after
     assert asked_to_think(messages, "") == messages
+
+
+async def test_where_the_deadline_has_passed_nothing_is_scored_and_what_was_keeps_its_scores(
+    table: MakeTable,
+) -> None:
+    at = table(lines("a\n"), search=Search(width=1, expansion=1), seconds=0.2)
+    (chain,) = await at.bench.extend([Sample()], 1)
+    (scored,) = await at.bench.score([chain])
+    assert scored.steps
+    await asyncio.sleep(0.25)
+    (late,) = await at.bench.score([chain])
+    assert "deadline" in late.error
+    # Scores that came before still count.
+    assert not at.bench.missing
+
+
+async def test_steps_that_wait_for_each_other_say_nothing_of_the_load(table: MakeTable) -> None:
+    at = table(lines("a\n"), search=Search(width=1, expansion=2))
+    await at.bench.extend([Sample()], 2)
+    assert at.bench.slowness == 0
+
+
+async def test_what_fits_no_request_is_not_gone_on_with(table: MakeTable) -> None:
+    at = table(lines("a\n"), search=Search(width=4, expansion=1))
+    huge = Sample(text="x" * (MAX_MESSAGE_BYTES // 3), tokens=10)
+    assert await at.bench.extend([huge] * 4, 1) == []
+    assert not at.generation.starts
 
 
 async def test_at_the_deadline_no_chain_goes_on(table: MakeTable) -> None:

@@ -6,12 +6,22 @@ import copy
 from typing import Any
 
 import pytest
+from isoflop.errors import Unavailable
 from isoflop.v1.common_pb2 import Capabilities, Thinking
-from isoflop.v1.router_pb2 import Filters, SolveRequest
+from isoflop.v1.router_pb2 import Budget, Filters, SolveRequest
+from isoflop.v1.verification_pb2 import (
+    CHAIN_SCORING_LAST,
+    DescribeVerifiersRequest,
+    DescribeVerifiersResponse,
+    ScoreRequest,
+    ScoreResponse,
+    Verifier,
+)
 from scripted_stages import Said, listed, number, same
 from scripted_suite import MakeSuite
 from synthetic import GRID, MIDDLE, make_model, make_planner, make_profile, make_query, make_state, record
 
+from router.explore import bought
 from router.planner import Planner
 from router.profile import parse
 from router.strategies.strategy import Search
@@ -20,6 +30,7 @@ ABLE = {
     "capabilities": Capabilities(logprobs=True, prefix=True, steps=True),
     "thinking": Thinking(end="</t>", extend="Wait", close="</t>", answer_tokens=4),
 }
+LOGPROB = Verifier(name="logprob", backend="logprob", needs_logprobs=True)
 MODELS = [make_model(name, **ABLE) for name in ("s", "m", "l")]
 
 
@@ -155,7 +166,7 @@ async def test_it_is_on_the_frontier_where_nothing_beats_it(make_suite: MakeSuit
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"strategy": "prayer"}, "there is no strategy 'prayer'"),
+        ({"strategy": "prayer"}, "no strategy 'prayer' makes chains in parts"),
         ({"model": "x"}, "x beam: its model has no arm at a temperature"),
         ({"p_right": [0.5]}, "s beam: a curve has not 21 values"),
         ({"p_right": [1.5] * len(GRID)}, "s beam: a probability is not in"),
@@ -163,6 +174,8 @@ async def test_it_is_on_the_frontier_where_nothing_beats_it(make_suite: MakeSuit
         ({"times": [float("nan")] * len(GRID)}, "finite number"),
         ({"search": {"width": 0}}, "greater than or equal to 1"),
         ({"surprise": 1}, "Extra inputs"),
+        ({"verifier": ""}, "s beam: it needs a verifier"),
+        ({"strategy": "tree"}, "s tree: a tree has nodes"),
         ({"votes": {"4": [0.5] * len(GRID)}}, "votes are of one chain each"),
         ({"votes": {"4": [0.5]}}, "a curve has not 21 values"),
     ],
@@ -171,3 +184,81 @@ def test_a_wrong_record_is_refused(changes: dict[str, Any], said: str) -> None:
     data = copy.deepcopy(record(deep=[deep() | changes]))
     with pytest.raises(ValueError, match=said):
         parse(data)
+
+
+@pytest.mark.parametrize("tokens", [200, 300, 500, 1025])
+async def test_a_budget_that_binds_has_room_for_what_is_put_between(
+    make_suite: MakeSuite, tokens: int
+) -> None:
+    voted = deep("sequential", right=0.9, times=3.0)
+    script = listed(*(number(answer) for answer in (1, 2, 3, 4, 5, 6)))
+    asked = Filters(models=["s"], strategies=["sequential"])
+    for filters, profile in ((Filters(models=["s"]), make_profile(deep=[voted])), (asked, make_profile())):
+        suite = make_suite(script, profile=profile, models=MODELS)
+        request = SolveRequest(prompt="1+1", budget=Budget(tokens=tokens), filters=filters, effort=3)
+        final = await suite.router.solve(request)
+        assert final.rounds
+        assert final.bill.tokens <= tokens
+
+
+def test_what_is_expected_to_cost_more_than_is_left_is_not_offered() -> None:
+    one = planner(deep("sequential", times=5.0))
+    query = make_query(one, budget=Budget(flops=3e7), effort=3)
+    state = make_state(one, MIDDLE, left=query.limit)
+    assert all(offer.cost.within(query.limit) for offer in one.offers(query, state) if offer.deep)
+    assert "sequential" not in {
+        offer.strategy for offer in one.offers(query, state) if offer.model.name == "s"
+    }
+
+
+def test_what_is_done_one_after_the_other_takes_its_time() -> None:
+    slow = planner(deep("sequential", times=9.0))
+    offers = {
+        (o.model.name, o.strategy, o.horizon): o
+        for o in slow.offers(make_query(slow), make_state(slow, MIDDLE))
+    }
+    assert offers["s", "sequential", 1].seconds == pytest.approx(
+        9 * offers["s", "majority", 1].seconds, rel=0.01
+    )
+
+
+async def test_a_chain_that_has_not_ended_is_no_vote_where_another_has(make_suite: MakeSuite) -> None:
+    record = deep(right=0.8, search={"width": 2, "expansion": 1, "depth": 1})
+    script = listed(Said("First, we\n", logprobs=(-0.1,)), said(421, -2.0), said(7, -1.0))
+    suite = make_suite(script, profile=make_profile(deep=[record]), models=MODELS)
+    final = await suite.router.solve(SolveRequest(prompt="1+1", filters=Filters(models=["s"]), effort=1))
+    assert final.rounds[0].action.strategy == "beam"
+    assert final.answer == "421"
+
+
+async def test_where_the_verifier_is_away_a_search_is_worth_no_more_than_a_sample(
+    make_suite: MakeSuite,
+) -> None:
+    class Away:
+        async def describe(self, request: DescribeVerifiersRequest) -> DescribeVerifiersResponse:
+            return DescribeVerifiersResponse(verifiers=[LOGPROB])
+
+        async def score(self, request: ScoreRequest) -> ScoreResponse:
+            raise Unavailable("it is down")
+
+    script = listed(*(number(421 + n, logprobs=()) for n in range(40)))
+    profile = make_profile(deep=[deep(right=0.95)])
+    suite = make_suite(script, profile=profile, models=MODELS, stages={"verification": Away()})
+    final = await suite.router.solve(SolveRequest(prompt="1+1", filters=Filters(models=["s"])))
+    assert final.rounds[0].action.strategy == "beam"
+    assert final.rounds[0].confidence_after < 0.9
+    assert "without scores: it is down" in final.reason
+
+
+def test_scores_that_a_model_cannot_have_are_not_gone_by() -> None:
+    bare = [make_model(n, **{**ABLE, "capabilities": Capabilities(prefix=True, steps=True)}) for n in "sml"]
+    assert first(make_planner(make_profile(deep=[deep()]), *bare)) != "beam"
+    assert first(planner(deep()), filters=Filters(scoring=CHAIN_SCORING_LAST)) != "beam"
+
+
+def test_searches_of_other_shapes_are_other_choices_where_one_explores() -> None:
+    one = planner(
+        deep("sequential"), deep("sequential", search={"width": 1, "depth": 4, "tokens": 400}, times=9.0)
+    )
+    offers = [o for o in one.offers(make_query(one), make_state(one, MIDDLE)) if o.strategy == "sequential"]
+    assert len({bought(offer) for offer in offers}) == len(offers) == 2

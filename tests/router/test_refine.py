@@ -69,6 +69,14 @@ async def test_drafts_and_what_became_of_them_are_told() -> None:
     ]
 
 
+async def test_what_is_said_of_a_draft_is_told_whole() -> None:
+    bench = ScriptedBench(
+        says={"": "42", "42\ncritique": "42 is fine"}, model=CRITIC, search=Search(1, depth=1)
+    )
+    growths = [one for one in await everything(bench, REFINE) if isinstance(one, Growth)]
+    assert growths[1].nodes[0].text == "42 is fine"
+
+
 def test_the_last_line_says_whether_the_critic_is_content() -> None:
     assert is_content("1 ok\n2 fine\n\n", "fine")
     assert not is_content("1 fine\n2 wrong", "fine")

@@ -45,6 +45,17 @@ async def test_thinking_that_runs_out_is_closed_and_answers_within_what_an_answe
     assert batch[0].sample.tokens == 7
 
 
+async def test_an_answer_that_the_budget_of_thinking_cuts_is_ended_all_the_same() -> None:
+    bench = make_bench({"": "abcdef</t>421", "abcdef</t>4": "21"}, tokens=11)
+    assert texts(await play(bench, SEQUENTIAL)) == [["abcdef</t>421"]]
+    assert bench.limits == [[11], [2]]
+
+
+async def test_where_a_chain_ends_its_thinking_twice_the_first_time_counts() -> None:
+    says: dict[str, str | list[str]] = {"": "a</t>b</t>1", "aWait": "cdefghijklmno", "aWaitcdefghij</t>": "9"}
+    assert texts(await play(make_bench(says, tokens=19), SEQUENTIAL)) == [["aWaitcdefghij</t>9"]]
+
+
 async def test_a_chain_with_nothing_to_add_keeps_its_answer() -> None:
     bench = make_bench({"": "abc</t>1", "abcWait": ""})
     assert texts(await play(bench, SEQUENTIAL)) == [["abc</t>1"]]
@@ -76,7 +87,7 @@ async def test_how_it_grows_is_told() -> None:
 def test_steps_before_the_place_are_kept() -> None:
     text = "one\ntwo</t>3"
     chain = Sample(id="m/1", text=text, tokens=9, steps=[Step(end=4), Step(end=12)])
-    again = resumed(chain, THINKER.thinking)
+    again = resumed(Sample(), chain, THINKER.thinking)
     assert (again.text, again.tokens, [step.end for step in again.steps]) == ("one\ntwoWait", 9, [4])
     cut = closed(chain, THINKER.thinking)
     assert (cut.text, [step.end for step in cut.steps]) == (f"{text}</t>", [4, 12])
@@ -85,4 +96,4 @@ def test_steps_before_the_place_are_kept() -> None:
 def test_a_chain_without_a_mark_is_gone_on_with_at_its_end() -> None:
     for reason in (FINISH_REASON_STOP, FINISH_REASON_LENGTH):
         chain = Sample(text="no mark", finish_reason=reason)
-        assert resumed(chain, THINKER.thinking).text == "no markWait"
+        assert resumed(Sample(), chain, THINKER.thinking).text == "no markWait"

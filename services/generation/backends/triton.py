@@ -132,17 +132,17 @@ class TritonBackend:
     def _requests(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         """A request for each job; what jobs of one prefix share is made once."""
         flags = [self._tensor(name, True) for name in ("stream", *FLAGS)]
-        texts: dict[str, Any] = {}
+        texts: dict[tuple[int, str], Any] = {}
         for job in jobs:
-            if job.prefix not in texts:
+            if job.place not in texts:
                 prompt = self._template.render(job.messages, job.prefix).encode()
-                texts[job.prefix] = self._tensor("text_input", prompt)
+                texts[job.place] = self._tensor("text_input", prompt)
         return [
             {
                 "model_name": self._entry.model or self._entry.name,
                 "request_id": job.sample_id,
                 "inputs": [
-                    texts[job.prefix],
+                    texts[job.place],
                     self._tensor("sampling_parameters", json.dumps(self._parameters(job)).encode()),
                     *flags,
                 ],

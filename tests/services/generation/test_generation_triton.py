@@ -17,6 +17,7 @@ from isoflop.v1.common_pb2 import (
     FINISH_REASON_LENGTH,
     FINISH_REASON_STEP,
     FINISH_REASON_STOP,
+    Message,
     Sampling,
 )
 from isoflop.v1.generation_pb2 import Branch, StartRound
@@ -46,6 +47,7 @@ class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         self._chunks = chunks
         self.asked: list[dict[str, Any]] = []
         """The sampling parameters of the requests."""
+        self.prompts: list[str] = []
         self.cancelled = asyncio.Event()
 
     async def ModelStreamInfer(self, requests: Any, context: Any) -> AsyncIterator[Any]:
@@ -53,6 +55,7 @@ class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         try:
             async for request in requests:
                 self.asked.append(parameters(request))
+                self.prompts.append(text_of(request))
                 for number, chunk in enumerate(self._chunks, start=1):
                     yield answer(request.id, number, *chunk)
             if not self._chunks or self._chunks[-1][1] == "None":
@@ -60,6 +63,12 @@ class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
+
+
+def text_of(request: Any) -> str:
+    """The text that is continued."""
+    at = [one.name for one in request.inputs].index("text_input")
+    return str(request.raw_input_contents[at][4:].decode())
 
 
 def parameters(request: Any) -> dict[str, Any]:
@@ -185,3 +194,12 @@ async def test_a_model_whose_entry_says_nothing_of_steps_has_none() -> None:
         with pytest.raises(InvalidArgument, match="far cannot end a sample after a step"):
             await generate(core, begin())
     assert not triton.asked
+
+
+async def test_a_branch_with_turns_of_its_own_is_another_prompt() -> None:
+    branches = [
+        Branch(samples=1, turns=[Message(role="user", content=words)]) for words in ("sure?", "critique")
+    ]
+    async with served(*said("4")) as (core, triton):
+        await generate(core, start("far", branches=branches))
+    assert sorted(triton.prompts) == ["critique", "sure?"]
