@@ -132,7 +132,7 @@ class ScriptedGeneration:
     async def _samples(
         self, start: StartRound, usage: RoundUsage, aborted: asyncio.Event
     ) -> AsyncGenerator[GenerateResponse, None]:
-        ends = list(accumulate(branch.samples for branch in start.branches))
+        ends = list(accumulate(branch.samples for branch in start.branches)) or [1]
         total = ends[-1]
         usage.samples = total
         for number in range(total):

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from isoflop.v1.common_pb2 import Model, Revision
-from isoflop.v1.router_pb2 import Growth
+import pytest
+from isoflop.v1.common_pb2 import ANSWER_TYPE_TEXT, AnswerFormat, Model, Revision
+from isoflop.v1.router_pb2 import Filters, Growth, SolveRequest
+from prometheus_client import CollectorRegistry
 from scripted_bench import ScriptedBench, everything, play, texts
+from scripted_stages import Said, ScriptedGeneration, listed
+from scripted_suite import MakeSuite
+from synthetic import make_model
 
 from router.strategies import STRATEGIES
 from router.strategies.refine import is_content
 from router.strategies.strategy import Search
+from services.verification.backends.critic import CriticBackend
+from services.verification.catalog import CriticEntry
+from services.verification.core import Verification
+from services.verification.settings import VerificationSettings
 
 REFINE = STRATEGIES["refine"]
 CRITIC = Model(revision=Revision(critique="critique", content="fine", revise="revise"))
@@ -81,3 +90,33 @@ def test_the_last_line_says_whether_the_critic_is_content() -> None:
     assert is_content("1 ok\n2 fine\n\n", "fine")
     assert not is_content("1 fine\n2 wrong", "fine")
     assert not is_content("", "fine")
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "best"), [((3, 8), "The sea is a grey field."), ((8, 3), "The sea is grey.")]
+)
+async def test_of_open_text_a_critic_decides(
+    make_suite: MakeSuite, verdicts: tuple[int, int], best: str
+) -> None:
+    """Draft and revision are judged by a language model with a rubric, whatever their author says of them."""
+    given = iter(verdicts)
+    judge = ScriptedGeneration([make_model("judge")], lambda model, index: Said(f"Verdict: {next(given)}"))
+    critic = CriticBackend(CriticEntry(name="critic", backend="critic", model="judge"), judge)
+    verification = Verification(VerificationSettings(), [critic], CollectorRegistry())
+    said = listed(
+        Said("The sea is grey."), Said("It is dull."), Said("The sea is a grey field."), Said("It is fine")
+    )
+    poet = make_model("s", revision=CRITIC.revision)
+    suite = make_suite(said, models=[poet], stages={"verification": verification})
+    request = SolveRequest(
+        prompt="A line about the sea.",
+        answer_format=AnswerFormat(type=ANSWER_TYPE_TEXT),
+        filters=Filters(strategies=["refine"], verifier="critic"),
+    )
+    final = await suite.router.solve(request)
+    await verification.close()
+    assert final.text == best
+    # The critic's tokens are on the bill, too.
+    lines = {line.model: line for line in final.bill.lines}
+    assert lines["critic"].calls == 2
+    assert lines["critic"].flops > 0
