@@ -23,7 +23,7 @@ MODELS = (
     Model(name="a", shape=Shape(active_parameters=1_000_000), context=1024),
     Model(name="b", shape=Shape(active_parameters=8_000_000), context=1024),
 )
-BEAM = Deep("a", "beam", Search(4, 4, 64))
+BEAM = Deep("a", "beam", Search(4, 4, 64), "judge")
 
 
 def planted(
