@@ -44,7 +44,7 @@ def test_planted_curves_are_found_again(
     data = fit(searched(*plain, RIGHT, TIMES), MODELS, "v1")
     (one,) = data.pop("deep")
     assert data == plain_profile
-    assert (one["model"], one["strategy"], one["temperature"], one["verifier"]) == ("a", "beam", 0.7, "")
+    assert (one["model"], one["strategy"], one["temperature"], one["verifier"]) == ("a", "beam", 0.7, "judge")
     assert one["search"] == {"width": 4, "expansion": 4, "depth": 64, "nodes": 0, "tokens": 0}
     assert thirds(data["prior"], one["p_right"]) == pytest.approx(RIGHT, abs=0.08)
     assert thirds(data["prior"], one["times"]) == pytest.approx(TIMES, rel=0.15)
