@@ -103,8 +103,6 @@ class Menu:
     """Shape (N, D), by the speed that was measured; 0 where it was not."""
     most: Array
     """Shape (N,): samples of the model that a query can get."""
-    singles: NDArray[np.bool_]
-    """Shape (N,): whether it is bought one by one."""
     greedy: NDArray[np.bool_]
     """Shape (N,): whether it is a model's single sample."""
     room: Array
@@ -144,7 +142,6 @@ class Menu:
             np.array(completion).reshape(shape),
             np.array(seconds).reshape(shape),
             np.array([option.most for option in options]),
-            np.array([option.strategy == "single" or option.once for option in options], dtype=bool),
             np.array([option.strategy == "single" for option in options], dtype=bool),
             np.array(
                 [
@@ -181,8 +178,9 @@ class Menu:
 
     @cached_property
     def plans(self) -> NDArray[np.bool_]:
-        """Shape (N, H): whether there is such a plan."""
-        return np.asarray(~self.singles[:, None] | (self.horizons == 1))
+        """Shape (N, H): whether there is such a plan: some are bought one by one."""
+        alone = self.greedy | np.array([option.once for option in self.options], dtype=bool)
+        return np.asarray(~alone[:, None] | (self.horizons == 1))
 
     @cached_property
     def blind(self) -> NDArray[np.bool_]:

@@ -151,10 +151,6 @@ class Play(Job):
             async with aclosing(STRATEGIES[self.deep.strategy].play(bench)) as batches:
                 async for batch in batches:
                     chains += batch if isinstance(batch, list) else []
-        except InvalidArgument:
-            # What it came to ask fits the model no more: the query would have failed, and that was paid for.
-            if not bench.spent.flops:
-                raise
         finally:
             bench.settle()
         if bench.missing:

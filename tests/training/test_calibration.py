@@ -22,7 +22,6 @@ from prometheus_client import CollectorRegistry
 from router.cost import Cost
 from router.stages import Stages
 from services.aggregation.core import Aggregation
-from services.aggregation.settings import AggregationSettings
 from services.verification.backends.logprob import LogprobBackend
 from services.verification.catalog import LogprobEntry
 from services.verification.core import Verification
@@ -54,13 +53,6 @@ MODELS = [
     for name, size in (("s", 1000), ("l", 8000))
 ]
 QUERIES = [Labelled(f"q{n}", f"What is {n}+1?", str(n + 1), ANSWER_TYPE_NUMBER, str(n % 2)) for n in range(6)]
-
-
-@pytest.fixture(scope="module")
-async def aggregation() -> AsyncIterator[Aggregation]:
-    core = Aggregation(AggregationSettings(), CollectorRegistry())
-    yield core
-    await core.close()
 
 
 def said(model: str, index: int) -> Said:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from router.planner import Planner
 from router.query import admit
 from router.stages import Stages
 from services.aggregation.core import Aggregation
-from services.aggregation.settings import AggregationSettings
 from services.verification.backends.logprob import LogprobBackend
 from services.verification.catalog import LogprobEntry
 from services.verification.core import Verification
@@ -47,13 +45,6 @@ ABLE: dict[str, Any] = {
 ABLE_ONE, OTHER = Model(name="s", **ABLE), Model(name="o", shape=Shape(active_parameters=10), context=256)
 QUERIES = [Labelled(f"q{n}", f"What is {n}+1?", str(n + 1), ANSWER_TYPE_NUMBER, "") for n in range(4)]
 BEAM = asked("beam:2x2x8")
-
-
-@pytest.fixture(scope="module")
-async def aggregation() -> AsyncIterator[Aggregation]:
-    core = Aggregation(AggregationSettings(), CollectorRegistry())
-    yield core
-    await core.close()
 
 
 def said(model: str, index: int) -> Said:
