@@ -19,6 +19,7 @@ from isoflop.v1.router_pb2 import SolveRequest
 
 from router import cost, price
 from router.decision import UNLIMITED, State
+from router.period import Period
 from router.planner import Planner
 from router.price import Window
 from router.profile import Profile
@@ -124,7 +125,7 @@ def draw(profile: Profile, at: int, seed: int, sd: float = 0.5) -> Asked:
 
 def priced(planner: Planner, stream: Sequence[Asked], flops: float) -> list[Played]:
     """Dual ascent: each query at the worth that the price says, within its share of the window."""
-    window = Window(flops, 1.0)
+    window = Window(flops, Period.of(1.0))
     pace = price.begin(window, planner.profile.efforts["medium"], stream[0].at)
     out = []
     for asked in stream:

@@ -23,6 +23,7 @@ from router.feedback import Feedback
 from router.metrics import Metrics
 from router.opening import Opening
 from router.pace import Pace
+from router.period import Period
 from router.planner import Planner
 from router.price import Window
 from router.profile import Profile
@@ -73,7 +74,7 @@ class Router:
         self._shadow = Shadow(self._metrics, settings.shadow_waiting)
         self._purse: Purse | None = None
         if settings.budget_flops:
-            window = Window(settings.budget_flops, settings.budget_window_seconds)
+            window = Window(settings.budget_flops, Period.of(settings.budget_window_seconds))
             self._purse = Purse(window, self._in_force.live.profile.efforts["medium"])
             self._metrics.budget(self._purse)
         self._queries = Queries(settings.kept_queries, settings.rejoin_seconds)
@@ -156,6 +157,14 @@ class Router:
     async def query(self, query_id: str) -> pb.GetQueryResponse:
         """A finished or running query."""
         return self._queries.get(query_id)
+
+    async def budget(self, request: pb.GetBudgetRequest) -> pb.GetBudgetResponse:
+        """What budgets have left."""
+        raise FailedPrecondition("not yet")
+
+    async def bill(self, request: pb.GetBillRequest) -> pb.GetBillResponse:
+        """What queries have cost."""
+        raise FailedPrecondition("not yet")
 
     async def feedback(self, request: pb.SubmitFeedbackRequest) -> pb.SubmitFeedbackResponse:
         """The truth about a finished query.

@@ -20,6 +20,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from router.period import Period
+
 MOST_STEP = 0.25
 """Of the price's logarithm, for a query that took twice the target or nothing."""
 
@@ -38,20 +40,25 @@ RANGE = 1e12
 
 @dataclass(frozen=True)
 class Window:
-    """A budget for each calendar window: they follow each other without gaps from the epoch on."""
+    """A budget for each calendar window: they follow each other without gaps."""
 
     flops: float
     """Of each window; positive."""
-    seconds: float
-    """Its length; positive."""
+    period: Period
+    """Its length."""
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return self.period.seconds
 
     def start(self, now: float) -> float:
         """When the window of that time began, in seconds since the epoch."""
-        return math.floor(now / self.seconds) * self.seconds
+        return self.period.start(now)
 
     def end(self, now: float) -> float:
         """When it ends."""
-        return self.start(now) + self.seconds
+        return self.period.end(now)
 
 
 @dataclass(frozen=True)

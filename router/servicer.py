@@ -45,6 +45,12 @@ class RouterServicer(rpc.RouterServiceServicer):
     async def GetQuery(self, request: pb.GetQueryRequest, context: Context) -> pb.GetQueryResponse:
         return await self._core.query(request.query_id)
 
+    async def GetBudget(self, request: pb.GetBudgetRequest, context: Context) -> pb.GetBudgetResponse:
+        return await self._core.budget(request)
+
+    async def GetBill(self, request: pb.GetBillRequest, context: Context) -> pb.GetBillResponse:
+        return await self._core.bill(request)
+
     async def SubmitFeedback(
         self, request: pb.SubmitFeedbackRequest, context: Context
     ) -> pb.SubmitFeedbackResponse:

@@ -10,14 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import relaxed
 
+from router.period import NAMES, Period
 from router.price import MOST_RISE, MOST_STEP, RANGE, SHARES, Pace, Window, begin, charge, left, settle, share
 
 flops = st.floats(0.0, 1e30)
 gaps = st.floats(0.0, 1e7)
 spendings = st.lists(st.tuples(flops, gaps, st.booleans()), max_size=40)
-windows = st.builds(Window, st.floats(1.0, 1e25), st.floats(1.0, 1e6))
+periods = st.builds(Period.of, st.floats(1.0, 1e6)) | st.builds(Period, st.sampled_from(NAMES))
+windows = st.builds(Window, st.floats(1.0, 1e25), periods)
 worths = st.floats(1.0, 1e30)
-DAY = Window(flops=1000.0, seconds=86400.0)
+DAY = Window(flops=1000.0, period=Period("day"))
 
 
 def play(window: Window, worth: float, spendings: list[tuple[float, float, bool]]) -> Pace:

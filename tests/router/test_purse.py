@@ -12,6 +12,7 @@ from scripted_stages import ESTIMATE_FLOPS, HOLD, Said, listed, number, same
 from scripted_suite import MakeSuite, Suite
 from synthetic import EASY, EFFORTS, MIDDLE, make_model, make_profile
 
+from router.period import Period
 from router.price import Window
 from router.purse import Purse
 
@@ -157,7 +158,7 @@ async def test_failed_and_cancelled_queries_are_paid_for_and_teach_no_price(make
 
 def test_a_new_window_has_its_whole_budget() -> None:
     now = 1000.0
-    purse = Purse(Window(flops=100.0, seconds=60.0), worth=10.0, clock=lambda: now)
+    purse = Purse(Window(flops=100.0, period=Period.of(60.0)), worth=10.0, clock=lambda: now)
     assert (purse.left, purse.end) == (100.0, 1020.0)
     purse.settle(150.0, finished=True)
     assert purse.left == 0.0

@@ -373,6 +373,8 @@ class Usage(_message.Message):
     MONEY_FIELD_NUMBER: _builtins.int
     REJECTED_TOKENS_FIELD_NUMBER: _builtins.int
     DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
+    ABORTED_FLOPS_FIELD_NUMBER: _builtins.int
+    ABORTED_MONEY_FIELD_NUMBER: _builtins.int
     stage: Global___Stage.ValueType
     """Where it was spent."""
     model: _builtins.str
@@ -401,6 +403,10 @@ class Usage(_message.Message):
     """Drafted tokens that the model computed and rejected: FLOPs, but no text."""
     draft_tokens: _builtins.int
     """Tokens that the model's draft model computed. Their FLOPs are in this line."""
+    aborted_flops: _builtins.float
+    """Of the FLOPs, those of aborted_tokens."""
+    aborted_money: _builtins.float
+    """Of the money, that of aborted_tokens."""
     def __init__(
         self,
         *,
@@ -418,10 +424,12 @@ class Usage(_message.Message):
         money: _builtins.float = ...,
         rejected_tokens: _builtins.int = ...,
         draft_tokens: _builtins.int = ...,
+        aborted_flops: _builtins.float = ...,
+        aborted_money: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted_tokens", b"aborted_tokens", "cached_tokens", b"cached_tokens", "calls", b"calls", "completion_tokens", b"completion_tokens", "draft_tokens", b"draft_tokens", "flops", b"flops", "flops_without_attention", b"flops_without_attention", "model", b"model", "money", b"money", "prompt_tokens", b"prompt_tokens", "rejected_tokens", b"rejected_tokens", "stage", b"stage", "strategy", b"strategy", "unseen_tokens", b"unseen_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted_flops", b"aborted_flops", "aborted_money", b"aborted_money", "aborted_tokens", b"aborted_tokens", "cached_tokens", b"cached_tokens", "calls", b"calls", "completion_tokens", b"completion_tokens", "draft_tokens", b"draft_tokens", "flops", b"flops", "flops_without_attention", b"flops_without_attention", "model", b"model", "money", b"money", "prompt_tokens", b"prompt_tokens", "rejected_tokens", b"rejected_tokens", "stage", b"stage", "strategy", b"strategy", "unseen_tokens", b"unseen_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -217,6 +217,7 @@ class RoundUsage(_message.Message):
     REJECTED_TOKENS_FIELD_NUMBER: _builtins.int
     DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
     DRAFT_CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    ABORTED_CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     samples: _builtins.int
     """Samples started."""
     prompt_tokens: _builtins.int
@@ -237,6 +238,8 @@ class RoundUsage(_message.Message):
     """Tokens that the draft model computed: all that the model did, and each token that it drafted."""
     draft_context_tokens: _builtins.int
     """Sum over the draft model's tokens of the tokens that each attended to."""
+    aborted_context_tokens: _builtins.int
+    """Of context_tokens, those of aborted_tokens: of what aborted samples generated, not of their prompts."""
     def __init__(
         self,
         *,
@@ -250,10 +253,11 @@ class RoundUsage(_message.Message):
         rejected_tokens: _builtins.int = ...,
         draft_tokens: _builtins.int = ...,
         draft_context_tokens: _builtins.int = ...,
+        aborted_context_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted_tokens", b"aborted_tokens", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "context_tokens", b"context_tokens", "draft_context_tokens", b"draft_context_tokens", "draft_tokens", b"draft_tokens", "prompt_tokens", b"prompt_tokens", "rejected_tokens", b"rejected_tokens", "samples", b"samples", "unseen_tokens", b"unseen_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted_context_tokens", b"aborted_context_tokens", "aborted_tokens", b"aborted_tokens", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "context_tokens", b"context_tokens", "draft_context_tokens", b"draft_context_tokens", "draft_tokens", b"draft_tokens", "prompt_tokens", b"prompt_tokens", "rejected_tokens", b"rejected_tokens", "samples", b"samples", "unseen_tokens", b"unseen_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

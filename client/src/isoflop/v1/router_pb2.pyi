@@ -6,6 +6,7 @@ What callers of isoflop use."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from isoflop.v1 import aggregation_pb2 as _aggregation_pb2
@@ -1350,8 +1351,23 @@ class GetQueryResponse(_message.Message):
     RUNNING_FIELD_NUMBER: _builtins.int
     ROUNDS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    BEGAN_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    CHARGES_FIELD_NUMBER: _builtins.int
     running: _builtins.bool
     """Whether it still runs."""
+    request_id: _builtins.str
+    """A second Solve or StreamSolve with this id and the same query joins it, or gets its result. Empty: it has none."""
+    tenant: _builtins.str
+    """Who asked."""
+    tier: _builtins.str
+    """The tenant's tier."""
+    outcome: _builtins.str
+    """How it ended: answered, abandoned, degraded, cancelled, or failed_ and a status code. Empty: it has not."""
     @_builtins.property
     def rounds(self) -> _containers.RepeatedCompositeFieldContainer[Global___Round]:
         """What was decided and bought so far."""
@@ -1360,20 +1376,332 @@ class GetQueryResponse(_message.Message):
     def result(self) -> Global___SolveResponse:
         """The result, once it has one."""
 
+    @_builtins.property
+    def began(self) -> _timestamp_pb2.Timestamp:
+        """When it began."""
+
+    @_builtins.property
+    def ended(self) -> _timestamp_pb2.Timestamp:
+        """When it ended; absent: it has not."""
+
+    @_builtins.property
+    def charges(self) -> _containers.RepeatedCompositeFieldContainer[Global___Charge]:
+        """What was charged, in order."""
+
     def __init__(
         self,
         *,
         running: _builtins.bool = ...,
         rounds: _abc.Iterable[Global___Round] | None = ...,
         result: Global___SolveResponse | None = ...,
+        request_id: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        tier: _builtins.str = ...,
+        began: _timestamp_pb2.Timestamp | None = ...,
+        ended: _timestamp_pb2.Timestamp | None = ...,
+        outcome: _builtins.str = ...,
+        charges: _abc.Iterable[Global___Charge] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["began", b"began", "ended", b"ended", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "rounds", b"rounds", "running", b"running"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["began", b"began", "charges", b"charges", "ended", b"ended", "outcome", b"outcome", "request_id", b"request_id", "result", b"result", "rounds", b"rounds", "running", b"running", "tenant", b"tenant", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetQueryResponse: _TypeAlias = GetQueryResponse  # noqa: Y015
+
+@_typing.final
+class Charge(_message.Message):
+    """What one round took."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    UNRECONCILED_FIELD_NUMBER: _builtins.int
+    round: _builtins.int
+    """Index of the round; absent: the estimate of difficulty, before the first."""
+    unreconciled: _builtins.bool
+    """The round was lost with its router, and is charged at what it may have cost at most."""
+    @_builtins.property
+    def usage(self) -> _common_pb2.Usage:
+        """By stage and model."""
+
+    def __init__(
+        self,
+        *,
+        round: _builtins.int | None = ...,
+        usage: _common_pb2.Usage | None = ...,
+        unreconciled: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_round", b"_round", "round", b"round", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_round", b"_round", "round", b"round", "unreconciled", b"unreconciled", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__round: _TypeAlias = _typing.Literal["round"]  # noqa: Y015
+    _WhichOneofArgType__round: _TypeAlias = _typing.Literal["_round", b"_round"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__round) -> _WhichOneofReturnType__round | None: ...
+
+Global___Charge: _TypeAlias = Charge  # noqa: Y015
+
+@_typing.final
+class GetBudgetRequest(_message.Message):
+    """How do budgets stand?"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Whose; empty: everybody's."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBudgetRequest: _TypeAlias = GetBudgetRequest  # noqa: Y015
+
+@_typing.final
+class GetBudgetResponse(_message.Message):
+    """Budgets."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUDGETS_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    currency: _builtins.str
+    """ISO 4217 code of the money."""
+    @_builtins.property
+    def budgets(self) -> _containers.RepeatedCompositeFieldContainer[Global___BudgetStanding]:
+        """By name."""
+
+    def __init__(
+        self,
+        *,
+        budgets: _abc.Iterable[Global___BudgetStanding] | None = ...,
+        currency: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets", "currency", b"currency"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBudgetResponse: _TypeAlias = GetBudgetResponse  # noqa: Y015
+
+@_typing.final
+class BudgetStanding(_message.Message):
+    """A budget in its present window."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    PERIOD_FIELD_NUMBER: _builtins.int
+    STARTS_FIELD_NUMBER: _builtins.int
+    ENDS_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    SPENT_FIELD_NUMBER: _builtins.int
+    RESERVED_FIELD_NUMBER: _builtins.int
+    SHADOW_PRICE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name: the tenant and the period, or `all`."""
+    tenant: _builtins.str
+    """Whose it is; empty: everybody's."""
+    period: _builtins.str
+    """hour, day, week, month, or a number of seconds."""
+    shadow_price: _builtins.float
+    """Right answers that one more FLOP would buy; absent where FLOPs have no limit."""
+    @_builtins.property
+    def starts(self) -> _timestamp_pb2.Timestamp:
+        """When the window began."""
+
+    @_builtins.property
+    def ends(self) -> _timestamp_pb2.Timestamp:
+        """When it ends."""
+
+    @_builtins.property
+    def limit(self) -> Global___Amount:
+        """What may be spent in it; a field that is absent has no limit."""
+
+    @_builtins.property
+    def spent(self) -> Global___Amount:
+        """What was spent."""
+
+    @_builtins.property
+    def reserved(self) -> Global___Amount:
+        """What rounds that run may cost at most."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        period: _builtins.str = ...,
+        starts: _timestamp_pb2.Timestamp | None = ...,
+        ends: _timestamp_pb2.Timestamp | None = ...,
+        limit: Global___Amount | None = ...,
+        spent: Global___Amount | None = ...,
+        reserved: Global___Amount | None = ...,
+        shadow_price: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_shadow_price", b"_shadow_price", "ends", b"ends", "limit", b"limit", "reserved", b"reserved", "shadow_price", b"shadow_price", "spent", b"spent", "starts", b"starts"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shadow_price", b"_shadow_price", "ends", b"ends", "limit", b"limit", "name", b"name", "period", b"period", "reserved", b"reserved", "shadow_price", b"shadow_price", "spent", b"spent", "starts", b"starts", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__shadow_price: _TypeAlias = _typing.Literal["shadow_price"]  # noqa: Y015
+    _WhichOneofArgType__shadow_price: _TypeAlias = _typing.Literal["_shadow_price", b"_shadow_price"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__shadow_price) -> _WhichOneofReturnType__shadow_price | None: ...
+
+Global___BudgetStanding: _TypeAlias = BudgetStanding  # noqa: Y015
+
+@_typing.final
+class Amount(_message.Message):
+    """FLOPs, money and tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLOPS_FIELD_NUMBER: _builtins.int
+    MONEY_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    flops: _builtins.float
+    """Floating-point operations."""
+    money: _builtins.float
+    """Money."""
+    tokens: _builtins.int
+    """Prompt and generated tokens."""
+    def __init__(
+        self,
+        *,
+        flops: _builtins.float | None = ...,
+        money: _builtins.float | None = ...,
+        tokens: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_flops", b"_flops", "_money", b"_money", "_tokens", b"_tokens", "flops", b"flops", "money", b"money", "tokens", b"tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_flops", b"_flops", "_money", b"_money", "_tokens", b"_tokens", "flops", b"flops", "money", b"money", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__flops: _TypeAlias = _typing.Literal["flops"]  # noqa: Y015
+    _WhichOneofArgType__flops: _TypeAlias = _typing.Literal["_flops", b"_flops"]  # noqa: Y015
+    _WhichOneofReturnType__money: _TypeAlias = _typing.Literal["money"]  # noqa: Y015
+    _WhichOneofArgType__money: _TypeAlias = _typing.Literal["_money", b"_money"]  # noqa: Y015
+    _WhichOneofReturnType__tokens: _TypeAlias = _typing.Literal["tokens"]  # noqa: Y015
+    _WhichOneofArgType__tokens: _TypeAlias = _typing.Literal["_tokens", b"_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__flops) -> _WhichOneofReturnType__flops | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__money) -> _WhichOneofReturnType__money | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens) -> _WhichOneofReturnType__tokens | None: ...
+
+Global___Amount: _TypeAlias = Amount  # noqa: Y015
+
+@_typing.final
+class GetBillRequest(_message.Message):
+    """What did queries cost?"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """From when on, by the time of each charge; absent: from the first that is kept."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """Until when; absent: until now."""
+
+    @_builtins.property
+    def by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Some of tenant, tier, stage, model, strategy, day; none: all together."""
+
+    def __init__(
+        self,
+        *,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        by: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBillRequest: _TypeAlias = GetBillRequest  # noqa: Y015
+
+@_typing.final
+class GetBillResponse(_message.Message):
+    """A bill of many queries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    currency: _builtins.str
+    """ISO 4217 code of the money."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___BillRow]:
+        """The dearest first."""
+
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[Global___BillRow] | None = ...,
+        currency: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBillResponse: _TypeAlias = GetBillResponse  # noqa: Y015
+
+@_typing.final
+class BillRow(_message.Message):
+    """What queries cost together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    QUERIES_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    UNRECONCILED_FLOPS_FIELD_NUMBER: _builtins.int
+    queries: _builtins.int
+    """Queries that have something in it."""
+    unreconciled_flops: _builtins.float
+    """Of the FLOPs, those charged at the worst case because a router died."""
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Values of what it is by, in the order of the request."""
+
+    @_builtins.property
+    def usage(self) -> _common_pb2.Usage:
+        """Sums; without stage, model and strategy."""
+
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+        queries: _builtins.int = ...,
+        usage: _common_pb2.Usage | None = ...,
+        unreconciled_flops: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "queries", b"queries", "unreconciled_flops", b"unreconciled_flops", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BillRow: _TypeAlias = BillRow  # noqa: Y015
 
 @_typing.final
 class SubmitFeedbackRequest(_message.Message):

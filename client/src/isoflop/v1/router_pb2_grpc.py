@@ -65,6 +65,16 @@ class RouterServiceStub:
                 request_serializer=isoflop_dot_v1_dot_router__pb2.GetQueryRequest.SerializeToString,
                 response_deserializer=isoflop_dot_v1_dot_router__pb2.GetQueryResponse.FromString,
                 _registered_method=True)
+        self.GetBudget = channel.unary_unary(
+                '/isoflop.v1.RouterService/GetBudget',
+                request_serializer=isoflop_dot_v1_dot_router__pb2.GetBudgetRequest.SerializeToString,
+                response_deserializer=isoflop_dot_v1_dot_router__pb2.GetBudgetResponse.FromString,
+                _registered_method=True)
+        self.GetBill = channel.unary_unary(
+                '/isoflop.v1.RouterService/GetBill',
+                request_serializer=isoflop_dot_v1_dot_router__pb2.GetBillRequest.SerializeToString,
+                response_deserializer=isoflop_dot_v1_dot_router__pb2.GetBillResponse.FromString,
+                _registered_method=True)
         self.SubmitFeedback = channel.unary_unary(
                 '/isoflop.v1.RouterService/SubmitFeedback',
                 request_serializer=isoflop_dot_v1_dot_router__pb2.SubmitFeedbackRequest.SerializeToString,
@@ -118,6 +128,20 @@ class RouterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetBudget(self, request, context):
+        """What budgets have left, and what one more FLOP of them would buy.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBill(self, request, context):
+        """What queries have cost: by tenant, model, stage, day.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SubmitFeedback(self, request, context):
         """The truth about a finished query of one's own: whether its answer was right.
         """
@@ -157,6 +181,16 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.GetQuery,
                     request_deserializer=isoflop_dot_v1_dot_router__pb2.GetQueryRequest.FromString,
                     response_serializer=isoflop_dot_v1_dot_router__pb2.GetQueryResponse.SerializeToString,
+            ),
+            'GetBudget': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBudget,
+                    request_deserializer=isoflop_dot_v1_dot_router__pb2.GetBudgetRequest.FromString,
+                    response_serializer=isoflop_dot_v1_dot_router__pb2.GetBudgetResponse.SerializeToString,
+            ),
+            'GetBill': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBill,
+                    request_deserializer=isoflop_dot_v1_dot_router__pb2.GetBillRequest.FromString,
+                    response_serializer=isoflop_dot_v1_dot_router__pb2.GetBillResponse.SerializeToString,
             ),
             'SubmitFeedback': grpc.unary_unary_rpc_method_handler(
                     servicer.SubmitFeedback,
@@ -327,6 +361,60 @@ class RouterService:
             '/isoflop.v1.RouterService/GetQuery',
             isoflop_dot_v1_dot_router__pb2.GetQueryRequest.SerializeToString,
             isoflop_dot_v1_dot_router__pb2.GetQueryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBudget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/isoflop.v1.RouterService/GetBudget',
+            isoflop_dot_v1_dot_router__pb2.GetBudgetRequest.SerializeToString,
+            isoflop_dot_v1_dot_router__pb2.GetBudgetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBill(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/isoflop.v1.RouterService/GetBill',
+            isoflop_dot_v1_dot_router__pb2.GetBillRequest.SerializeToString,
+            isoflop_dot_v1_dot_router__pb2.GetBillResponse.FromString,
             options,
             channel_credentials,
             insecure,

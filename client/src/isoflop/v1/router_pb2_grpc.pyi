@@ -45,6 +45,10 @@ class RouterServiceStub:
     """The measured frontier: by difficulty, what no other plan beats in accuracy at its price."""
     GetQuery: _grpc.UnaryUnaryMultiCallable[_router_pb2.GetQueryRequest, _router_pb2.GetQueryResponse]
     """A finished or running query: its decisions, and its result once it has one."""
+    GetBudget: _grpc.UnaryUnaryMultiCallable[_router_pb2.GetBudgetRequest, _router_pb2.GetBudgetResponse]
+    """What budgets have left, and what one more FLOP of them would buy."""
+    GetBill: _grpc.UnaryUnaryMultiCallable[_router_pb2.GetBillRequest, _router_pb2.GetBillResponse]
+    """What queries have cost: by tenant, model, stage, day."""
     SubmitFeedback: _grpc.UnaryUnaryMultiCallable[_router_pb2.SubmitFeedbackRequest, _router_pb2.SubmitFeedbackResponse]
     """The truth about a finished query of one's own: whether its answer was right."""
 
@@ -65,6 +69,10 @@ class RouterServiceAsyncStub(RouterServiceStub):
     """The measured frontier: by difficulty, what no other plan beats in accuracy at its price."""
     GetQuery: _aio.UnaryUnaryMultiCallable[_router_pb2.GetQueryRequest, _router_pb2.GetQueryResponse]  # type: ignore[assignment]
     """A finished or running query: its decisions, and its result once it has one."""
+    GetBudget: _aio.UnaryUnaryMultiCallable[_router_pb2.GetBudgetRequest, _router_pb2.GetBudgetResponse]  # type: ignore[assignment]
+    """What budgets have left, and what one more FLOP of them would buy."""
+    GetBill: _aio.UnaryUnaryMultiCallable[_router_pb2.GetBillRequest, _router_pb2.GetBillResponse]  # type: ignore[assignment]
+    """What queries have cost: by tenant, model, stage, day."""
     SubmitFeedback: _aio.UnaryUnaryMultiCallable[_router_pb2.SubmitFeedbackRequest, _router_pb2.SubmitFeedbackResponse]  # type: ignore[assignment]
     """The truth about a finished query of one's own: whether its answer was right."""
 
@@ -118,6 +126,22 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.GetQueryResponse, _abc.Awaitable[_router_pb2.GetQueryResponse]]:
         """A finished or running query: its decisions, and its result once it has one."""
+
+    @_abc_1.abstractmethod
+    def GetBudget(
+        self,
+        request: _router_pb2.GetBudgetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.GetBudgetResponse, _abc.Awaitable[_router_pb2.GetBudgetResponse]]:
+        """What budgets have left, and what one more FLOP of them would buy."""
+
+    @_abc_1.abstractmethod
+    def GetBill(
+        self,
+        request: _router_pb2.GetBillRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.GetBillResponse, _abc.Awaitable[_router_pb2.GetBillResponse]]:
+        """What queries have cost: by tenant, model, stage, day."""
 
     @_abc_1.abstractmethod
     def SubmitFeedback(
