@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 from prometheus_client import CollectorRegistry
 
 from router.core import Router
+from router.following import following
 from router.profile import ProfileError
-from router.profiles import Files, following
+from router.profiles import Files
 from router.remote import connect
 from router.servicer import face
 from router.settings import DistributedSettings

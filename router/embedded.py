@@ -8,8 +8,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from prometheus_client import CollectorRegistry
 
 from router.core import Router
+from router.following import following
 from router.profile import ProfileError
-from router.profiles import Files, following
+from router.profiles import Files
 from router.servicer import face
 from router.settings import SuiteSettings
 from router.stages import Stages
