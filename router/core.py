@@ -235,7 +235,9 @@ class Router:
         since, until, by = bill_asked(request, time.time())
         return bill_message(await self._ledger.bill(since, until, by), catalog.currency)
 
-    async def feedback(self, request: pb.SubmitFeedbackRequest) -> pb.SubmitFeedbackResponse:
+    async def feedback(
+        self, request: pb.SubmitFeedbackRequest, tenant: str = ""
+    ) -> pb.SubmitFeedbackResponse:
         """The truth about a finished query.
 
         Raises NotFound for an unknown query, and FailedPrecondition for one that still runs or where feedback
@@ -243,17 +245,17 @@ class Router:
         """
         if self._feedback is None:
             raise FailedPrecondition("this router keeps no feedback: start it with --feedback FILE")
-        answered = await self._feedback.find(request.query_id)
+        answered = await self._feedback.find(request.query_id, self._tenants.find(tenant).name)
         if answered:
             return await self._feedback.take(answered, request)
         try:
-            running = self._queries.get(request.query_id).running
+            found = await self.query(request.query_id, tenant)
         except NotFound:
             raise NotFound(
                 f"there is no query {request.query_id[:64]!r}, or it ended more than "
                 f"{self._settings.kept_feedback_days:g} days ago: give the query_id of a result"
             ) from None
-        if running:
+        if found.running:
             raise FailedPrecondition("the query still runs: give feedback to it when it has a result")
         raise FailedPrecondition("the query was not recorded when it ended: the router's log says why")
 
@@ -357,7 +359,7 @@ class Router:
             planner,
             self._metrics,
             account=account,
-            opening=Opening(request, planner, self._feedback, compare),
+            opening=Opening(request, planner, self._feedback, compare, who),
             pace=self._pace,
             streamed=streamed,
             abort_seconds=settings.abort_seconds,

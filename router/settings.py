@@ -72,7 +72,7 @@ class RouterSettings(ServiceSettings):
     drift_truths: int = Field(default=1000, ge=1)
     """So many of the truths told last are what the metric of drift is of."""
     explore_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of queries whose first round is drawn among the best offers: every caller's, without tenants."""
+    """Share of queries whose first round is drawn among the best offers, of tenants that let it be."""
     explore_among: int = Field(default=4, ge=2, le=4)
     """Offers among which it is drawn, the planner's own choice included."""
 
