@@ -211,9 +211,18 @@ class Ledger(Protocol):
         ...
 
     async def end(
-        self, query_id: str, outcome: str, result: SolveResponse | None, budgets: Sequence[Budget]
+        self,
+        query_id: str,
+        router: str,
+        outcome: str,
+        result: SolveResponse | None,
+        budgets: Sequence[Budget],
     ) -> Sequence[Standing]:
-        """A query has ended. With a result, what it took in all moves each budget's price."""
+        """A query has ended; TakenOver where it is not this router's any more. The budgets afterwards.
+
+        With a result, what it took in all moves each budget's price; without one, it gives its request id
+        away. A round that is still reserved is charged as lost.
+        """
         ...
 
     async def get(self, query_id: str) -> QueryKept | None:
