@@ -337,7 +337,7 @@ class SqlLedger:
     def _begin(self, entry: Entry, connection: Connection) -> QueryKept | None:
         values = {name: getattr(entry, name) for name in PLAIN} | {"request_id": entry.request_id or None}
         # What is there may end in vain between two statements, and gives its request id away.
-        while not connection.execute(self._inserts.query, values).rowcount:
+        while not connection.execute(self._inserts.query, values).first():
             of_request = {"tenant": entry.tenant, "request": entry.request_id}
             same = self._get(sql.QUERY_OF_REQUEST, of_request, connection)
             if same and same.entry.query_id != entry.query_id:

@@ -224,7 +224,7 @@ class Inserts:
         def new(table: Table) -> sqlite.Insert | postgresql.Insert:
             return sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
 
-        self.query = new(queries).on_conflict_do_nothing()
+        self.query = new(queries).on_conflict_do_nothing().returning(queries.c.query_id)
         self.window = new(windows).on_conflict_do_nothing()
         self.price = new(prices).on_conflict_do_nothing()
         router = new(routers)
