@@ -51,7 +51,7 @@ class Standing:
     reserved: Cost
     """Of rounds that run, at their worst case."""
     pace: price.Pace
-    """Of its FLOPs; a guess before the first query."""
+    """Of its FLOPs: a guess before the first query; of price 0 where they have no limit."""
 
     @property
     def left(self) -> Cost:
@@ -103,6 +103,7 @@ class RoundKept:
     charges: Sequence[Usage]
     """What it took, by stage and model; of a lost one its worst case, as aborted tokens of its model."""
     settled: bool
+    """It was charged; otherwise it runs."""
     unreconciled: bool
     """It was charged in full because its router died."""
     candidates: bytes
