@@ -29,6 +29,9 @@ ScoringName = Literal["min", "product", "last", "mean"]
 BillKey = Literal["tenant", "tier", "stage", "model", "strategy", "day"]
 _V = TypeVar("_V")
 
+TENANT = "isoflop-tenant"
+"""Metadata of a call: the name of the tenant that asks. The router takes the caller's word for it."""
+
 ANSWER_TYPES: dict[str, AnswerType.ValueType] = {
     "number": AnswerType.ANSWER_TYPE_NUMBER,
     "expression": AnswerType.ANSWER_TYPE_EXPRESSION,
