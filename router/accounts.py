@@ -58,10 +58,10 @@ def bill_asked(request: pb.GetBillRequest, now: float) -> tuple[float, float, tu
             raise InvalidArgument(f"by[{number}]", f"{name[:32]!r} is none of {', '.join(BY)}")
         if name in request.by[:number]:
             raise InvalidArgument(f"by[{number}]", f"{name} is there already")
-    since = _seconds(request.since) if request.HasField("since") else 0.0
-    until = _seconds(request.until) if request.HasField("until") else now
+    since = _seconds("since", request.since) if request.HasField("since") else 0.0
+    until = _seconds("until", request.until) if request.HasField("until") else now
     if since > until:
-        raise InvalidArgument("since", "lies after until")
+        raise InvalidArgument("since", f"lies after {'until' if request.HasField('until') else 'now'}")
     return since, until, tuple(request.by)
 
 
@@ -99,5 +99,8 @@ def _time(seconds: float) -> Timestamp:
     return time
 
 
-def _seconds(time: Timestamp) -> float:
-    return float(time.ToMicroseconds()) / 1e6
+def _seconds(field: str, time: Timestamp) -> float:
+    try:
+        return float(time.ToMicroseconds()) / 1e6
+    except ValueError:
+        raise InvalidArgument(field, "is no time of the years 1 to 9999") from None
