@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import structlog
 from isoflop.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from isoflop.v1.common_pb2 import Usage
 from isoflop.v1.router_pb2 import Round, RoundCandidates, SolveResponse
@@ -22,6 +23,8 @@ from router.cost import Allowance, Cost
 from router.ledger import Budget, Entry, Ledger, Short, Standing, TakenOver
 from router.price import Window
 from router.strategies.strategy import Candidate
+
+log = structlog.get_logger()
 
 T = TypeVar("T")
 
@@ -170,7 +173,11 @@ class Account(Allowance):
             kept.CopyFrom(result)
             kept.ClearField("candidates")
             result = kept
-        self._take(await self._ledger.end(self.entry.query_id, outcome, result, self._budgets))
+        entry = self.entry
+        try:
+            self._take(await self._ledger.end(entry.query_id, entry.router, outcome, result, self._budgets))
+        except TakenOver:
+            log.warning("another router has taken a query over", query=entry.query_id)
 
     async def _charge_estimate(self) -> None:
         if self._estimate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from isoflop.errors import InvalidArgument
@@ -64,7 +65,7 @@ def bill_asked(request: pb.GetBillRequest, now: float) -> tuple[float, float, tu
     return since, until, tuple(request.by)
 
 
-def bill_message(rows: list[BillRow] | tuple[BillRow, ...], currency: str) -> pb.GetBillResponse:
+def bill_message(rows: Sequence[BillRow], currency: str) -> pb.GetBillResponse:
     """What queries cost together."""
     return pb.GetBillResponse(
         rows=[

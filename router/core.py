@@ -143,7 +143,9 @@ class Router:
                 yield pb.StreamSolveResponse(final=kept.result)
                 return
             owner = kept.entry.router
-            if kept.address and owner != self._id:
+            if owner == self._id:
+                pass  # It is being cancelled: soon it has ended.
+            elif kept.address:
                 try:
                     left = deadline - asyncio.get_running_loop().time()
                     async with aclosing(self._peers.follow(kept.address, request, tenant, left)) as events:
@@ -153,7 +155,7 @@ class Router:
                     pass  # Until its lease is over, nobody knows whether it is dead.
                 else:
                     return
-            elif not kept.address and await self._ledger.take_over(kept.entry.query_id, owner, self._id):
+            elif await self._ledger.take_over(kept.entry.query_id, owner, self._id):
                 life.take_over(await self._ledger.get(kept.entry.query_id) or kept)
                 break
             await asyncio.sleep(LOOK_AGAIN_SECONDS)

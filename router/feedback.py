@@ -72,8 +72,8 @@ class Feedback:
         self._metrics = metrics
 
     def draw(self, query_id: str, decision: Decision, tenant: Tenant) -> Draw:
-        """The first decision of a query, explored where its tenant lets it be. It follows from the query's id,
-        which is random."""
+        """The first decision of a query, explored where its tenant lets it be. It follows from the query's
+        id, which is random."""
         settings = self._settings
         chance = random.Random(query_id).random()
         share = settings.explore_share if tenant.explore else 0.0

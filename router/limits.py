@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from isoflop.errors import ResourceExhausted
 from router.tenants import Tenant
 
 FORGET_SECONDS = 600.0
-"""A tenant that has asked nothing for so long, and owes nothing, is forgotten."""
+"""So often tenants are forgotten that run nothing and owe nothing."""
 
 FIRST_GUESS = 1.0
 """Seconds that a query takes, before any has ended."""
@@ -63,8 +62,9 @@ class Limits:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock`: in seconds, from any time on."""
         self._clock = clock
-        self._uses: OrderedDict[str, _Use] = OrderedDict()
-        """By tenant, the one that was used last at the end."""
+        self._uses: dict[str, _Use] = {}
+        """By tenant."""
+        self._forgot = clock()
 
     @contextmanager
     def hold(self, tenant: Tenant) -> Iterator[None]:
@@ -75,7 +75,6 @@ class Limits:
         now = self._clock()
         self._forget(now)
         use = self._uses.setdefault(tenant.name, _Use(tenant, now))
-        self._uses.move_to_end(tenant.name)
         use.pay(now)
         use.tenant = tenant
         if use.running >= tenant.concurrent:
@@ -102,15 +101,12 @@ class Limits:
             use.running -= 1
             use.seconds += MEMORY * (ended - now - use.seconds)
             use.pay(ended)
-            self._uses.move_to_end(tenant.name)
 
     def _forget(self, now: float) -> None:
-        """Tenants that nothing need be known of any more."""
-        while self._uses:
-            name, use = next(iter(self._uses.items()))
-            if use.running or now - use.at < FORGET_SECONDS:
-                return
+        """Now and then: tenants of which nothing need be known."""
+        if now - self._forgot < FORGET_SECONDS:
+            return
+        self._forgot = now
+        for use in self._uses.values():
             use.pay(now)
-            self._uses.move_to_end(name)
-            if not use.owed:
-                del self._uses[name]
+        self._uses = {name: use for name, use in self._uses.items() if use.running or use.owed}

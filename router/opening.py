@@ -25,8 +25,8 @@ class Opening:
         compare: Callable[[First], None] | None,
         tenant: Tenant,
     ) -> None:
-        """`asked`: what the query was admitted from, by `tenant`; `feedback`: draws the first round and records
-        what came of it; `compare`: takes the first decision when the answer has gone out."""
+        """`asked`: what the query was admitted from, by `tenant`; `feedback`: draws the first round and
+        records what came of it; `compare`: takes the first decision when the answer has gone out."""
         self._asked = asked
         self._planner = planner
         self._feedback = feedback

@@ -51,7 +51,7 @@ class Standing:
     reserved: Cost
     """Of rounds that run, at their worst case."""
     pace: price.Pace
-    """Of its FLOPs; a guess before the first query."""
+    """Of its FLOPs: a guess before the first query; of price 0 where they have no limit."""
 
     @property
     def left(self) -> Cost:
@@ -103,6 +103,7 @@ class RoundKept:
     charges: Sequence[Usage]
     """What it took, by stage and model; of a lost one its worst case, as aborted tokens of its model."""
     settled: bool
+    """It was charged; otherwise it runs."""
     unreconciled: bool
     """It was charged in full because its router died."""
     candidates: bytes
@@ -211,9 +212,18 @@ class Ledger(Protocol):
         ...
 
     async def end(
-        self, query_id: str, outcome: str, result: SolveResponse | None, budgets: Sequence[Budget]
+        self,
+        query_id: str,
+        router: str,
+        outcome: str,
+        result: SolveResponse | None,
+        budgets: Sequence[Budget],
     ) -> Sequence[Standing]:
-        """A query has ended. With a result, what it took in all moves each budget's price."""
+        """A query has ended; TakenOver where it is not this router's any more. The budgets afterwards.
+
+        With a result, what it took in all moves each budget's price; without one, it gives its request id
+        away. A round that is still reserved is charged as lost.
+        """
         ...
 
     async def get(self, query_id: str) -> QueryKept | None:

@@ -138,12 +138,16 @@ class Journal:
         return await self._write(query_id, write, budgets)
 
     async def end(
-        self, query_id: str, outcome: str, result: SolveResponse | None, budgets: Sequence[Budget]
+        self,
+        query_id: str,
+        router: str,
+        outcome: str,
+        result: SolveResponse | None,
+        budgets: Sequence[Budget],
     ) -> Sequence[Standing]:
         """As in Ledger."""
-        return await self._write(
-            query_id, partial(self._ledger.end, query_id, outcome, result, budgets), budgets
-        )
+        write = partial(self._ledger.end, query_id, router, outcome, result, budgets)
+        return await self._write(query_id, write, budgets)
 
     async def get(self, query_id: str) -> QueryKept | None:
         """As in Ledger."""

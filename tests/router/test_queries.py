@@ -11,9 +11,8 @@ from isoflop.errors import InvalidArgument, NotFound, Unavailable
 from isoflop.v1.router_pb2 import STATUS_DEGRADED, Filters, SolveRequest, SolveResponse
 from isoflop.v1.router_pb2 import StreamSolveResponse as Event
 from isoflop.v1.verification_pb2 import ScoreRequest, ScoreResponse
-from scripted_stages import ABORTED_TOKENS, HOLD, Said, listed, number, same
+from scripted_stages import ABORTED_TOKENS, HOLD, listed, number, same
 from scripted_suite import MakeSuite, Suite
-from synthetic import EASY
 
 from services.verification.core import Verification
 
@@ -297,17 +296,21 @@ class TestAsking:
             await suite.router.query(query_id)
         assert len(str(raised.value)) < 150
 
-    async def test_a_query_that_failed_is_forgotten(self, make_suite: MakeSuite) -> None:
+    async def test_of_a_query_that_failed_it_is_kept_how(self, make_suite: MakeSuite) -> None:
         suite = make_suite(listed(number(1), Unavailable("down")))
         query_id, stream = await first_id(suite, ask())
         with pytest.raises(Unavailable):
             _ = [event async for event in stream]
-        with pytest.raises(NotFound):
-            await suite.router.query(query_id)
+        await settle(suite)
+        found = await suite.router.query(query_id)
+        assert (found.running, found.outcome) == (False, "failed_unavailable")
+        assert len(found.rounds) == 1
+        assert not found.HasField("result")
 
     async def test_events_are_kept_no_longer_than_somebody_follows(self, make_suite: MakeSuite) -> None:
         suite = make_suite(same(number(421)))
         await suite.router.solve(ask("a"))
+        await settle(suite)
         assert [event.WhichOneof("event") for event in await collect(suite, ask("a"))] == ["final"]
 
 
