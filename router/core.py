@@ -244,7 +244,8 @@ class Router:
     async def budget(self, request: pb.GetBudgetRequest) -> pb.GetBudgetResponse:
         """What budgets have left."""
         catalog = await self.catalog()
-        budgets = [one for one in self._tenants.budgets if request.tenant in ("", one.tenant)]
+        tenants = self._tenants
+        budgets = tenants.find(request.tenant).budgets if request.tenant else tenants.budgets
         standings = await self._ledger.standings(budgets)
         return pb.GetBudgetResponse(
             budgets=[standing_message(standing) for standing in standings], currency=catalog.currency
