@@ -31,12 +31,11 @@ async def router(settings: DistributedSettings, registry: CollectorRegistry) -> 
     stages = connect(
         settings.generation, settings.verification, settings.difficulty, settings.aggregation, channels
     )
-    core = Router(settings, stages, profiles, registry)
     try:
-        async with following(files, settings.profile_poll_seconds, core.adopt):
+        core = Router(settings, stages, profiles, registry)
+        async with core.living(), following(files, settings.profile_poll_seconds, core.adopt):
             yield [face(core)]
     finally:
-        await core.close()
         await channels.close()
 
 

@@ -69,12 +69,10 @@ async def open_router(settings: SuiteSettings, registry: CollectorRegistry) -> A
         raise CannotServe(str(error)) from None
     async with open_stages(settings, registry) as stages:
         router = Router(settings, stages, profiles, registry)
-        try:
+        async with router.living():
             await router.check("profile" in settings.model_fields_set)
             async with following(files, settings.profile_poll_seconds, router.adopt):
                 yield router
-        finally:
-            await router.close()
 
 
 @asynccontextmanager
