@@ -92,6 +92,19 @@ async def in_process(*arguments: str, stdin: bytes = b"", **environment: str) ->
 # What is printed.
 
 
+@pytest.mark.parametrize("before", [True, False])
+async def test_the_tenant_is_named_before_or_after_the_command(
+    router: ScriptedRouter, run: Run, before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ISOFLOP_TENANT", "search")
+    router.expect("ListModels", MODELS)
+    router.expect("ListModels", MODELS)
+    option = ["--tenant", "homework"]
+    await run(*(option if before else []), "models", *([] if before else option))
+    await run("models")
+    assert router.tenants == ["homework", "search"]
+
+
 @pytest.mark.parametrize(
     ("option", "field", "value"),
     [

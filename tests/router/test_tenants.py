@@ -19,6 +19,7 @@ from router.cost import Cost
 from router.following import following
 from router.ledger import Budget
 from router.period import Period
+from router.settings import RouterSettings
 from router.tenants import MOST_BUDGETS, Contents, File, Tenant, Tenants, TenantsError, load
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tenants.yaml"
@@ -216,6 +217,12 @@ def test_a_file_that_is_no_good_is_one_line_that_says_where(tmp_path: Path, name
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(TenantsError, match=r"none\.yaml: No such file"):
         File(tmp_path / "none.yaml").read()
+
+
+def test_the_file_is_where_the_setting_says_and_then_says_the_budget_of_all() -> None:
+    assert RouterSettings(tenants=EXAMPLE).tenants == EXAMPLE
+    with pytest.raises(ValueError, match="budget_flops is for routers without tenants"):
+        RouterSettings(tenants=EXAMPLE, budget_flops=1e12)
 
 
 # A file that changes.
