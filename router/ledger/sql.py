@@ -500,15 +500,17 @@ class SqlLedger:
         return price.begin(window, self._worth(), now) if window else price.Pace(0.0, now)
 
     def _standings(
-        self, present: Present, transaction: Transaction, statement: Select[Any] = sql.STANDING
+        self, present: Present, transaction: Transaction, *, locked: bool = False
     ) -> list[Standing]:
-        """In the order of names."""
-        standings = []
-        for budget, starts in present:
-            row = transaction.row(statement, {"name": budget.name, "from": starts})
-            assert row, f"{budget.name} has no window"
-            standings.append(self._standing(budget, row))
-        return standings
+        """In the order of names; with their prices `locked`, until the end of the transaction."""
+        if not present:
+            return []
+        values: dict[str, Any] = {}
+        for number, (budget, starts) in enumerate(present):
+            values[f"name{number}"], values[f"from{number}"] = budget.name, starts
+        rows = transaction.rows(sql.standings(len(present), locked=locked), values)
+        found = {row["budget"]: row for row in rows}
+        return [self._standing(budget, found[budget.name]) for budget, _ in present]
 
     def _standing(self, budget: Budget, row: Row) -> Standing:
         # What was subtracted from sums of doubles may leave a little less than nothing.
@@ -529,15 +531,16 @@ class SqlLedger:
         """Each budget's price takes the step of a query that has ended."""
         sums = transaction.row(sql.FLOPS, {"query": query_id})
         assert sums
-        flops, moved = sums["flops"], []
-        for standing in self._standings(present, transaction, sql.LOCKED_STANDING):
+        flops, moved, moves = sums["flops"], [], []
+        for standing in self._standings(present, transaction, locked=True):
             pace, window = standing.pace, _window(standing.budget)
             if window:
                 # What it took in the window before is not in this one's: a little too much seems left, once.
                 others = replace(pace, spent=max(0.0, pace.spent - flops))
                 pace = replace(price.settle(window, others, flops, pace.at), spent=pace.spent)
-                transaction.write(sql.PRICE, {"name": standing.budget.name, **_pace_columns(pace)})
+                moves.append({"name": standing.budget.name, **_pace_columns(pace)})
             moved.append(replace(standing, pace=pace))
+        transaction.write_each(sql.PRICE, moves)
         return moved
 
     # What is too old.

@@ -199,12 +199,24 @@ PAY = (
         | {f"reserved_{unit}": windows.c[f"reserved_{unit}"] - bindparam(f"free_{unit}") for unit in UNITS}
     )
 )
-STANDING = (
-    select(windows, *(prices.c[name] for name in PACE))
-    .join(prices, prices.c.budget == windows.c.budget)
-    .where(_WINDOW)
-)
-LOCKED_STANDING = STANDING.with_for_update(of=prices)
+
+
+@cache
+def standings(count: int, *, locked: bool = False) -> Select[tuple[object, ...]]:
+    """So many windows (`name0` from `from0` on, ...) and their budgets' prices; these
+    `locked`, in the order of names."""
+    which = [
+        and_(windows.c.budget == bindparam(f"name{one}"), windows.c.starts == bindparam(f"from{one}"))
+        for one in range(count)
+    ]
+    found = (
+        select(windows, *(prices.c[name] for name in PACE))
+        .join(prices, prices.c.budget == windows.c.budget)
+        .where(or_(*which))
+    )
+    return found.order_by(windows.c.budget).with_for_update(of=prices) if locked else found
+
+
 PRICE = (
     update(prices)
     .where(prices.c.budget == bindparam("name"))

@@ -73,9 +73,11 @@ class Transaction:
 
     def write_each(self, statement: ClauseElement, values: Sequence[Values]) -> None:
         """The same for several values, in order."""
-        if values:
-            said = [self._texts.of(statement, one) for one in values]
+        said = [self._texts.of(statement, one) for one in values]
+        if len(said) > 1:
             self._cursor.executemany(said[0][0], [one for _, one in said])
+        elif said:
+            self._cursor.execute(*said[0])
 
 
 class Texts:
