@@ -22,11 +22,13 @@ from threadpoolctl import threadpool_limits
 from router import account, frontier
 from router.account import Account
 from router.accounts import bill_asked, bill_message, query_message, standing_message
+from router.admission import Admission
 from router.catalog import Catalog, describe
 from router.feedback import Feedback
 from router.ledger import Entry, Ledger
 from router.ledger.journal import Journal
 from router.ledger.sql import open_ledger
+from router.limits import Limits
 from router.metrics import Metrics
 from router.opening import Opening
 from router.pace import Pace
@@ -68,7 +70,9 @@ class Router:
         stages: Stages,
         profile: Profile | InForce,
         registry: CollectorRegistry,
+        tenants: Tenants | None = None,
     ) -> None:
+        """`tenants`: who may ask; None: everybody, as the settings say."""
         # A decision is many small products of matrices: threads that wait for each other make it slower.
         threadpool_limits(1, user_api="blas")
         self._settings = settings
@@ -82,7 +86,9 @@ class Router:
         self._pace = Pace()
         self._shadow = Shadow(self._metrics, settings.shadow_waiting)
         self._id = uuid.uuid4().hex
-        self._tenants = Tenants.open(settings.budget_flops, settings.budget_window_seconds)
+        self._tenants = tenants or Tenants.open(settings.budget_flops, settings.budget_window_seconds)
+        self._limits = Limits()
+        self._admission = Admission(settings.max_running, settings.max_waiting, settings.max_wait_seconds)
         self._peers = Peers()
         self._ledger = Journal(self._open_ledger(), go_on=settings.ledger_down == "go_on")
         self._queries = Queries(settings.rejoin_seconds)
@@ -132,9 +138,20 @@ class Router:
     async def _play(
         self, request: pb.SolveRequest, tenant: str, deadline: float, streamed: bool, running: Running
     ) -> AsyncGenerator[pb.StreamSolveResponse, None]:
+        """Admit a query, and solve it."""
+        who = self._tenants.find(tenant)
+        with self._limits.hold(who):
+            async with self._admission.place(who.rank, deadline - self._settings.deadline_margin_seconds):
+                life = await self._life(request, deadline, who, streamed=streamed)
+                async with aclosing(self._once(life, request, deadline, running)) as events:
+                    async for event in events:
+                        yield event
+
+    async def _once(
+        self, life: Life, request: pb.SolveRequest, deadline: float, running: Running
+    ) -> AsyncGenerator[pb.StreamSolveResponse, None]:
         """Solve a query, unless an earlier call with its request id does: follow that one where it runs,
         return its result where it has ended, and go on with it where its router died."""
-        life = await self._life(request, deadline, tenant, streamed=streamed)
         entry = life.account.entry
         while kept := await self._ledger.begin(entry):
             if kept.entry.asked != entry.asked:
@@ -148,7 +165,8 @@ class Router:
             elif kept.address:
                 try:
                     left = deadline - asyncio.get_running_loop().time()
-                    async with aclosing(self._peers.follow(kept.address, request, tenant, left)) as events:
+                    there = self._peers.follow(kept.address, request, entry.tenant, left)
+                    async with aclosing(there) as events:
                         async for event in events:
                             yield event
                 except Unreachable:
@@ -168,7 +186,8 @@ class Router:
         self, request: pb.SolveRequest, seconds: float = math.inf, tenant: str = ""
     ) -> pb.PlanResponse:
         """What would be done first, and why; nothing is sampled."""
-        life = await self._life(request, asyncio.get_running_loop().time() + seconds, tenant)
+        deadline = asyncio.get_running_loop().time() + seconds
+        life = await self._life(request, deadline, self._tenants.find(tenant))
         await life.estimate()
         _, decision = life.plan()
         action = decision.action
@@ -225,7 +244,8 @@ class Router:
     async def budget(self, request: pb.GetBudgetRequest) -> pb.GetBudgetResponse:
         """What budgets have left."""
         catalog = await self.catalog()
-        budgets = [one for one in self._tenants.budgets if request.tenant in ("", one.tenant)]
+        tenants = self._tenants
+        budgets = tenants.find(request.tenant).budgets if request.tenant else tenants.budgets
         standings = await self._ledger.standings(budgets)
         return pb.GetBudgetResponse(
             budgets=[standing_message(standing) for standing in standings], currency=catalog.currency
@@ -291,6 +311,7 @@ class Router:
 
     async def close(self) -> None:
         """Cancel what runs."""
+        self._admission.close()
         await self._queries.close()
         if self._feedback:
             await self._feedback.close()
@@ -301,6 +322,14 @@ class Router:
         if self._known:
             found = found.among(self._known.models, self._in_force)
         self._take(found)
+
+    def admit(self, tenants: Tenants) -> None:
+        """These may ask, from the next query on."""
+        known, self._tenants = self._tenants.faults, tenants
+        for fault in tenants.faults:
+            if fault not in known:
+                log.error("the tenants' file is not used", reason=fault)
+        log.info("tenants", named=len(tenants.named), budgets=len(tenants.budgets))
 
     async def check(self, strict: bool) -> None:
         """See that settings fit the models.
@@ -341,7 +370,7 @@ class Router:
         return self._known
 
     async def _life(
-        self, request: pb.SolveRequest, deadline: float, tenant: str, *, streamed: bool = False
+        self, request: pb.SolveRequest, deadline: float, who: Tenant, *, streamed: bool = False
     ) -> Life:
         """Admit a request; `deadline` is its caller's, in the event loop's time."""
         catalog = await self.catalog(request.filters.verifier)
@@ -349,7 +378,6 @@ class Router:
         query = admit(request, catalog, self._bounds, deadline - settings.deadline_margin_seconds)
         if settings.pin_model and not (query.models or query.strategies or query.samples):
             query = self._pin(query, catalog)
-        who = self._tenants.find(tenant)
         query, account = await self._account(request, query, who)
         loaded = in_force.chosen(request.request_id or query.query_id)
         planner, compare = self._planner(loaded, catalog), None

@@ -21,18 +21,20 @@ def prepare(storage: Storage, *, migrates: bool) -> None:
     Those of a file are made or brought up to date; so are PostgreSQL's where it `migrates`. Raises
     FailedPrecondition where they are not, or are those of a later version; Unavailable.
     """
-    if storage.temporary:
-        storage.now(metadata.create_all)
-        return
-    file = storage.engine.dialect.name == "sqlite"
     try:
-        found = storage.now(version)
-        if found != HEAD and (migrates or file):
-            storage.now(upgrade)
-            return
+        with storage.engine.begin() as connection:
+            if storage.file:
+                connection.exec_driver_sql("begin immediate")
+            if storage.temporary:
+                metadata.create_all(connection)
+                return
+            found = version(connection)
+            if found != HEAD and (migrates or storage.file):
+                upgrade(connection)
+                return
     except DBAPIError as error:
-        if isinstance(error, OperationalError) and not file:
-            raise storage.unavailable(error) from None
+        if isinstance(error, OperationalError) and not storage.file:
+            raise storage.unavailable(error.orig) from None
         raise FailedPrecondition(f"the ledger cannot be kept in {storage.name}: {error.orig}") from None
     if found != HEAD:
         raise FailedPrecondition(

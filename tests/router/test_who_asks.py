@@ -30,9 +30,9 @@ TENANTS = Tenants.of(
 
 
 @pytest.fixture
-async def client_of(make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[As]:
+async def client_of(make_suite: MakeSuite) -> AsyncIterator[As]:
     suite = make_suite(same(number(421)))
-    monkeypatch.setattr(suite.router, "_tenants", TENANTS)
+    suite.router.admit(TENANTS)
     async with AsyncExitStack() as stack:
         settings = ServiceSettings(address="127.0.0.1:0")
         address = await stack.enter_async_context(
