@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,15 @@ def test_the_example_says_what_its_comments_say() -> None:
         "search/month",
         "homework/day",
     ]
+
+
+def test_what_readme_shows_is_a_tenants_file(tmp_path: Path) -> None:
+    (shown,) = re.findall(
+        r"```yaml\n(tiers:.*?)```", (EXAMPLE.parents[1] / "README.md").read_text(), re.DOTALL
+    )
+    found = load(put(tmp_path / "tenants.yaml", shown))
+    assert found.find("search").budgets[0].limit == Cost(1e15, INF, 5e7)
+    assert found.find("stranger").concurrent == 4
 
 
 def test_without_a_file_everybody_is_one_tenant_without_limits() -> None:
