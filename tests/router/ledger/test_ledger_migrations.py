@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -112,14 +114,15 @@ def test_a_file_is_nobody_elses(sqlite_url: str) -> None:
 
 
 def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
-    junk = tmp_path / "junk"
-    junk.write_bytes(b"no database" * 1000)
+    (tmp_path / "junk").write_bytes(b"no database" * 1000)
     SqliteTruths(tmp_path / "truths.db", 1.0)
-    for path in (junk, tmp_path / "truths.db", tmp_path, tmp_path / "none" / "ledger.db"):
-        before = path.read_bytes() if path.is_file() else None
-        with pytest.raises(FailedPrecondition, match=f"the ledger cannot be kept in {path}"):
-            opened(f"sqlite:///{path}")
-        assert before is None or path.read_bytes() == before
+    for name in ("junk", "truths.db", ".", "none/ledger.db"):
+        with pytest.raises(FailedPrecondition, match="the ledger cannot be kept in"):
+            opened(f"sqlite:///{tmp_path / name}")
+    assert (tmp_path / "junk").read_bytes() == b"no database" * 1000
+    with closing(sqlite3.connect(tmp_path / "truths.db")) as connection:
+        tables = connection.execute("select name from sqlite_master where type = 'table' order by name")
+        assert tables.fetchall() == [("catalogs",), ("queries",)]
 
 
 @pytest.mark.parametrize(
