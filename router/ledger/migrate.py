@@ -11,6 +11,8 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from router.ledger.schema import HEAD, metadata
 from router.ledger.storage import Storage
 
+MIGRATIONS = Path(__file__).parent / "migrations"
+
 LOCK = 0x6C656467
 """Of whoever migrates a PostgreSQL; any number that nobody else has."""
 
@@ -59,7 +61,7 @@ def upgrade(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"select pg_advisory_xact_lock({LOCK})"))
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["connection"] = connection
     try:
         command.upgrade(config, "head")
