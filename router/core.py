@@ -394,10 +394,10 @@ class Router:
         said = request.effort or request.objective.WhichOneof("kind") or query.samples
         worth = None if said else account.worth(standings)
         if worth is None:
-            return query, Account(query.limit, self._ledger, entry, standings)
+            return query, Account(query.limit, self._ledger, entry, standings, deadline=query.deadline)
         query = replace(query, objective=replace(query.objective, worth=worth))
         most = account.share(standings, time.time())
-        return query, Account(query.limit, self._ledger, entry, standings, most)
+        return query, Account(query.limit, self._ledger, entry, standings, most, query.deadline)
 
     def _open_ledger(self) -> Ledger:
         """As the settings say; raises FailedPrecondition where it cannot be used, and Unavailable."""
