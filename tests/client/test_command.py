@@ -171,7 +171,7 @@ async def test_solve_prints_the_answer_first_then_why_then_the_bill(router: Scri
     header = next(i for i, line in enumerate(lines) if line.startswith("stage"))
     assert words(lines[header]) == ("stage model strategy calls prompt cached completion aborted FLOPs money")
     assert words(lines[header + 1]) == "generation abacus-s majority 4 9 27 60 5 210 M 1.5e-06 USD"
-    assert lines[-1] == "total  74 tokens, 210 MFLOPs, 1.5e-06 USD"
+    assert lines[-1] == "total  74 tokens, 210 MFLOPs (16.0 MFLOPs aborted), 1.5e-06 USD"
     assert "\x1b" not in ended.out
     assert not any(line != line.rstrip() for line in lines)
 

@@ -195,9 +195,9 @@ def bill(bought: Bill, style: Style) -> list[str]:
     ]
     header = ("stage", "model", "strategy", "calls", "prompt", "cached", "completion", "aborted", "FLOPs")
     lines = table("lllrrrrrrr", (*header, "money"), rows, style)
-    total = (
-        f"{counted(bought.tokens, 'token')}, {si(bought.flops)}FLOPs, {money(bought.money, bought.currency)}"
-    )
+    aborted = sum(usage.aborted_flops for usage in bought.lines)
+    told = f"{si(bought.flops)}FLOPs" + (f" ({si(aborted)}FLOPs aborted)" if aborted else "")
+    total = f"{counted(bought.tokens, 'token')}, {told}, {money(bought.money, bought.currency)}"
     return [*lines, f"{style.faint('total')}  {style.strong(total)}"]
 
 
