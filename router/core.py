@@ -64,19 +64,20 @@ class Router:
         threadpool_limits(1, user_api="blas")
         self._settings = settings
         self._stages = stages
-        self._metrics = Metrics(registry)
+        self._metrics = Metrics(registry, settings.core_flops)
         self._known: Catalog | None = None
         self._planners: dict[Loaded, Planner] = {}
         self._changed = asyncio.Event()
         self._in_force = profile if isinstance(profile, InForce) else InForce(Loaded(profile))
         self._take(self._in_force)
         self._pace = Pace()
-        self._shadow = Shadow(self._metrics, settings.shadow_waiting)
+        self._metrics.pools.follow(self._pace)
+        self._shadow = Shadow(self._metrics.profiles, settings.shadow_waiting)
         self._purse: Purse | None = None
         if settings.budget_flops:
             window = Window(settings.budget_flops, Period.of(settings.budget_window_seconds))
             self._purse = Purse(window, self._in_force.live.profile.efforts["medium"])
-            self._metrics.budget(self._purse)
+            self._metrics.ledger.follow(self._purse)
         self._queries = Queries(settings.kept_queries, settings.rejoin_seconds)
         self._bounds = Bounds(
             settings.max_prompt_bytes,
@@ -88,7 +89,7 @@ class Router:
         self._feedback: Feedback | None = None
         if settings.feedback:
             truths = SqliteTruths(settings.feedback, settings.kept_feedback_days)
-            self._feedback = Feedback(settings, truths, stages.aggregation, self._metrics)
+            self._feedback = Feedback(settings, truths, stages.aggregation, self._metrics.profiles)
         if settings.pin_model:
             log.warning("nothing is planned", pin_model=settings.pin_model, pin_samples=settings.pin_samples)
 
@@ -310,7 +311,7 @@ class Router:
         self._in_force = found
         self._planners.clear()
         new = [fault for fault in found.faults if fault not in known_faults]
-        self._metrics.profiles(found, len(new))
+        self._metrics.profiles.in_force(found, len(new))
         for fault in new:
             log.error("a profile is not used", reason=fault)
         for role, loaded in found.roles.items():

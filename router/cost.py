@@ -108,6 +108,12 @@ def sample(
     return flops + more[0], money + more[1], tokens + more[2]
 
 
+def cached(model: Model, prompt: float) -> tuple[float, float]:
+    """FLOPs and money that a sample costs less where its prompt is in the engine's cache."""
+    flops, money, _ = sample(model, prompt, 0.0)
+    return flops, money - prompt * model.price.per_million_cached_tokens / 1e6
+
+
 def _run(
     shape: Shape, price: Price, prompt: float | Number, completion: Number
 ) -> tuple[Number, Number, Number]:

@@ -17,6 +17,8 @@ from isoflop.errors import FailedPrecondition, ResourceExhausted
 
 from router import price
 from router.cost import Allowance, Cost
+from router.decision import UNLIMITED
+from router.ledger import Budget, Standing
 from router.price import Window
 
 T = TypeVar("T")
@@ -55,6 +57,14 @@ class Purse:
     def end(self) -> float:
         """When this window ends, in seconds since the epoch."""
         return self._window.end(self._clock())
+
+    @property
+    def standing(self) -> Standing:
+        """The budget as it stands now."""
+        now, limit = self._clock(), replace(UNLIMITED, flops=self._window.flops)
+        spent = Cost(flops=self._window.flops - self.left)
+        budget = Budget("all", "", self._window.period, limit)
+        return Standing(budget, self._window.start(now), self.end, spent, Cost(), self._pace)
 
     def check(self) -> None:
         """Raises ResourceExhausted where nothing is left."""

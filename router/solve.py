@@ -70,17 +70,20 @@ class Life:
     """How long an aborted round may take to tell its bill."""
     give_up_below: float
     """A query that stops with less confidence than this was abandoned."""
+    tier: str = "default"
+    """That it is counted under."""
 
     def __post_init__(self) -> None:
         self.difficulty = Difficulty()
         self.progress = Progress(self.planner.profile.prior)
         self.meter = Meter(self.planner.catalog.currency)
         self.benches: list[RoundBench] = []
+        self.began = time.perf_counter()
 
     async def solve(self) -> AsyncGenerator[Event, None]:
         """What happens, as it happens; the last event is `final`. Closing it ends all that runs."""
-        begin, ended, final = time.perf_counter(), "cancelled", None
-        self.metrics.began()
+        self.began, ended, final = time.perf_counter(), "cancelled", None
+        self.metrics.began(self.tier)
         try:
             await self.estimate()
             yield Event(started=QueryStarted(query_id=self.query.query_id, difficulty=self.difficulty))
@@ -100,7 +103,7 @@ class Life:
             ended = failure(error)
             raise
         finally:
-            overhead = time.perf_counter() - begin - sum(bench.waited for bench in self.benches)
+            overhead = time.perf_counter() - self.began - sum(bench.waited for bench in self.benches)
             try:
                 # The answer has gone out, and does not have them.
                 await late_bills(self.benches)
@@ -152,6 +155,7 @@ class Life:
             abort_seconds=self.abort_seconds,
         )
         self.benches.append(bench)
+        self.metrics.planned(action)
         try:
             yield Event(round=round)
             async with aclosing(STRATEGIES[action.strategy].play(bench)) as batches:
@@ -165,6 +169,8 @@ class Life:
                     if isinstance(batch, Growth):
                         yield Event(growth=batch)
                         continue
+                    if not progress.samples:
+                        self.metrics.first_sample(time.perf_counter() - self.began)
                     for candidate in batch:
                         yield Event(sample=candidate.sample)
                         if candidate.scores.id:
@@ -182,6 +188,7 @@ class Life:
                         break
         finally:
             bench.settle()
+            self.metrics.played(action)
             self.pace.observe(action.model.name, bench.slowness, time.monotonic())
             progress.end(round, action, bench.spent.flops, bench.next_sample)
 
@@ -250,6 +257,7 @@ class Life:
     def settle(self, ended: str, overhead: float, *, finished: bool) -> None:
         """Count how it has ended, and pay for it."""
         flops, progress = self.meter.bill().flops, self.progress
-        self.metrics.ended(ended, self.meter.lines, overhead, progress.savings().samples)
-        self.metrics.decided(self.planner.profile.version, ended, flops, progress.confidence)
+        fixed = self.planner.baseline(self.query, progress.posterior.difficulty) if finished else None
+        self.metrics.ended(ended, self.tier, self.meter.lines, overhead, progress.savings().samples, fixed)
+        self.metrics.profiles.decided(self.planner.profile.version, ended, flops, progress.confidence)
         self.allowance.close(flops, finished=finished)
