@@ -300,13 +300,15 @@ class RoundBench:
         """What is billed of a sample where the round never tells its usage; and how long it took."""
         usage = told.usage
         usage.samples += 1
+        context = attended(1, sample.tokens, self._action.model.shape.window)
         if sample.finish_reason == FINISH_REASON_ABORTED:
             usage.aborted_tokens += sample.tokens
+            usage.aborted_context_tokens += context
         else:
             self._seconds += seconds * told.paced
             self._tokens += sample.tokens * told.paced
             usage.completion_tokens += sample.tokens
-        usage.context_tokens += attended(1, sample.tokens, self._action.model.shape.window)
+        usage.context_tokens += context
 
     async def score(self, samples: Sequence[Sample]) -> Sequence[ChainScore]:
         """Scores of the samples' steps, in order.

@@ -29,7 +29,7 @@ from router.ledger import Entry, Ledger
 from router.ledger.journal import Journal
 from router.ledger.sql import open_ledger
 from router.limits import Limits
-from router.metrics import Metrics
+from router.metrics import Metrics, failure
 from router.once import Once
 from router.opening import Opening
 from router.pace import Pace
@@ -74,19 +74,23 @@ class Router:
         threadpool_limits(1, user_api="blas")
         self._settings = settings
         self._stages = stages
-        self._metrics = Metrics(registry)
+        self._metrics = Metrics(registry, settings.core_flops)
         self._known: Catalog | None = None
         self._planners: dict[Loaded, Planner] = {}
         self._changed = asyncio.Event()
         self._in_force = profile if isinstance(profile, InForce) else InForce(Loaded(profile))
         self._take(self._in_force)
         self._pace = Pace()
-        self._shadow = Shadow(self._metrics, settings.shadow_waiting)
+        self._metrics.pools.follow(self._pace)
+        self._shadow = Shadow(self._metrics.profiles, settings.shadow_waiting)
         self._id = uuid.uuid4().hex
-        self._tenants = tenants or Tenants.open(settings.budget_flops, settings.budget_window_seconds)
         self._limits = Limits()
         self._admission = Admission(settings.max_running, settings.max_waiting, settings.max_wait_seconds)
-        self._ledger = Journal(self._open_ledger(), go_on=settings.ledger_down == "go_on")
+        self._tenants = tenants or Tenants.open(settings.budget_flops, settings.budget_window_seconds)
+        self.admit(self._tenants)
+        self._ledger = Journal(
+            self._open_ledger(), self._metrics.ledger, go_on=settings.ledger_down == "go_on"
+        )
         self._once = Once(self._ledger, self._id)
         self._queries = Queries(settings.rejoin_seconds)
         self._bounds = Bounds(
@@ -99,7 +103,7 @@ class Router:
         self._feedback: Feedback | None = None
         if settings.feedback:
             truths = SqliteTruths(settings.feedback, settings.kept_feedback_days)
-            self._feedback = Feedback(settings, truths, stages.aggregation, self._metrics)
+            self._feedback = Feedback(settings, truths, stages.aggregation, self._metrics.profiles)
         if settings.pin_model:
             log.warning("nothing is planned", pin_model=settings.pin_model, pin_samples=settings.pin_samples)
 
@@ -137,29 +141,32 @@ class Router:
         self, request: pb.SolveRequest, who: Tenant, deadline: float, streamed: bool, running: Running
     ) -> AsyncGenerator[pb.StreamSolveResponse, None]:
         """Admit a query, and solve it: unless an earlier call with its request id does, or has."""
-        life = await self._life(request, deadline, who, streamed=streamed)
-        begun = False
-        if request.request_id:
-            # Who only comes back needs no place.
-            async with aclosing(self._once.begin(life, request, deadline)) as events:
-                async for event in events:
-                    yield event
-                    if event.HasField("final"):
-                        return
-            begun = True
+        life, written = None, False
         try:
+            life = await self._life(request, deadline, who, streamed=streamed)
+            if request.request_id:
+                # Who only comes back needs no place.
+                async with aclosing(self._once.begin(life, request, deadline)) as events:
+                    async for event in events:
+                        yield event
+                        if event.HasField("final"):
+                            return
+                written = True
             with self._limits.hold(who):
                 async with self._admission.place(who.rank, life.query.deadline):
-                    if not begun:
+                    if not written:
                         await self._ledger.begin(life.account.entry)
-                        begun = True
+                        written = True
                     running.life = life
                     async with aclosing(life.solve()) as events:
                         async for event in events:
                             yield event
-        finally:
-            if begun and not life.began:
-                await life.account.close("shed", None)
+        except BaseException as error:
+            if life is None or not life.began:
+                self._metrics.refused(failure(error), who.tier)
+                if life and written:
+                    await life.account.close(failure(error), None)
+            raise
 
     async def plan(
         self, request: pb.SolveRequest, seconds: float = math.inf, tenant: str = ""
@@ -307,10 +314,14 @@ class Router:
     def admit(self, tenants: Tenants) -> None:
         """These may ask, from the next query on."""
         known, self._tenants = self._tenants.faults, tenants
+        self._metrics.ledger.configured(tenants.budgets)
+        for rank, tier in enumerate(tenants.tiers):
+            self._metrics.waiting(tier, partial(lambda rank: self._admission.waiting[rank], rank))
         for fault in tenants.faults:
             if fault not in known:
                 log.error("the tenants' file is not used", reason=fault)
-        log.info("tenants", named=len(tenants.named), budgets=len(tenants.budgets))
+        if tenants.named:
+            log.info("tenants in force", tenants=len(tenants.named), budgets=len(tenants.budgets))
 
     async def check(self, strict: bool) -> None:
         """See that settings fit the models.
@@ -445,7 +456,7 @@ class Router:
         self._in_force = found
         self._planners.clear()
         new = [fault for fault in found.faults if fault not in known_faults]
-        self._metrics.profiles(found, len(new))
+        self._metrics.profiles.in_force(found, len(new))
         for fault in new:
             log.error("a profile is not used", reason=fault)
         for role, loaded in found.roles.items():

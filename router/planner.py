@@ -46,6 +46,15 @@ KEPT = 256
 
 
 @dataclass(frozen=True)
+class Fixed:
+    """A fixed plan for a query."""
+
+    samples: int
+    cost: Cost
+    """Expected."""
+
+
+@dataclass(frozen=True)
 class Planner:
     """Decides on the curves of a profile."""
 
@@ -113,12 +122,16 @@ class Planner:
 
     def outlook(self, query: Query, state: State) -> Outlook:
         """All that can be bought."""
+        return Outlook(query, state, self.menu(query), self.round_samples)
+
+    def menu(self, query: Query) -> Menu:
+        """What there is, whatever is known of the query; kept for queries that are alike."""
         key = _key(query)
         menu = self._menus.get(key)
         if menu is None:
             menu = Menu.of(query, self.profile, self.catalog, self.max_samples)
             _keep(self._menus, key, menu)
-        return Outlook(query, state, menu, self.round_samples)
+        return menu
 
     def offers(self, query: Query, state: State) -> Iterator[Action]:
         """Actions that the filters, the backends, the budget and the deadline leave, the cheapest first."""
@@ -157,6 +170,29 @@ class Planner:
         value = np.where(outlook.open, self._value(outlook, self.worth(outlook)), -np.inf)
         row, column = divmod(int(value.argmax()), value.shape[1])
         return float(outlook.menu.flops[row] @ state.posterior.difficulty * outlook.menu.horizons[column])
+
+    def baseline(self, query: Query, difficulty: Array) -> Fixed | None:
+        """What the profile's fixed plan for the query's effort is expected to cost on it.
+
+        `difficulty` is what is believed of its type, shape (D,), when it has ended. Its prompt is counted
+        once, as if it were cached from then on. Over queries like those of calibration the sum is right. None
+        where the query asks for more than an effort, the profile has no such plan, or the catalogue lacks its
+        model.
+        """
+        plan = self.profile.baselines.get(query.objective.effort)
+        if plan is None or not _is_free(query):
+            return None
+        menu = self.menu(query)
+        for row, option in enumerate(menu.options):
+            verifier = option.verifier.name if option.verifier else ""
+            its = option.model.name, option.temperature, verifier
+            if option.search is None and its == (plan.model, plan.temperature, plan.verifier):
+                prompt = query.prompt_bytes * option.arm.prompt_tokens_per_byte
+                once = Cost(*(float(one[row] @ difficulty) for one in (menu.flops, menu.money, menu.tokens)))
+                again = Cost(*cost.cached(option.model, prompt), prompt).times(plan.samples - 1)
+                right = plan.flops / (plan.expected_flops or plan.flops)
+                return Fixed(plan.samples, (once.times(plan.samples) - again).times(right))
+        return None
 
     def worth(self, outlook: Outlook) -> float:
         """FLOPs that a right answer is worth to this query.
@@ -236,6 +272,22 @@ class Planner:
             math.ceil(max(1.0, offer.tokens * HEADROOM)) + 1,
             offer.verifier,
         )
+
+
+def _is_free(query: Query) -> bool:
+    """Whether it says nothing of how it is to be answered but an effort."""
+    asked = (
+        query.models or query.strategies or query.samples or query.max_tokens or query.temperature is not None
+    )
+    objective = query.objective
+    return not (
+        asked
+        or query.verifier
+        or query.scoring
+        or objective.worth is not None
+        or objective.target is not None
+        or query.limit != UNLIMITED
+    )
 
 
 def _key(query: Query) -> object:

@@ -42,6 +42,8 @@ class RouterSettings(ServiceSettings):
     """So long before a call's deadline the best answer so far is returned."""
     abort_seconds: float = Field(default=10.0, gt=0)
     """How long an aborted round may take to tell its bill."""
+    core_flops: float = Field(default=5e9, ge=0, allow_inf_nan=False)
+    """FLOPs that a second of the router's own work counts as where it is compared with a fixed plan."""
     budget_flops: float | None = Field(default=None, ge=1, allow_inf_nan=False)
     """FLOPs that all queries of a calendar window may take together; none: there is no budget."""
     budget_window_seconds: float = Field(default=86400.0, ge=1, allow_inf_nan=False)

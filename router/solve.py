@@ -85,7 +85,8 @@ class Life:
         """Rounds whose scores are late: they are charged at the query's end."""
         self.earlier: QueryKept | None = None
         """What another router did of it before it died."""
-        self.began = False
+        self.began = 0.0
+        """When; 0: it has not."""
         self.halted = ""
         """Why nothing more can be bought."""
 
@@ -98,8 +99,8 @@ class Life:
 
     async def solve(self) -> AsyncGenerator[Event, None]:
         """What happens, as it happens; the last event is `final`. Closing it ends all that runs."""
-        begin, ended, final, self.began = time.perf_counter(), "cancelled", None, True
-        self.metrics.began()
+        self.began, ended, final = time.perf_counter(), "cancelled", None
+        self.metrics.began(self.account.entry.tier)
         try:
             await self.estimate()
             await self.resume()
@@ -123,7 +124,7 @@ class Life:
             ended = failure(error)
             raise
         finally:
-            overhead = time.perf_counter() - begin - sum(bench.waited for bench in self.benches)
+            overhead = time.perf_counter() - self.began - sum(bench.waited for bench in self.benches)
             try:
                 # The answer has gone out, and does not have them.
                 await late_bills(self.benches)
@@ -200,6 +201,7 @@ class Life:
             await self.account.hold(round, bench.worst)
             progress.begin(round, action)
             self.benches.append(bench)
+            self.metrics.planned(action)
             yield Event(round=round)
             async with aclosing(STRATEGIES[action.strategy].play(bench)) as batches:
                 # A fixed plan that nobody watches is tallied once, and so is what counts as one sample.
@@ -212,6 +214,8 @@ class Life:
                     if isinstance(batch, Growth):
                         yield Event(growth=batch)
                         continue
+                    if not progress.samples:
+                        self.metrics.first_sample(time.perf_counter() - self.began)
                     for candidate in batch:
                         yield Event(sample=candidate.sample)
                         if candidate.scores.id:
@@ -235,6 +239,7 @@ class Life:
         finally:
             bench.settle()
             if bench in self.benches:
+                self.metrics.played(action)
                 self.pace.observe(action.model.name, bench.slowness, time.monotonic())
                 progress.end(round, action, bench.spent.flops, bench.next_sample)
             if bench.late:
@@ -314,9 +319,11 @@ class Life:
 
     async def close(self, ended: str, overhead: float, final: SolveResponse | None) -> None:
         """Count how it has ended, and pay for it."""
-        meter, progress = self.meter, self.progress
-        self.metrics.ended(ended, meter.lines, overhead, progress.savings().samples)
-        self.metrics.decided(self.planner.profile.version, ended, meter.bill().flops, progress.confidence)
+        meter, progress, planner, tier = self.meter, self.progress, self.planner, self.account.entry.tier
+        fixed = planner.baseline(self.query, progress.posterior.difficulty) if final else None
+        self.metrics.ended(ended, tier, meter.lines, overhead, progress.savings().samples, fixed)
+        flops, confidence = meter.bill().flops, progress.confidence
+        self.metrics.profiles.decided(planner.profile.version, ended, flops, confidence)
         for round, bench, came in self.uncharged:
             await self.account.charge(round, bench.meter.lines, came)
         await self.account.close(ended, final)

@@ -172,20 +172,19 @@ class Generation:
         usage.prompt_tokens += end.prompt_tokens
         usage.cached_tokens += end.cached_tokens
         usage.unseen_tokens += end.unseen_tokens
+        model, prompt = backend.model, end.cached_tokens + end.prompt_tokens
+        length = prompt + sample.tokens
         if end.reason == FINISH_REASON_ABORTED:
             usage.aborted_tokens += sample.tokens
+            usage.aborted_context_tokens += attended(prompt + 1, length, model.shape.window)
         else:
             usage.completion_tokens += sample.tokens
-        prompt = end.cached_tokens + end.prompt_tokens
-        usage.context_tokens += attended(
-            end.cached_tokens + 1, prompt + sample.tokens, backend.model.shape.window
-        )
-        model = backend.model
+        usage.context_tokens += attended(end.cached_tokens + 1, length, model.shape.window)
         if model.HasField("draft"):
             # It reads all that the model reads.
             window = model.draft.shape.window
             usage.draft_tokens += end.prompt_tokens + sample.tokens
-            usage.draft_context_tokens += attended(end.cached_tokens + 1, prompt + sample.tokens, window)
+            usage.draft_context_tokens += attended(end.cached_tokens + 1, length, window)
             for check in end.checks:
                 rejected = check.position + check.taken + 1, check.position + check.drafted
                 usage.rejected_tokens += check.drafted - check.taken

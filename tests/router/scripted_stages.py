@@ -193,6 +193,7 @@ def _add(usage: RoundUsage, completion: int, aborted: int) -> None:
     usage.completion_tokens += completion
     usage.aborted_tokens += aborted
     prompt = PROMPT_TOKENS + CACHED_TOKENS
+    usage.aborted_context_tokens += attended(prompt + 1, prompt + aborted)
     usage.context_tokens += attended(CACHED_TOKENS + 1, prompt + completion + aborted)
 
 

@@ -121,7 +121,7 @@ class TestLeaving:
         assert suite.generation.aborts == 1
         assert suite.metric("queries_total", outcome="cancelled") == 1
         assert suite.metric("queries_running") == 0
-        labels = {"stage": "generation", "model": "m", "strategy": "majority"}
+        labels = {"model": "m", "strategy": "majority"}
         assert suite.metric("tokens_total", **labels, kind="aborted") == 3 * ABORTED_TOKENS
         assert suite.metric("flops_total", **labels) == pytest.approx(suite.generation.flops())
 
@@ -326,7 +326,7 @@ class TestClosing:
         assert suite.generation.ending
         suite.generation.ending.set()
         await closing
-        labels = {"stage": "generation", "model": "m", "strategy": "majority"}
+        labels = {"model": "m", "strategy": "majority"}
         assert suite.metric("tokens_total", **labels, kind="aborted") == 3 * ABORTED_TOKENS
 
     async def test_closing_what_is_idle_is_nothing(self, make_suite: MakeSuite) -> None:

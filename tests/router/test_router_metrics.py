@@ -105,7 +105,7 @@ def test_of_two_profiles_the_last_is_in_force() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     for version in ("one", "two"):
-        metrics.profiles(InForce(Loaded(make_profile(version=version), modified=77.0)), 0)
+        metrics.profiles.in_force(InForce(Loaded(make_profile(version=version), modified=77.0)), 0)
     for version, value in (("one", None), ("two", 1)):
         labels = {"role": "live", "version": version}
         assert registry.get_sample_value("isoflop_router_profile_info", labels) == value

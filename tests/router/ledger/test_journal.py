@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from isoflop.errors import Unavailable
 from ledger_parts import answer, budget, entry, round, usage
+from prometheus_client import CollectorRegistry
 
 from router.cost import Cost
 from router.ledger.journal import Journal
 from router.ledger.sql import SqlLedger
+from router.metrics_ledger import LedgerMetrics
 
 DAILY = budget(tokens=100)
 
@@ -39,7 +41,8 @@ class Outage:
 
 def journal(ledger: SqlLedger, *, go_on: bool = False) -> tuple[Journal, Outage]:
     outage = Outage(ledger)
-    return Journal(outage, go_on=go_on), outage  # type: ignore[arg-type]
+    metrics = LedgerMetrics(CollectorRegistry())
+    return Journal(outage, metrics, go_on=go_on), outage  # type: ignore[arg-type]
 
 
 async def reserve(to: Journal, index: int = 0, tokens: int = 40) -> Any:

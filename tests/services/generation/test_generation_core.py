@@ -190,6 +190,8 @@ async def test_all_samples_can_be_aborted() -> None:
     assert [sample.text for sample in ended] == ["one\n"] * 3
     usage = responses[-1].usage
     assert (usage.aborted_tokens, usage.completion_tokens, usage.prompt_tokens) == (9, 0, 9)
+    # Of each the fourth to the sixth token: not what its prompt attended to.
+    assert (usage.aborted_context_tokens, usage.context_tokens) == (3 * (4 + 5 + 6), 3 * 21)
     assert tokens(registry, "aborted") == 9
     assert outcomes(registry, "aborted") == 3
     assert running(registry) == 0
@@ -215,6 +217,7 @@ async def test_one_sample_can_be_aborted_and_the_others_go_on() -> None:
     assert [sample.finish_reason for sample in samples(responses)] == [FINISH_REASON_STOP] * 2
     usage = responses[-1].usage
     assert (usage.completion_tokens, usage.aborted_tokens) == (8, 1)
+    assert usage.aborted_context_tokens == 2
 
 
 async def test_aborting_an_unknown_sample_changes_nothing() -> None:
