@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry
 
+from router.aside import Aside
 from router.core import Router
 from router.profile import ProfileError
 from router.profiles import Files, following
@@ -30,12 +31,15 @@ async def router(settings: DistributedSettings, registry: CollectorRegistry) -> 
     stages = connect(
         settings.generation, settings.verification, settings.difficulty, settings.aggregation, channels
     )
-    core = Router(settings, stages, profiles, registry)
+    aside = Aside(registry)
+    core = Router(settings, stages, profiles, registry, aside)
     try:
         async with following(files, settings.profile_poll_seconds, core.adopt):
             yield [face(core)]
     finally:
+        # Queries need the services until they have ended.
         await core.close()
+        await aside.close()
         await channels.close()
 
 

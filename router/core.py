@@ -18,8 +18,10 @@ from prometheus_client import CollectorRegistry
 from threadpoolctl import threadpool_limits
 
 from router import frontier
+from router.breakers import Breakers, State
 from router.catalog import Catalog, describe
 from router.feedback import Feedback
+from router.guarded import guarded
 from router.metrics import Metrics
 from router.opening import Opening
 from router.pace import Pace
@@ -34,7 +36,7 @@ from router.query import Bounds, Query, admit
 from router.settings import RouterSettings
 from router.shadow import Shadow
 from router.solve import Life
-from router.stages import Stages
+from router.stages import Aggregation, Stages
 from router.strategies import STRATEGIES
 from router.truths import SqliteTruths
 
@@ -50,6 +52,12 @@ ROLES = {
 }
 
 
+def tell(part: str, state: State) -> None:
+    """Say that a part is down, or is back."""
+    if state != "half_open":
+        log.warning("a part is down" if state == "open" else "a part is back", part=part)
+
+
 class Router:
     """Answers queries with the cheapest plan that is good enough."""
 
@@ -59,12 +67,21 @@ class Router:
         stages: Stages,
         profile: Profile | InForce,
         registry: CollectorRegistry,
+        aside: Aggregation | None = None,
     ) -> None:
+        """`aside` counts votes where aggregation is down; none: it is in this process."""
         # A decision is many small products of matrices: threads that wait for each other make it slower.
         threadpool_limits(1, user_api="blas")
         self._settings = settings
-        self._stages = stages
         self._metrics = Metrics(registry)
+        self._breakers = Breakers(settings.terms, tell)
+        self._stages = guarded(
+            stages,
+            self._breakers,
+            stage_seconds=settings.stage_seconds,
+            score_seconds=settings.score_seconds,
+            aside=aside,
+        )
         self._known: Catalog | None = None
         self._planners: dict[Loaded, Planner] = {}
         self._changed = asyncio.Event()
@@ -88,7 +105,7 @@ class Router:
         self._feedback: Feedback | None = None
         if settings.feedback:
             truths = SqliteTruths(settings.feedback, settings.kept_feedback_days)
-            self._feedback = Feedback(settings, truths, stages.aggregation, self._metrics)
+            self._feedback = Feedback(settings, truths, self._stages.aggregation, self._metrics)
         if settings.pin_model:
             log.warning("nothing is planned", pin_model=settings.pin_model, pin_samples=settings.pin_samples)
 
@@ -260,6 +277,7 @@ class Router:
             allowance=allowance,
             opening=Opening(request, planner, self._feedback, compare),
             pace=self._pace,
+            breakers=self._breakers,
             streamed=streamed,
             abort_seconds=settings.abort_seconds,
             give_up_below=settings.give_up_below,

@@ -13,9 +13,11 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 
+from isoflop.errors import Unavailable
 from isoflop.v1.aggregation_pb2 import SELECTION_SUM, AggregateRequest, AggregateResponse
-from isoflop.v1.common_pb2 import ANSWER_TYPE_PATTERN, TextDelta
+from isoflop.v1.common_pb2 import ANSWER_TYPE_PATTERN, FINISH_REASON_ABORTED, TextDelta
 from isoflop.v1.difficulty_pb2 import Difficulty, EstimateRequest
 from isoflop.v1.difficulty_pb2 import Query as QueryMessage
 from isoflop.v1.router_pb2 import (
@@ -30,9 +32,11 @@ from isoflop.v1.router_pb2 import (
 )
 from isoflop.v1.router_pb2 import StreamSolveResponse as Event
 
-from router.bench import RoundBench, late_bills
+from router.bench import RoundBench, late_bills, number_of
+from router.breakers import Breakers
 from router.cost import Cost, Meter
 from router.decision import Action, Decision, State
+from router.feedback import LATE_SECONDS
 from router.metrics import Metrics, failure, outcome
 from router.opening import Opening
 from router.pace import Pace
@@ -40,12 +44,19 @@ from router.planner import Planner
 from router.progress import Progress
 from router.purse import Grant
 from router.query import Query
+from router.recourse import Recourse
 from router.shadow import First
 from router.stages import Stages
 from router.strategies import STRATEGIES
 from router.strategies.scored import comes_to
 from router.strategies.strategy import Candidate, together
 from router.tally import count
+
+UNKNOWN = Difficulty(mean=0.0, sd=1.0)
+"""Of a query that was not estimated: by the profile's prior."""
+
+UNSCORED = ("single", "majority")
+"""What the planner chooses among where samples cannot be scored."""
 
 
 @dataclass
@@ -64,6 +75,8 @@ class Life:
     """Who learns from its first decision."""
     pace: Pace
     """How long samples take now; that of all queries of a router."""
+    breakers: Breakers
+    """Which parts are down; those of all queries of a router."""
     streamed: bool
     """Somebody reads along: the text of a single sample is wanted as it comes, and each vote."""
     abort_seconds: float
@@ -76,6 +89,13 @@ class Life:
         self.progress = Progress(self.planner.profile.prior)
         self.meter = Meter(self.planner.catalog.currency)
         self.benches: list[RoundBench] = []
+        self.asked = self.query
+        """As the planner was asked last: without the models that are down."""
+        self.recourse = Recourse(self.breakers)
+        self.lacks: list[str] = []
+        """What was missing on the way, in words."""
+        self.unverified = ""
+        """Why the planner may not have samples scored."""
 
     async def solve(self) -> AsyncGenerator[Event, None]:
         """What happens, as it happens; the last event is `final`. Closing it ends all that runs."""
@@ -84,7 +104,8 @@ class Life:
         try:
             await self.estimate()
             yield Event(started=QueryStarted(query_id=self.query.query_id, difficulty=self.difficulty))
-            decision = self.opening.draw(First(self.query, self.difficulty, *self.plan()))
+            planned = self.plan()
+            decision = self.opening.draw(First(self.asked, self.difficulty, *planned))
             while decision.action:
                 async with aclosing(self.act(decision.action, decision.reason)) as events:
                     async for event in events:
@@ -108,12 +129,22 @@ class Life:
                 self.settle(ended, overhead, finished=final is not None)
 
     async def estimate(self) -> None:
-        """A belief about the query's latent difficulty."""
-        response = await self.stages.difficulty.estimate(
-            EstimateRequest(queries=[QueryMessage(messages=self.query.messages)])
-        )
-        self.difficulty = response.difficulties[0]
-        self.allowance.spent += self.meter.difficulty(response)
+        """A belief about the query's latent difficulty; the profile's prior where none is to be had.
+
+        Raises as `plan` does where the query cannot be done, however easy it is, before that costs anything.
+        """
+        seconds = self.seconds
+        self.allowance.afford(lambda left: self.planner.check(self.query, self.state(left, seconds)))
+        request = EstimateRequest(queries=[QueryMessage(messages=self.query.messages)])
+        try:
+            async with asyncio.timeout_at(self.query.deadline if math.isfinite(seconds) else None):
+                response = await self.stages.difficulty.estimate(request)
+            self.difficulty = response.difficulties[0]
+            self.allowance.spent += self.meter.difficulty(response)
+        except (Unavailable, TimeoutError) as error:
+            self.difficulty = UNKNOWN
+            why = str(error) or "there was no time for it"
+            self.lacks.append(f"its difficulty was not estimated: {why}")
         self.progress = Progress(self.planner.profile.belief(self.difficulty.mean, self.difficulty.sd))
         if self.query.format.type == ANSWER_TYPE_PATTERN:
             # A pattern that cannot be searched is refused before it costs.
@@ -121,16 +152,37 @@ class Life:
 
     def plan(self) -> tuple[State, Decision]:
         """All that is known so far; given that, the most worthwhile next round, or stop."""
-        seconds = self.query.deadline - asyncio.get_running_loop().time()
+        seconds, models = self.seconds, self.planner.models(self.query)
+        up = self.recourse.among(models)
+        self.asked = replace(self.query, models=tuple(up)) if 0 < len(up) < len(models) else self.query
 
         def plan(left: Cost) -> tuple[State, Decision]:
             state = self.state(left, seconds)
-            return state, self.planner.decide(self.query, state)
+            return state, self.planner.decide(self.asked, state)
 
         state, decision = self.allowance.afford(plan)
+        if decision.action and not up:
+            error = self.recourse.error(models)
+            if not self.progress.clusters:
+                raise error
+            return state, Decision(
+                None, f"no model is left to ask: the best answer so far; {error}", cut_short=True
+            )
+        verifier = decision.action.verifier if decision.action else None
+        if verifier and not (self.query.strategies or self.progress.rounds):
+            down = self.recourse.refusal(verifier)
+            if down:
+                self.unverified = str(down)
+                self.query = replace(self.query, strategies=UNSCORED)
+                return self.plan()
         if self.query.pinned and decision.action:
             decision = replace(decision, reason=f"{decision.action.name}: pinned by the router's settings")
         return state, decision
+
+    @property
+    def seconds(self) -> float:
+        """Time left; infinite where there is no deadline."""
+        return self.query.deadline - asyncio.get_running_loop().time()
 
     def state(self, left: Cost, seconds: float) -> State:
         """All that is known, with so much money and time left."""
@@ -138,20 +190,29 @@ class Life:
         return self.progress.state(left, seconds, self.allowance.spent.flops, pace)
 
     async def act(self, action: Action, reason: str) -> AsyncGenerator[Event, None]:
-        """Reserve the round's worst case, buy it, settle it to what it really cost."""
-        query, progress = self.query, self.progress
+        """Reserve the round's worst case, buy it, settle it to what it really cost.
+
+        Where the model's backend fails, what has come counts, and the rest is as if it was not bought.
+        """
+        query, progress, model = self.query, self.progress, action.model.name
         round = progress.begin(action, reason, explored=self.opening.explored and not progress.rounds)
+        again, first = progress.buy(action)
         bench = RoundBench(
             query,
             action,
-            progress.buy(action),
+            first,
             self.stages,
             self.meter,
             self.allowance,
             streamed=self.streamed,
             abort_seconds=self.abort_seconds,
+            again=again,
+            retry=partial(self.recourse.again, model),
         )
         self.benches.append(bench)
+        self.recourse.begin(model)
+        awaited = {*again, *range(first, first + action.samples - len(again))}
+        lost = list[int]()
         try:
             yield Event(round=round)
             async with aclosing(STRATEGIES[action.strategy].play(bench)) as batches:
@@ -177,13 +238,30 @@ class Life:
                             action = replace(action, arm=own)
                     await self.update(action, batch)
                     yield Event(tally=progress.tally())
-                    round.completed += len(batch)
-                    if round.completed < action.samples and self.enough(action, round):
+                    for candidate in batch:
+                        number = number_of(candidate.sample)
+                        if candidate.sample.finish_reason == FINISH_REASON_ABORTED:
+                            lost.append(number)
+                            continue
+                        awaited.discard(number)
+                        round.completed += 1
+                    if round.completed + len(lost) < action.samples and self.enough(action, round):
                         break
+            if lost:
+                round.failure = f"{len(lost)} of {action.samples} samples broke off"
+        except Unavailable as error:
+            if error is not bench.failure:
+                raise
+            round.failure = str(error)
+            # A search is what it has come to.
+            lost = [] if action.search and round.completed else sorted(awaited)
         finally:
             bench.settle()
-            self.pace.observe(action.model.name, bench.slowness, time.monotonic())
-            progress.end(round, action, bench.spent.flops, bench.next_sample)
+            self.pace.observe(model, bench.slowness, time.monotonic())
+            progress.end(round, action, bench.spent.flops, bench.next_sample, len(lost))
+        if round.failure:
+            self.recourse.failed(model, bench.failure or Unavailable(f"{model}: {round.failure}"))
+            progress.lose(action, lost)
 
     async def update(self, action: Action, candidates: list[Candidate]) -> None:
         """Tally the answers, update the belief."""
@@ -195,15 +273,23 @@ class Life:
             progress.unweigh()
             if not self.query.strategies:
                 # What the planner chooses is scored no more.
-                self.query = replace(self.query, strategies=("single", "majority"))
+                self.query = replace(self.query, strategies=UNSCORED)
         before = AggregateResponse(clusters=progress.clusters, stability=progress.stability)
-        tally, blanks = await count(self.stages.aggregation, self.query.format, selection, before, candidates)
+        latest = self.query.deadline + LATE_SECONDS
+        try:
+            async with asyncio.timeout_at(latest if math.isfinite(latest) else None):
+                tally, blanks = await count(
+                    self.stages.aggregation, self.query.format, selection, before, candidates
+                )
+        except TimeoutError:
+            self.lacks.append(f"{len(candidates)} samples were not counted before the deadline")
+            return
         progress.take(action, candidates, tally, blanks, by_scores=by_scores)
 
     @property
     def missing(self) -> str:
         """Why samples have no scores, where verification has become unavailable."""
-        return next((bench.missing for bench in self.benches if bench.missing), "")
+        return next((bench.missing for bench in self.benches if bench.missing), self.unverified)
 
     def enough(self, action: Action, round: Round) -> bool:
         """Whether what still runs of the round is not worth its price any more.
@@ -222,9 +308,11 @@ class Life:
         """The answer with a confidence, and the bill."""
         progress, query, savings = self.progress, self.query, self.progress.savings()
         leader = progress.clusters[0] if progress.clusters else None
-        given_up = not query.samples and progress.confidence < self.give_up_below
-        late = query.deadline <= asyncio.get_running_loop().time()
-        status = STATUS_DEGRADED if self.missing else STATUS_ANSWERED
+        late = self.seconds <= 0
+        cut_short = late or decision.cut_short
+        given_up = not (query.samples or cut_short) and progress.confidence < self.give_up_below
+        lacks = [*self.lacks, *([f"samples without scores: {self.missing}"] if self.missing else [])]
+        status = STATUS_DEGRADED if lacks or cut_short else STATUS_ANSWERED
         if leader is None or given_up:
             status = STATUS_ABANDONED
             fixed = self.planner.fixed_flops(query, self.state(self.allowance.left, math.inf))
@@ -233,7 +321,7 @@ class Life:
         return SolveResponse(
             query_id=query.query_id,
             status=status,
-            reason=f"{reason}; samples without scores: {self.missing}" if self.missing else reason,
+            reason="; ".join([reason, *lacks]),
             answer=leader.answer if leader else "",
             text=progress.samples[leader.best_member].text if leader else "",
             confidence=progress.confidence,

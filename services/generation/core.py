@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing, suppress
+from itertools import count
 
 import structlog
 from isoflop.errors import InvalidArgument, NotFound
@@ -141,6 +142,9 @@ class Generation:
             raise InvalidArgument("branches", f"1 to {self._settings.max_samples} samples in all")
         if start.first_sample < 0:
             raise InvalidArgument("first_sample", "must not be negative")
+        indices = set(start.indices) or set(range(wanted))
+        if len(indices) != wanted or len(start.indices) not in (0, wanted) or min(indices) < 0:
+            raise InvalidArgument("indices", "one for each sample, all different, none negative")
         if not start.messages or not any(message.content for message in start.messages):
             raise InvalidArgument("messages", "must not be empty")
         most, size = self._settings.max_prompt_bytes, _bytes(start.messages)
@@ -244,6 +248,7 @@ def _jobs(start: StartRound) -> tuple[list[int], list[Job]]:
     messages = [[*start.messages, *branch.turns] for branch in branches]
     samplings = [_sampling(start.sampling, branch.max_tokens) for branch in branches]
     numbers = [number for number, branch in enumerate(branches) for _ in range(branch.samples)]
+    indices = start.indices or count(start.first_sample)
     jobs = [
         Job(
             sample_id=f"{start.model}/{index}",
@@ -253,7 +258,7 @@ def _jobs(start: StartRound) -> tuple[list[int], list[Job]]:
             prefix=branches[branch].prefix,
             sampling=samplings[branch],
         )
-        for index, branch in enumerate(numbers, start=start.first_sample)
+        for index, branch in zip(indices, numbers, strict=False)
     ]
     return numbers, jobs
 
