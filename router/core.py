@@ -247,10 +247,13 @@ class Router:
 
     async def catalog(self, verifier: str = "") -> Catalog:
         """What the services offer: asked for once they answer, and again for a verifier that is not among it,
-        since one that could not be described is left out."""
-        if self._known is None or (verifier and verifier not in self._known.verifiers):
+        since one that could not be described is left out; and as long as nobody knows which there are."""
+        known = self._known
+        if known is None or known.unverified or (verifier and verifier not in known.verifiers):
             catalog = await describe(self._stages)
-            first, self._known = self._known is None, catalog
+            if catalog == known:
+                return known
+            first, self._known = known is None, catalog
             self._planners.clear()
             if first:
                 self._meet(catalog)

@@ -133,7 +133,9 @@ class Life:
 
         Raises as `plan` does where the query cannot be done, however easy it is, before that costs anything.
         """
-        seconds = self.seconds
+        seconds, models = self.seconds, self.planner.models(self.query)
+        if models and not self.recourse.among(models):
+            raise self.recourse.error(models)
         self.allowance.afford(lambda left: self.planner.check(self.query, self.state(left, seconds)))
         request = EstimateRequest(queries=[QueryMessage(messages=self.query.messages)])
         try:
