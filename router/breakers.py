@@ -1,13 +1,14 @@
-"""Breakers: a part that is down is left alone, and tried now and then until it is back. Pure; clocks are given.
+"""Breakers: a part that is down is left alone, and tried now and then until it is back. Clocks are given.
 
-A part is the backend of one model, one verifier, or a service. Its breaker is closed while the part answers. A
-few failures in a row open it; then nobody asks, for a pause that doubles from one trial to the next, with some
-chance in it, so that not all routers come at once. After the pause one call is let through: the breaker is
-half open, and that call closes it or opens it again.
+A part is the backend of one model, one verifier, or a service. Its breaker is closed while the part answers.
+A few failures in a row open it; then nobody asks, for a pause that doubles from one trial to the next, with
+some chance in it, so that not all routers come at once. After the pause one call is let through: the breaker
+is half open, and that call closes it or opens it again.
 
-What counts as a failure is `Unavailable` alone: a wrong request, a caller that leaves and a deadline that comes
-say nothing of the part. Nor does a call that began before the last failure: what ran when a part went down
-fails all at once, which is one failure, and what it still ends well does not mean that it takes new calls.
+What counts as a failure is `Unavailable` alone: a wrong request, a caller that leaves and a deadline that
+comes say nothing of the part. Nor does a call that began before the last failure: what ran when a part went
+down fails all at once, which is one failure, and what it still ends well does not mean that it takes new
+calls.
 """
 
 from __future__ import annotations

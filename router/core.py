@@ -205,6 +205,10 @@ class Router:
             raise FailedPrecondition("the query still runs: give feedback to it when it has a result")
         raise FailedPrecondition("the query was not recorded when it ended: the router's log says why")
 
+    async def end(self) -> None:
+        """Cancel the queries that run: their callers are told to ask again, and what they took is counted."""
+        await self._queries.close()
+
     async def close(self) -> None:
         """Cancel what runs."""
         await self._queries.close()
@@ -251,13 +255,13 @@ class Router:
         known = self._known
         if known is None or known.unverified or (verifier and verifier not in known.verifiers):
             catalog = await describe(self._stages)
-            if catalog == known:
-                return known
-            first, self._known = known is None, catalog
-            self._planners.clear()
-            if first:
+            if catalog != known:
+                self._known = catalog
+                self._planners.clear()
+            if known is None:
                 self._meet(catalog)
-        return self._known
+            return catalog
+        return known
 
     async def _life(self, request: pb.SolveRequest, seconds: float, *, streamed: bool = False) -> Life:
         """Admit a request."""

@@ -1,7 +1,7 @@
 """The services behind breakers: who is down is not asked, and who is silent is not waited for.
 
-Each call that fails because its part is down raises `Unavailable`, at once where the breaker is open. Votes are
-then counted in this process, where it has been given that; what else is missing is the query's to do without.
+Each call that fails because its part is down raises `Unavailable`, at once where the breaker is open. Votes
+are then counted in this process, if it can; what else is missing is the query's to do without.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class Outlook:
         return any(self._fit(*at) for at in np.argwhere(self.open).tolist())
 
     def _fit(self, row: int, column: int) -> tuple[int, int, Cost] | None:
-        """Samples to be bought at once, most tokens of each, and what is expected of the whole horizon's cost;
+        """Samples to be bought at once, most tokens of each, and what the whole horizon is expected to cost;
         None where it does not fit the budget."""
         option, horizon = self.menu.options[row], int(self.menu.horizons[column])
         whole = self.query.samples or option.blind

@@ -66,7 +66,7 @@ class Progress:
         return round
 
     def end(self, round: Round, action: Action, flops: float, numbered: int, lost: int = 0) -> None:
-        """A round has ended, and took so many FLOPs; what has not come of it, and was not `lost`, was aborted.
+        """A round has ended, and took so many FLOPs; what has not come of it and was not `lost` was aborted.
 
         But for a search: where its chains are the same, it has fewer. The model's next sample is number
         `numbered`.
@@ -93,7 +93,7 @@ class Progress:
         return again, first
 
     def lose(self, action: Action, numbers: Sequence[int]) -> None:
-        """Samples that were bought did not come, as the model's backend failed: as if they were not bought."""
+        """Samples that were bought did not come, as their backend failed: as if they were not bought."""
         name = action.model.name
         self.bought[name] -= len(numbers)
         if not self.bought[name]:

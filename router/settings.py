@@ -43,7 +43,7 @@ class RouterSettings(ServiceSettings):
     abort_seconds: float = Field(default=10.0, gt=0)
     """How long an aborted round may take to tell its bill."""
     stage_seconds: float = Field(default=2.0, gt=0)
-    """How long an estimate of difficulty or a count of votes may take; then it is done without that service."""
+    """How long an estimate of difficulty or a count of votes may take; then that service is done without."""
     score_seconds: float = Field(default=300.0, gt=0)
     """How long the scores of one request may take; then samples have none."""
     breaker_failures: int = Field(default=3, ge=1)
@@ -51,7 +51,7 @@ class RouterSettings(ServiceSettings):
     breaker_longest_seconds: float = Field(default=4.0, gt=0)
     """How long it is left alone, at most, before it is tried again."""
     retry_share: float = Field(default=0.2, ge=0, le=1)
-    """Rounds that failed and may be bought again, as a share of all rounds of a model, beyond the first few."""
+    """Rounds that may be retries, as a share of all rounds of a model, beyond the first few."""
     budget_flops: float | None = Field(default=None, ge=1, allow_inf_nan=False)
     """FLOPs that all queries of a calendar window may take together; none: there is no budget."""
     budget_window_seconds: float = Field(default=86400.0, ge=1, allow_inf_nan=False)

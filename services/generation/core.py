@@ -9,7 +9,7 @@ from contextlib import aclosing, suppress
 from itertools import count
 
 import structlog
-from isoflop.errors import InvalidArgument, NotFound
+from isoflop.errors import InvalidArgument, NotFound, Unavailable
 from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, FINISH_REASON_STEP, Message, Sampling, TextDelta
 from isoflop.v1.generation_pb2 import (
     Branch,
@@ -28,6 +28,9 @@ from services.generation.settings import GenerationSettings
 from services.generation.steps import Growing
 
 log = structlog.get_logger()
+
+ENDING_SECONDS = 0.1
+"""When to ask again a service that shuts down: another replica may be there at once."""
 
 
 class Metrics:
@@ -70,10 +73,20 @@ class Generation:
         self._settings = settings
         self._backends = {backend.model.name: backend for backend in backends}
         self._metrics = Metrics(registry)
+        self._rounds: set[Round] = set()
+        """Those that run."""
+        self._cut: set[Round] = set()
+        """Those that were ended because the service is."""
 
     async def describe(self, request: DescribeModelsRequest) -> DescribeModelsResponse:
         """The models, in the catalogue's order."""
         return DescribeModelsResponse(models=[backend.model for backend in self._backends.values()])
+
+    async def end(self) -> None:
+        """End the rounds that run: each tells its usage, and that it is to be asked for again."""
+        self._cut |= self._rounds
+        for round in self._rounds:
+            round.abort()
 
     async def close(self) -> None:
         """Let go of the engines."""
@@ -93,6 +106,7 @@ class Generation:
         branches, jobs = _jobs(start)
         metrics = self._metrics
         round = Round(jobs, start.stream_text)
+        self._rounds.add(round)
         growing = {job.sample_id: Growing(job, branch) for job, branch in zip(jobs, branches, strict=True)}
         usage = RoundUsage(samples=len(jobs))
         metrics.running.labels(start.model).inc(len(jobs))
@@ -117,9 +131,12 @@ class Generation:
             if not whole:
                 # Each sample has ended early: the backend may say why.
                 failure = await running
+            if round in self._cut:
+                failure = Unavailable("generation is shutting down: ask again", ENDING_SECONDS)
         except Exception as error:
             failure = error
         finally:
+            self._rounds.discard(round)
             aborts.cancel()
             if growing:
                 await self._give_up(backend, round, running, growing, usage)

@@ -1,9 +1,9 @@
 """The generation service in other processes, as its callers see it.
 
 Where it has several replicas that are named one by one, all rounds of a query go to the same one, so that
-what they continue is in its engine's cache: the replica whose hash with the query's id is greatest (rendezvous
-hashing: Thaler and Ravishankar 1998). Where that one is down, or is shutting down, and nothing was sampled yet,
-the round goes to the next.
+what they continue is in its engine's cache: the replica whose hash with the query's id is greatest
+(rendezvous hashing: Thaler and Ravishankar 1998). Where that one is down, or is shutting down, and nothing
+was sampled yet, the round goes to the next.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -11,20 +12,24 @@ from hypothesis import strategies as st
 from isoflop.errors import InvalidArgument, Unavailable, Unreachable
 from synthetic import relaxed
 
-from router.breakers import FIRST_PAUSE, Breaker, Breakers, Retries, Terms
+from router.breakers import FIRST_PAUSE, Breaker, Breakers, Call, Retries, Terms
 
 
 class World:
     """A part that is up or down, its breaker, and a clock."""
 
-    def __init__(self, terms: Terms = Terms(), chance: float = 0.0) -> None:
+    def __init__(self, terms: Terms | None = None, chance: float = 0.0) -> None:
         self.now = 0.0
         self.up = True
         self.told: list[str] = []
         self.asked = 0
         """Calls that reached the part."""
         self.breaker = Breaker(
-            "a part", terms, lambda part, state: self.told.append(state), lambda: self.now, lambda: chance
+            "a part",
+            terms or Terms(),
+            lambda part, state: self.told.append(state),
+            lambda: self.now,
+            lambda: chance,
         )
 
     def call(self) -> bool:
@@ -37,6 +42,14 @@ class World:
         except Unavailable:
             return False
         return True
+
+    def fail(self, *meanwhile: Callable[[Call], None]) -> None:
+        """A call that fails after this has happened."""
+        with suppress(Unreachable), self.breaker.call() as call:
+            self.asked += 1
+            for happens in meanwhile:
+                happens(call)
+            raise Unreachable("the part")
 
     def open(self) -> World:
         self.up = False
@@ -86,14 +99,12 @@ def test_what_says_nothing_of_the_part_neither_opens_nor_closes_it(error: BaseEx
 def test_calls_that_fail_together_are_one_failure() -> None:
     world = World()
 
-    def fail_together() -> None:
-        with pytest.raises(Unreachable), ExitStack() as calls:
-            for _ in range(32):
-                calls.enter_context(world.breaker.call())
-            raise Unreachable("the part")
+    def together(more: int) -> None:
+        """So many more calls begin before this one fails."""
+        world.fail(lambda call: together(more - 1) if more else None)
 
     for state in ("closed", "closed", "open"):
-        fail_together()
+        together(32)
         assert world.breaker.state == state
 
 
@@ -108,15 +119,13 @@ def test_what_ends_well_of_before_the_failures_does_not_close_it() -> None:
 
 def test_one_trial_at_a_time_closes_it_or_doubles_the_pause() -> None:
     world = World().open()
-    pauses = []
+    pauses, states, others = list[float](), list[str](), list[bool]()
     for _ in range(6):
         pauses.append(world.breaker.seconds)
         world.now += world.breaker.seconds
-        with pytest.raises(Unreachable), world.breaker.call():
-            assert world.breaker.state == "half_open"
-            assert not world.call()
-            raise Unreachable("the part")
+        world.fail(lambda call: states.append(world.breaker.state), lambda call: others.append(world.call()))
     assert pauses == [0.5, 1.0, 2.0, 4.0, 4.0, 4.0]
+    assert (states, others) == (["half_open"] * 6, [False] * 6)
     world.now += world.breaker.seconds
     world.up = True
     assert world.call()
@@ -152,9 +161,7 @@ def test_to_begin_to_answer_is_no_success_where_it_is_closed() -> None:
     """Or a backend that always breaks off in the middle would never be left alone."""
     world = World()
     for _ in range(3):
-        with pytest.raises(Unreachable), world.breaker.call() as call:
-            call.answered()
-            raise Unreachable("the part")
+        world.fail(lambda call: call.answered())
     assert world.breaker.state == "open"
 
 

@@ -581,7 +581,7 @@ class TestLimits:
         with pytest.raises(type(refused.value), match=re.escape(str(refused.value))):
             PLANNER.decide(query, prior)
         PLANNER.check(query, replace(prior, left=UNLIMITED, seconds=math.inf))
-        # Too little for a query of which nothing is known, and enough for an easy one.
+        # Too little for a query of which nothing is known, and enough for an easy one: it may be one.
         for hard in (
             make_state(PLANNER, 0.0, sd=1.0, seconds=58e-5),
             make_state(PLANNER, EASY, seconds=58e-5),

@@ -433,3 +433,16 @@ async def test_messages_are_not_changed() -> None:
     await generate(make_core(ScriptedBackend(two_lines)), begin)
     assert begin == start(branches=[Branch(samples=2)])
     assert list(begin.messages) == QUESTION
+
+
+async def test_a_round_that_is_cut_by_the_services_end_tells_its_usage_and_to_ask_again() -> None:
+    core = make_core(ScriptedBackend(until_aborted))
+    call = Call(core, start(branches=[Branch(samples=2)], stream_text=True))
+    assert (await anext(call.responses)).HasField("delta")
+    await core.end()
+    told = [await anext(call.responses) for _ in range(4)]
+    assert [response.WhichOneof("event") for response in told] == ["delta", "sample", "sample", "usage"]
+    assert [response.sample.finish_reason for response in told[1:3]] == [FINISH_REASON_ABORTED] * 2
+    assert (told[3].usage.aborted_tokens, told[3].usage.prompt_tokens) == (6, 6)
+    with pytest.raises(Unavailable, match="ask again"):
+        await anext(call.responses)
