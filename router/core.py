@@ -23,8 +23,10 @@ from router import account, frontier
 from router.account import Account
 from router.accounts import bill_asked, bill_message, query_message, standing_message
 from router.admission import Admission
+from router.breakers import Breakers, State
 from router.catalog import Catalog, describe
 from router.feedback import Feedback
+from router.guarded import guarded
 from router.ledger import Entry, Ledger
 from router.ledger.journal import Journal
 from router.ledger.sql import open_ledger
@@ -41,7 +43,7 @@ from router.query import Bounds, Query, admit
 from router.settings import RouterSettings
 from router.shadow import Shadow
 from router.solve import Life
-from router.stages import Stages
+from router.stages import Aggregation, Stages
 from router.strategies import STRATEGIES
 from router.tenants import Tenant, Tenants
 from router.truths import SqliteTruths
@@ -68,13 +70,23 @@ class Router:
         profile: Profile | InForce,
         registry: CollectorRegistry,
         tenants: Tenants | None = None,
+        aside: Aggregation | None = None,
     ) -> None:
-        """`tenants`: who may ask; None: everybody, as the settings say."""
+        """`tenants`: who may ask; None: everybody, as the settings say. `aside` counts votes where
+        aggregation is down; None: it is in this process."""
         # A decision is many small products of matrices: threads that wait for each other make it slower.
         threadpool_limits(1, user_api="blas")
         self._settings = settings
-        self._stages = stages
         self._metrics = Metrics(registry, settings.core_flops)
+        self._breakers = Breakers(settings.terms, self._hear)
+        self._stages = guarded(
+            stages,
+            self._breakers,
+            stage_seconds=settings.stage_seconds,
+            score_seconds=settings.score_seconds,
+            aside=aside,
+            fell_back=self._metrics.pools.fallback,
+        )
         self._known: Catalog | None = None
         self._planners: dict[Loaded, Planner] = {}
         self._changed = asyncio.Event()
@@ -103,7 +115,8 @@ class Router:
         self._feedback: Feedback | None = None
         if settings.feedback:
             truths = SqliteTruths(settings.feedback, settings.kept_feedback_days)
-            self._feedback = Feedback(settings, truths, stages.aggregation, self._metrics.profiles)
+            aggregation = self._stages.aggregation
+            self._feedback = Feedback(settings, truths, aggregation, self._metrics.profiles)
         if settings.pin_model:
             log.warning("nothing is planned", pin_model=settings.pin_model, pin_samples=settings.pin_samples)
 
@@ -268,6 +281,10 @@ class Router:
             raise FailedPrecondition("the query still runs: give feedback to it when it has a result")
         raise FailedPrecondition("the query was not recorded when it ended: the router's log says why")
 
+    async def end(self) -> None:
+        """Cancel the queries that run: their callers are told to ask again, and what they took is counted."""
+        await self._queries.close()
+
     @asynccontextmanager
     async def living(self) -> AsyncIterator[None]:
         """Tell the ledger that this router lives, while the context lasts; in the end cancel what runs."""
@@ -352,14 +369,17 @@ class Router:
 
     async def catalog(self, verifier: str = "") -> Catalog:
         """What the services offer: asked for once they answer, and again for a verifier that is not among it,
-        since one that could not be described is left out."""
-        if self._known is None or (verifier and verifier not in self._known.verifiers):
+        since one that could not be described is left out; and as long as nobody knows which there are."""
+        known = self._known
+        if known is None or known.unverified or (verifier and verifier not in known.verifiers):
             catalog = await describe(self._stages)
-            first, self._known = self._known is None, catalog
-            self._planners.clear()
-            if first:
+            if catalog != known:
+                self._known = catalog
+                self._planners.clear()
+            if known is None:
                 self._meet(catalog)
-        return self._known
+            return catalog
+        return known
 
     async def _life(
         self, request: pb.SolveRequest, deadline: float, who: Tenant, *, streamed: bool = False
@@ -383,6 +403,7 @@ class Router:
             account=account,
             opening=Opening(request, planner, self._feedback, compare, who),
             pace=self._pace,
+            breakers=self._breakers,
             streamed=streamed,
             abort_seconds=settings.abort_seconds,
             give_up_below=settings.give_up_below,
@@ -409,6 +430,12 @@ class Router:
         query = replace(query, objective=replace(query.objective, worth=worth))
         most = account.share(standings, time.time())
         return query, Account(query.limit, self._ledger, entry, standings, most, query.deadline)
+
+    def _hear(self, part: str, state: State) -> None:
+        """A part's breaker is in this state now."""
+        self._metrics.pools.breaker(part, state)
+        if state != "half_open":
+            log.warning("a part is down" if state == "open" else "a part is back", part=part)
 
     def _open_ledger(self) -> Ledger:
         """As the settings say; raises FailedPrecondition where it cannot be used, and Unavailable."""

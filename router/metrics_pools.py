@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from router.pace import Pace
 
-STATES = {"closed": 0, "half-open": 1, "open": 2}
+STATES = {"closed": 0, "half_open": 1, "open": 2}
 """Of a breaker."""
 
 FALLBACKS = ("difficulty", "aggregation", "verification", "ledger")

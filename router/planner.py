@@ -27,7 +27,7 @@ from router.cost import Cost
 from router.decision import UNLIMITED, Action, Decision, Later, State
 from router.lengths import Array
 from router.lookahead import best_probe
-from router.menu import Menu
+from router.menu import Menu, models
 from router.outlook import HEADROOM, Outlook
 from router.profile import MOST_VOTES, SAMPLES_WORTH, Profile
 from router.prompt import prompt_bound
@@ -94,7 +94,7 @@ class Planner:
         actions = outlook.actions(value)
         best = next(actions, None)
         if best is None:
-            return Decision(None, self._nothing_fits(outlook))
+            return self._nothing_fits(outlook)
         if target is None and state.spent >= worth:
             # Where two answers stay level each further round looks worth its price, and none ever is.
             return Decision(None, f"{_si(state.spent)}FLOP spent: no less than a right answer is worth")
@@ -132,6 +132,10 @@ class Planner:
             menu = Menu.of(query, self.profile, self.catalog, self.max_samples)
             _keep(self._menus, key, menu)
         return menu
+
+    def models(self, query: Query) -> tuple[str, ...]:
+        """Names of the models that a query may be given."""
+        return tuple(model.name for model in models(query, self.profile, self.catalog))
 
     def offers(self, query: Query, state: State) -> Iterator[Action]:
         """Actions that the filters, the backends, the budget and the deadline leave, the cheapest first."""
@@ -227,24 +231,43 @@ class Planner:
         return replace(action, probe=True, max_tokens=probe.cap, cost=price), probe.worth
 
     def _fixed(self, outlook: Outlook) -> Decision:
-        """The caller's own plan: all samples at once, of the model that is worth most."""
-        query = outlook.query
-        if sum(outlook.state.bought.values()):
+        """The caller's own plan: all samples at once, of the model that is worth most; and what of them did
+        not come, once more. What a search has brought before it failed is what there is of it."""
+        query, bought = outlook.query, sum(outlook.state.bought.values())
+        if bought >= query.samples or (bought and query.search):
             return Decision(None, f"the {query.samples} samples that were asked for have been bought")
         strategies = query.strategies or (("majority",) if query.samples > 1 else ("single",))
         strategy = next(name for name in strategies if name != "single" or query.samples == 1)
-        if query.strategies != (strategy,):
-            outlook = self.outlook(replace(query, strategies=(strategy,)), outlook.state)
+        if bought or query.strategies != (strategy,):
+            query = replace(query, strategies=(strategy,), samples=query.samples - bought)
+            outlook = self.outlook(query, outlook.state)
         best = next(outlook.actions(outlook.accuracy * self.worth(outlook) - outlook.flops), None)
         if best is None:
-            return Decision(None, self._nothing_fits(outlook))
+            return self._nothing_fits(outlook)
         return Decision(best, f"{best.name}: the caller's own plan")
 
-    def _nothing_fits(self, outlook: Outlook) -> str:
-        """Why there is no offer. Raises where nothing has been spent yet."""
+    def check(self, query: Query, state: State) -> None:
+        """Raises as `decide` does where no action fits, before anything was spent: however easy it may be."""
+        outlook = self.outlook(query, state)
+        if outlook.menu.options and state.left == UNLIMITED and math.isinf(state.seconds):
+            return
+        if not outlook.any_fits and not any(
+            replace(outlook, state=replace(state, posterior=update(belief, NO_VOTES))).any_fits
+            for belief in self.profile.certain
+        ):
+            self._nothing_fits(outlook)
+
+    def _nothing_fits(self, outlook: Outlook) -> Decision:
+        """To stop, and why there is no offer. Raises where nothing has been bought yet."""
         query, state = outlook.query, outlook.state
         if state.bought:
-            return "no further round fits in what is left of the budget and the time"
+            late = (
+                math.isfinite(state.seconds)
+                and replace(outlook, state=replace(state, seconds=math.inf)).any_fits
+            )
+            if late:
+                return Decision(None, "no further round fits in the time that is left", cut_short=True)
+            return Decision(None, "no further round fits in what is left of the budget")
         offers = list(self.offers(query, replace(state, left=UNLIMITED, seconds=math.inf)))
         if not offers:
             raise FailedPrecondition(

@@ -451,6 +451,11 @@ class Profile:
         weight = self.prior * np.exp(likelier - likelier.max()) + 1e-12
         return np.asarray(weight / weight.sum())
 
+    @cached_property
+    def certain(self) -> Array:
+        """Shape (D, D): by type, the belief that a query is of it, as good as for sure."""
+        return np.asarray(np.eye(len(self.grid)) * (1 - 1e-9) + 1e-9 / len(self.grid))
+
     def bins(self, count: int) -> Array:
         """Share of each type in each of `count` bins of equally many queries: see `equal_bins`."""
         return equal_bins(self.prior, count)

@@ -491,11 +491,10 @@ FLOPS_OF_M = {"stage": "generation", "model": "m"}
 
 class TestFailures:
     async def test_an_error_of_generation_ends_the_query_with_it(self, make_suite: MakeSuite) -> None:
-        suite = make_suite(listed(number(1), Unavailable("the engine is down", 3.0)))
-        with pytest.raises(Unavailable, match="the engine is down") as raised:
+        suite = make_suite(listed(number(1), NotFound("the model has gone")))
+        with pytest.raises(NotFound, match="the model has gone"):
             await suite.router.solve(ask(filters=Filters(samples=4, models=["m"])))
-        assert raised.value.retry_after == 3.0
-        assert suite.metric("queries_total", outcome="failed_unavailable") == 1
+        assert suite.metric("queries_total", outcome="failed_not_found") == 1
         assert suite.metric("tokens_total", **FLOPS_OF_M, strategy="majority", kind="completion") == 40
 
     @pytest.mark.parametrize("stage", ["verification", "aggregation"])
