@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -66,9 +67,9 @@ class Buying:
 
     async def batches(self, *, at_once: bool) -> AsyncGenerator[Batch, None]:
         """What comes of it; all together where it is to be tallied `at_once`."""
-        played = STRATEGIES[self.action.strategy].play(self.bench)
-        async for batch in together(played) if at_once or self._one else played:
-            yield batch
+        async with aclosing(STRATEGIES[self.action.strategy].play(self.bench)) as batches:
+            async for batch in together(batches) if at_once or self._one else batches:
+                yield batch
 
     @property
     def _one(self) -> bool:

@@ -376,6 +376,8 @@ class Router:
             if catalog != known:
                 self._known = catalog
                 self._planners.clear()
+                for model in catalog.models:
+                    self._metrics.pools.pool(model)
             if known is None:
                 self._meet(catalog)
             return catalog

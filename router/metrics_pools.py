@@ -67,6 +67,12 @@ class PoolMetrics(Collector):
         """So many more samples of a model run, or fewer."""
         self._running.labels(model).inc(samples)
 
+    def pool(self, model: str) -> None:
+        """There is a pool of this model."""
+        self._running.labels(model)
+        if f"model {model}" not in self._states:
+            self._up.labels(model).set(1)
+
     def breaker(self, part: str, state: str, model: str = "") -> None:
         """The breaker of a part is in one of STATES; `model`: the part is this model's pool."""
         if state == "open" and self._states.get(part) != state:

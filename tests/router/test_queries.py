@@ -296,7 +296,7 @@ class TestAsking:
             _ = [event async for event in stream]
         await suite.settled()
         found = await suite.router.query(query_id)
-        assert (found.running, found.outcome) == (False, "failed_unavailable")
+        assert (found.running, found.outcome) == (False, "failed_not_found")
         assert len(found.rounds) == 1
         assert not found.HasField("result")
 
