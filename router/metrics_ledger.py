@@ -93,7 +93,9 @@ class LedgerMetrics(Collector):
         def gauge(name: str, help: str, *labels: str) -> GaugeMetricFamily:
             return GaugeMetricFamily(f"isoflop_router_{name}", help, labels=("budget", *labels))
 
-        limit = gauge("budget_limit", "FLOPs, money or tokens of a window, by budget and unit.", "unit")
+        limit = gauge(
+            "budget_limit", "FLOPs, money or tokens of a budget's window; moves when it is changed.", "unit"
+        )
         spent = gauge("budget_spent", f"What is spent of a budget's window, {MOVES}", "unit")
         reserved = gauge("budget_reserved", f"What running rounds may take of it at worst, {MOVES}", "unit")
         left = gauge("budget_left", f"What is neither spent nor reserved of it, {MOVES}", "unit")

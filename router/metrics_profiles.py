@@ -52,7 +52,10 @@ class ProfileMetrics:
             "What is wrong with the profiles' files now; what was good before stays in force. Moves when "
             "files change.",
         )
-        self._errors = counter("profile_errors_total", "Faults found in the profiles' files, once a change.")
+        self._errors = counter(
+            "profile_errors_total",
+            "Faults found in the profiles' files; moves once for each when files change.",
+        )
         self._decided = counter(
             "profile_queries_total",
             "Queries by the profile that decided, and outcome; moves when a query ends.",
@@ -82,13 +85,15 @@ class ProfileMetrics:
         )
         self._feedback = counter(
             "feedback_total",
-            "Queries that a caller has told the truth about, by what was said first: right is true or false.",
+            "Queries that a caller has told the truth about, by what was said first: right is true or false; "
+            "moves when it is told.",
             ("right",),
         )
         self._predicted = counter(
             "feedback_predicted_total",
             "Sum of their confidences: so many right answers were predicted. Observed are those of "
-            "isoflop_router_feedback_total with right=true; the difference for each of all is drift.",
+            "isoflop_router_feedback_total with right=true; the difference for each of all is drift. "
+            "Moves with it.",
         )
         self._drift = gauge(
             "feedback_drift",
