@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from synthetic import make_arm, make_model, make_profile
 
 from router import price
+from router.baseline import Fixed
 from router.cost import Cost
 from router.decision import Action
 from router.ledger import Budget, Standing
@@ -21,7 +22,6 @@ from router.metrics import Metrics, outcome
 from router.metrics_pools import STATES
 from router.pace import Pace
 from router.period import Period
-from router.planner import Fixed
 from router.profiles import InForce, Loaded
 from router.strategies import STRATEGIES
 
