@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from isoflop.errors import Unavailable
 from isoflop.v1.common_pb2 import Usage
 from isoflop.v1.router_pb2 import Round, SolveResponse
 
@@ -24,6 +23,10 @@ from router.period import Period
 
 ESTIMATE = -1
 """Index of the round that what a query costs before its first one is charged to."""
+
+
+PLATFORM = "platform"
+"""Whom explored rounds are charged to."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,8 @@ class Short(Exception):
         """Of the budget that has no room."""
 
 
-class TakenOver(Unavailable):
+class TakenOver(Exception):
     """Another router goes on with the query: this one was not heard of for too long."""
-
-    def __init__(self) -> None:
-        super().__init__("another router has taken the query over: ask again with the same request_id")
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,8 @@ BY = ("tenant", "tier", "stage", "model", "strategy", "day")
 
 
 class Ledger(Protocol):
-    """Where routers write. Each method raises Unavailable where the storage does not answer."""
+    """Where routers write. Each method raises Unavailable where the storage does not answer; whether it has
+    written is not known then, so that writing the same again must change nothing."""
 
     async def alive(self, router: str, address: str, lease_seconds: float) -> None:
         """Say that a router lives, and for how long that holds; charge what was reserved by those that do

@@ -6,9 +6,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, closing
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from isoflop import (
     AsyncClient,
     Budget,
@@ -26,9 +28,17 @@ from isoflop import (
     solve_request,
 )
 from isoflop.v1.common_pb2 import AnswerType
-from isoflop.v1.router_pb2 import Effort, Search, SubmitFeedbackRequest
+from isoflop.v1.router_pb2 import (
+    Effort,
+    GetBillRequest,
+    GetBudgetRequest,
+    QueryStarted,
+    Search,
+    StreamSolveResponse,
+    SubmitFeedbackRequest,
+)
 from isoflop.v1.verification_pb2 import ChainScoring
-from scripted_answers import EVENTS, FRONTIER, JUDGED, MODELS, PLANNED, RUNNING, SOLVED
+from scripted_answers import BILL, EVENTS, FRONTIER, JUDGED, MODELS, PLANNED, RUNNING, SOLVED, STANDING
 from scripted_router import HANG, ScriptedRouter
 
 Call = Callable[..., Awaitable[Any]]
@@ -73,6 +83,8 @@ async def test_every_method(router: ScriptedRouter, call: Call) -> None:
     router.expect("GetQuery", RUNNING)
     router.expect("StreamSolve", *EVENTS)
     router.expect("SubmitFeedback", JUDGED)
+    router.expect("GetBudget", STANDING)
+    router.expect("GetBill", BILL)
     assert await call("solve", "17*24+13", samples=4, models=["abacus-s"], timeout=60) == SOLVED
     assert await call("plan", "17*24+13", effort="low") == PLANNED
     assert await call("models") == MODELS
@@ -80,14 +92,51 @@ async def test_every_method(router: ScriptedRouter, call: Call) -> None:
     assert await call("query", "q1") == RUNNING
     assert await call("stream", "17*24+13", seed=3) == EVENTS
     assert await call("feedback", "q1", answer="421") == JUDGED
-    solve, plan, _, _, query, stream, feedback = router.requests
+    assert await call("budget", "acme") == STANDING
+    since, until = datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 11, 2, tzinfo=UTC)
+    assert await call("bill", ["tenant", "day"], since, until=until) == BILL
+    solve, plan, _, _, query, stream, feedback, budget, bill = router.requests
     assert solve == solve_request("17*24+13", samples=4, models=["abacus-s"])
     assert plan.query == solve_request("17*24+13", effort="low")
     assert query.query_id == "q1"
     assert stream.query == solve_request("17*24+13", seed=3)
     assert feedback == SubmitFeedbackRequest(query_id="q1", answer="421")
+    assert budget.tenant == "acme"
+    assert bill == GetBillRequest(
+        since=Timestamp(seconds=1793491200), until=Timestamp(seconds=1793577600), by=["tenant", "day"]
+    )
     assert router.deadlines[0] == pytest.approx(60, abs=5)
     assert router.deadlines[1] is None
+
+
+async def test_a_bill_of_all_there_is(router: ScriptedRouter, call: Call) -> None:
+    router.expect("GetBill", BILL)
+    router.expect("GetBudget", STANDING)
+    await call("bill")
+    await call("budget")
+    assert router.requests == [GetBillRequest(), GetBudgetRequest()]
+
+
+async def test_a_time_without_a_zone_is_utc(router: ScriptedRouter, call: Call) -> None:
+    zone = timezone(timedelta(hours=2))
+    for _ in range(2):
+        router.expect("GetBill", BILL)
+    await call(
+        "bill", since=datetime(2026, 11, 1, 12, 0, 0, 500), until=datetime(2026, 11, 1, 14, tzinfo=zone)
+    )
+    asked = router.requests[0]
+    assert (asked.since.seconds, asked.since.nanos) == (1793534400, 500_000)
+    assert asked.until == Timestamp(seconds=1793534400)
+    await call("bill", since=datetime.max)
+    assert router.requests[1].since.seconds == 253402300799
+
+
+async def test_times_and_tenants_that_no_request_could_say(call: Call) -> None:
+    ahead = timezone(timedelta(hours=14))
+    with pytest.raises(InvalidArgument, match=r"^until: "):
+        await call("bill", until=datetime(1, 1, 1, tzinfo=ahead))
+    with pytest.raises(InvalidArgument, match=r"^tenant: the text is not valid Unicode"):
+        await call("budget", "\ud800")
 
 
 async def test_a_truth_is_an_answer_or_a_word_of_it_and_never_none(
@@ -194,6 +243,46 @@ async def test_nobody_answers(nowhere: str, calls: Any) -> None:
                 await call(method, "1+1")
 
 
+BROKEN = Unavailable("the connection broke", 0.01)
+
+
+async def test_a_stream_that_breaks_goes_on_where_it_broke(router: ScriptedRouter, call: Call) -> None:
+    router.expect("StreamSolve", *EVENTS[:3], BROKEN)
+    router.expect("StreamSolve", *EVENTS[:4], BROKEN)
+    router.expect("StreamSolve", *EVENTS)
+    assert await call("stream", "17*24+13", request_id="r") == EVENTS
+    assert [request.query.request_id for request in router.requests] == ["r", "r", "r"]
+    assert len({request.SerializeToString() for request in router.requests}) == 1
+
+
+async def test_a_stream_that_breaks_after_the_querys_end_has_its_result(
+    router: ScriptedRouter, call: Call
+) -> None:
+    router.expect("StreamSolve", *EVENTS[:3], BROKEN)
+    router.expect("StreamSolve", EVENTS[-1])
+    assert await call("stream", "17*24+13", request_id="r") == [*EVENTS[:3], EVENTS[-1]]
+
+
+async def test_where_the_query_had_to_begin_anew_all_of_its_events_are_told(
+    router: ScriptedRouter, call: Call
+) -> None:
+    started = StreamSolveResponse(started=QueryStarted(query_id="another"))
+    router.expect("StreamSolve", *EVENTS[:3], BROKEN)
+    router.expect("StreamSolve", started, *EVENTS[1:])
+    assert await call("stream", "17*24+13", request_id="r") == [*EVENTS[:3], started, *EVENTS[1:]]
+
+
+async def test_a_stream_is_tried_three_times_at_most_and_without_an_id_once(
+    router: ScriptedRouter, call: Call
+) -> None:
+    for options, tries in (({"request_id": "r"}, 3), ({}, 1)):
+        for _ in range(tries):
+            router.expect("StreamSolve", *EVENTS[:2], BROKEN)
+        with pytest.raises(Unavailable, match="the connection broke"):
+            await call("stream", "17*24+13", **options)
+        assert not router.unused()
+
+
 async def test_closing_a_stream_cancels_the_call(router: ScriptedRouter, address: str) -> None:
     router.expect("StreamSolve", *EVENTS[:2], HANG)
 
@@ -243,6 +332,39 @@ async def test_the_address_is_the_environments_by_default(
     monkeypatch.delenv("ISOFLOP_ADDRESS")
     with Client() as other:
         assert other.address == "localhost:50051"
+
+
+async def test_every_call_says_which_tenant_asks(
+    router: ScriptedRouter, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ISOFLOP_TENANT", "search")
+    for _ in range(3):
+        router.expect("Solve", SOLVED)
+        router.expect("StreamSolve", *EVENTS)
+
+    def in_thread(tenant: str | None) -> None:
+        with Client(address, tenant) as client:
+            client.solve("1+1")
+            assert list(client.stream("1+1")) == EVENTS
+
+    await asyncio.to_thread(in_thread, None)
+    for tenant in ("homework", ""):
+        async with AsyncClient(address, tenant=tenant) as client:
+            await client.solve("1+1")
+            assert [event async for event in client.stream("1+1")] == EVENTS
+    assert router.tenants == ["search", "search", "homework", "homework", None, None]
+    monkeypatch.delenv("ISOFLOP_TENANT")
+    router.expect("ListModels", MODELS)
+    async with AsyncClient(address) as client:
+        await client.models()
+    assert router.tenants[-1] is None
+
+
+@pytest.mark.parametrize("name", ["Prüfung", "two\nlines"])
+def test_what_no_call_can_name_is_no_tenant(name: str) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(InvalidArgument, match="tenant"):
+            kind("localhost:1", name)
 
 
 def test_a_request_says_what_was_asked() -> None:

@@ -7,17 +7,17 @@ import asyncio
 import json
 import os
 import pty
+import re
 import shlex
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
 import pytest
-from isoflop import Client, cli, solve_request
+from isoflop import Client, cli, command, solve_request, text
 from isoflop.client import DEFAULT_ADDRESS
 from isoflop.errors import (
     DeadlineExceeded,
@@ -44,6 +44,7 @@ from isoflop.v1.router_pb2 import (
     StreamSolveResponse,
     SubmitFeedbackResponse,
 )
+from ran import Ended, Run, words
 from scripted_answers import (
     ABANDONED,
     CANDIDATES,
@@ -60,35 +61,6 @@ from scripted_answers import (
 from scripted_router import HANG, ScriptedRouter, serving
 
 COMMAND = Path(sys.executable).with_name("isoflop")
-
-
-class Ended(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Awaitable[Ended]]
-
-
-@pytest.fixture
-def run(address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs the command in a thread, against the scripted router."""
-    monkeypatch.setenv("ISOFLOP_ADDRESS", address)
-
-    async def started(*arguments: str) -> Ended:
-        def in_thread() -> int:
-            try:
-                return cli.main(arguments)
-            except SystemExit as usage:
-                return int(usage.code or 0)
-
-        code = await asyncio.to_thread(in_thread)
-        return Ended(code, *capsys.readouterr())
-
-    return started
 
 
 async def process(
@@ -117,12 +89,20 @@ async def in_process(*arguments: str, stdin: bytes = b"", **environment: str) ->
     return await ended
 
 
-def words(line: str) -> str:
-    """A line without its alignment."""
-    return " ".join(line.split())
-
-
 # What is printed.
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_the_tenant_is_named_before_or_after_the_command(
+    router: ScriptedRouter, run: Run, before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ISOFLOP_TENANT", "search")
+    router.expect("ListModels", MODELS)
+    router.expect("ListModels", MODELS)
+    option = ["--tenant", "homework"]
+    await run(*(option if before else []), "models", *([] if before else option))
+    await run("models")
+    assert router.tenants == ["homework", "search"]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +151,8 @@ async def test_solve_prints_the_answer_first_then_why_then_the_bill(router: Scri
     header = next(i for i, line in enumerate(lines) if line.startswith("stage"))
     assert words(lines[header]) == ("stage model strategy calls prompt cached completion aborted FLOPs money")
     assert words(lines[header + 1]) == "generation abacus-s majority 4 9 27 60 5 210 M 1.5e-06 USD"
-    assert lines[-1] == "total  74 tokens, 210 MFLOPs, 1.5e-06 USD"
+    assert words(lines[header + 2]) == "aborted 5 16.0 M 0 USD"
+    assert lines[-1] == "total  74 tokens, 210 MFLOPs (16.0 MFLOPs aborted), 1.5e-06 USD"
     assert "\x1b" not in ended.out
     assert not any(line != line.rstrip() for line in lines)
 
@@ -542,7 +523,7 @@ async def test_a_number_too_large_for_the_contract(run: Run) -> None:
 
 
 async def test_a_bug_is_one_line_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli.text, "listed", lambda *_: 1 / 0)
+    monkeypatch.setattr(text, "listed", lambda *_: 1 / 0)
     monkeypatch.setattr(Client, "models", lambda *_, **__: MODELS)
     ended = await run("models")
     assert ended.code == 1
@@ -618,7 +599,7 @@ async def test_a_reader_that_goes_away_is_no_error(router: ScriptedRouter, addre
 # Commands that the suite adds.
 
 
-def register_greet(parser: argparse.ArgumentParser) -> cli.Run:
+def register_greet(parser: argparse.ArgumentParser) -> command.Run:
     """Greets somebody.
 
     More about it.
@@ -673,9 +654,15 @@ async def test_the_suites_commands(run: Run) -> None:
 async def test_help_lists_all_commands_and_exit_codes(run: Run) -> None:
     ended = await run("--help")
     assert ended.code == 0
-    for words in ("solve ", "plan ", "Greets somebody.", "exit codes:", "130", DEFAULT_ADDRESS):
-        assert words in ended.out
+    for told in ("solve ", "plan ", "Greets somebody.", "exit codes:", "130", DEFAULT_ADDRESS):
+        assert told in ended.out
     assert "cannot be loaded" in ended.out
+    own, added = ended.out.split("commands of the suite:")
+    listed = re.findall(r"^    (\w+) ", own.partition("COMMAND\n")[2], re.MULTILINE)
+    assert listed == (
+        ["solve", "plan", "query", "explain", "feedback", "budget", "bill", "models", "frontier"]
+    )
+    assert added.index("broken") < added.index("greet") < added.index("exit codes:")
 
 
 async def test_other_commands_do_not_load_the_suite(nowhere: str) -> None:

@@ -8,16 +8,27 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator, Generator, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 from google.protobuf.message import Message as AnyMessage
 
-from isoflop.errors import Unavailable
-from isoflop.request import Options, feedback_request, solve_request
+from isoflop.errors import InvalidArgument, Unavailable
+from isoflop.request import (
+    TENANT,
+    BillKey,
+    Options,
+    bill_request,
+    budget_request,
+    feedback_request,
+    solve_request,
+)
 from isoflop.rpc import CHANNEL_OPTIONS, from_rpc_error
 from isoflop.v1.common_pb2 import Message
 from isoflop.v1.router_pb2 import (
+    GetBillResponse,
+    GetBudgetResponse,
     GetFrontierRequest,
     GetFrontierResponse,
     GetQueryRequest,
@@ -56,6 +67,14 @@ def default_address() -> str:
     return os.environ.get("ISOFLOP_ADDRESS") or DEFAULT_ADDRESS
 
 
+def _metadata(tenant: str | None) -> tuple[tuple[str, str], ...]:
+    """What goes with each call; raises InvalidArgument for a name that cannot."""
+    name = os.environ.get("ISOFLOP_TENANT", "") if tenant is None else tenant
+    if not (name.isascii() and name.isprintable()):
+        raise InvalidArgument("tenant", "is no name of a tenant: those are of a-z, 0-9, dots, dashes")
+    return ((TENANT, name),) if name else ()
+
+
 class _Tries:
     """The tries of one call, all within its timeout.
 
@@ -84,18 +103,48 @@ class _Tries:
         return error.retry_after
 
 
+class _Heard:
+    """The events that a caller has had of a query, over all tries: none is told twice.
+
+    To a call that joins a query the router tells all events from the first on, or after its end the last one.
+    Where the query could not be joined, and has begun anew, all of its events are new.
+    """
+
+    def __init__(self) -> None:
+        self._query_id = ""
+        self._told = 0
+        self._next = 0
+
+    def again(self) -> None:
+        """Another call begins."""
+        self._next = 0
+
+    def is_new(self, event: StreamSolveResponse) -> bool:
+        """Whether the caller has not had this next event of the call."""
+        if event.HasField("started") and event.started.query_id != self._query_id:
+            self._query_id, self._told = event.started.query_id, 0
+        self._next += 1
+        if self._next <= self._told and not event.HasField("final"):
+            return False
+        self._told = self._next
+        return True
+
+
 class Client:
     """Calls a router. Use it as a context manager, or close it; threads may share it.
 
     `address` is `host:port`; where it is None, the environment's ISOFLOP_ADDRESS or
-    `localhost:50051`. A `timeout` is in seconds, and for a query it is the time budget: the
-    router plans by it. Every method raises the errors of `isoflop.errors`. Calls that spend
-    nothing, and those with a `request_id`, are tried up to three times while the router is
-    Unavailable.
+    `localhost:50051`. `tenant` says who asks, and so whose budgets and limits hold; where it is
+    None, the environment's ISOFLOP_TENANT or nobody in particular. The router takes the caller's
+    word for it. A `timeout` is in seconds, and for a query it is the time budget: the router plans
+    by it. Every method raises the errors of `isoflop.errors`. Calls that spend nothing, and those
+    with a `request_id`, are tried up to three times while the router is Unavailable, or the
+    connection breaks: a query that runs is joined, and not billed again.
     """
 
-    def __init__(self, address: str | None = None) -> None:
+    def __init__(self, address: str | None = None, tenant: str | None = None) -> None:
         self.address = address or default_address()
+        self._metadata = _metadata(tenant)
         self._channel = grpc.insecure_channel(self.address, CHANNEL_OPTIONS)
         self._stub = RouterServiceStub(self._channel)
 
@@ -112,7 +161,8 @@ class Client:
         """The events of a query as they happen; the last one is `final`.
 
         The query starts with the first event that is asked for. Closing the generator
-        (`contextlib.closing`) cancels it.
+        (`contextlib.closing`) cancels it. With a `request_id` a stream that breaks goes on where it
+        broke, within its tries; where the query had to begin anew, with a `started` of another query.
         """
         request = StreamSolveRequest(query=solve_request(query, **options))
         return self._events(request, timeout)
@@ -132,8 +182,29 @@ class Client:
         return self._call(self._stub.GetFrontier, GetFrontierRequest(), timeout)
 
     def query(self, query_id: str, *, timeout: float | None = None) -> GetQueryResponse:
-        """A running or finished query, by the `query_id` of its response or first event."""
+        """A running or finished query, by the `query_id` of its response or first event: what was planned,
+        what came, and what was charged."""
         return self._call(self._stub.GetQuery, GetQueryRequest(query_id=query_id), timeout)
+
+    def budget(self, tenant: str = "", *, timeout: float | None = None) -> GetBudgetResponse:
+        """Budgets in their present windows, a tenant's or everybody's: what was spent, what rounds that run
+        may take, and the shadow price."""
+        return self._call(self._stub.GetBudget, budget_request(tenant), timeout)
+
+    def bill(
+        self,
+        by: Sequence[BillKey] = (),
+        since: datetime | None = None,
+        until: datetime | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> GetBillResponse:
+        """What queries have cost, in FLOPs, money and tokens: a row for each of `by`, the dearest first.
+
+        By the time of each charge, from `since` on (None: from the first that is kept) and before `until`
+        (None: until now). Times without a zone are UTC, as the days of bills are.
+        """
+        return self._call(self._stub.GetBill, bill_request(by, since, until), timeout)
 
     def feedback(
         self,
@@ -169,7 +240,7 @@ class Client:
         tries = _Tries(self.address, timeout, repeatable)
         while True:
             try:
-                return method(request, timeout=tries.left())
+                return method(request, timeout=tries.left(), metadata=self._metadata)
             except grpc.RpcError as failure:
                 pause = tries.pause(failure)
             time.sleep(pause)
@@ -177,13 +248,19 @@ class Client:
     def _events(
         self, request: StreamSolveRequest, timeout: float | None
     ) -> Generator[StreamSolveResponse, None, None]:
-        call = self._stub.StreamSolve(request, timeout=timeout)
-        try:
-            yield from call
-        except grpc.RpcError as failure:
-            raise from_rpc_error(failure, self.address) from failure
-        finally:
-            call.cancel()
+        tries, heard = _Tries(self.address, timeout, bool(request.query.request_id)), _Heard()
+        while True:
+            call = self._stub.StreamSolve(request, timeout=tries.left(), metadata=self._metadata)
+            try:
+                yield from filter(heard.is_new, call)
+            except grpc.RpcError as failure:
+                pause = tries.pause(failure)
+            else:
+                return
+            finally:
+                call.cancel()
+            heard.again()
+            time.sleep(pause)
 
 
 class AsyncClient:
@@ -192,8 +269,9 @@ class AsyncClient:
     A task that is cancelled while it waits for a call cancels the call.
     """
 
-    def __init__(self, address: str | None = None) -> None:
+    def __init__(self, address: str | None = None, tenant: str | None = None) -> None:
         self.address = address or default_address()
+        self._metadata = _metadata(tenant)
         self._channel = grpc.aio.insecure_channel(self.address, CHANNEL_OPTIONS)
         self._stub: RouterServiceAsyncStub = RouterServiceStub(self._channel)
 
@@ -229,6 +307,21 @@ class AsyncClient:
         """As `Client.query`."""
         return await self._call(self._stub.GetQuery, GetQueryRequest(query_id=query_id), timeout)
 
+    async def budget(self, tenant: str = "", *, timeout: float | None = None) -> GetBudgetResponse:
+        """As `Client.budget`."""
+        return await self._call(self._stub.GetBudget, budget_request(tenant), timeout)
+
+    async def bill(
+        self,
+        by: Sequence[BillKey] = (),
+        since: datetime | None = None,
+        until: datetime | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> GetBillResponse:
+        """As `Client.bill`."""
+        return await self._call(self._stub.GetBill, bill_request(by, since, until), timeout)
+
     async def feedback(
         self,
         query_id: str,
@@ -260,7 +353,7 @@ class AsyncClient:
         tries = _Tries(self.address, timeout, repeatable)
         while True:
             try:
-                return await method(request, timeout=tries.left())
+                return await method(request, timeout=tries.left(), metadata=self._metadata)
             except grpc.RpcError as failure:
                 pause = tries.pause(failure)
             await asyncio.sleep(pause)
@@ -268,11 +361,18 @@ class AsyncClient:
     async def _events(
         self, request: StreamSolveRequest, timeout: float | None
     ) -> AsyncGenerator[StreamSolveResponse, None]:
-        call = self._stub.StreamSolve(request, timeout=timeout)
-        try:
-            async for event in call:
-                yield event
-        except grpc.RpcError as failure:
-            raise from_rpc_error(failure, self.address) from failure
-        finally:
-            call.cancel()
+        tries, heard = _Tries(self.address, timeout, bool(request.query.request_id)), _Heard()
+        while True:
+            call = self._stub.StreamSolve(request, timeout=tries.left(), metadata=self._metadata)
+            try:
+                async for event in call:
+                    if heard.is_new(event):
+                        yield event
+            except grpc.RpcError as failure:
+                pause = tries.pause(failure)
+            else:
+                return
+            finally:
+                call.cancel()
+            heard.again()
+            await asyncio.sleep(pause)

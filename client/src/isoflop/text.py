@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 from unicodedata import east_asian_width
 
 from isoflop.v1.common_pb2 import Bill, Sample, SeedPromise, Stage
@@ -17,6 +19,7 @@ from isoflop.v1.router_pb2 import (
     ProfileInForce,
     ProfileRole,
     Round,
+    Savings,
     ScalingInterval,
     ScalingLaw,
     SolveResponse,
@@ -45,6 +48,10 @@ class Style:
         return f"\x1b[{colour}m{text}\x1b[0m" if self.colour and text else text
 
 
+_ESCAPE = re.compile(r"\x1b\[\d*m")
+"""What Style adds to words."""
+
+
 def si(value: float) -> str:
     """Three digits and a prefix, as in `1.23 G`, that `--budget` takes too."""
     if not 1 <= value < 1e21:
@@ -53,6 +60,12 @@ def si(value: float) -> str:
     thousands, shift = divmod(int(exponent), 3)
     digits = f"{float(mantissa) * 10**shift:.{2 - shift}f}"
     return f"{digits} {' kMGTPEZ'[thousands]}" if thousands else f"{float(digits):g}"
+
+
+def in_flops(value: float) -> str:
+    """An amount of computing, as in `1.23 GFLOPs` or `0 FLOPs`."""
+    amount = si(value)
+    return f"{amount}FLOPs" if " " in amount else f"{amount} FLOPs"
 
 
 def money(value: float, currency: str) -> str:
@@ -122,6 +135,30 @@ def table(align: str, header: Sequence[str], rows: Iterable[Sequence[str]], styl
     return [style.faint(lines[0]), *lines[1:]]
 
 
+def aligned(pairs: Iterable[tuple[str, str]], style: Style, width: float = inf) -> list[str]:
+    """Names and what they stand for, side by side; in so many columns, where words allow."""
+    told = list(pairs)
+    margin = max((len(name) for name, _ in told), default=0) + 2
+    lines = []
+    for name, words in told:
+        first, *more = wrapped(words, width - margin)
+        lines.append(f"{style.faint(name)}{'':{margin - len(name)}}{first}".rstrip())
+        lines += [f"{'':{margin}}{line}" for line in more]
+    return lines
+
+
+def wrapped(words: str, width: float) -> list[str]:
+    """Lines of so many columns, where words allow, not counting what colours them: one at least."""
+    lines = [""]
+    for word in words.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if lines[-1] and columns(_ESCAPE.sub("", longer)) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
 def solved(response: SolveResponse, style: Style) -> str:
     """The answer, how it came about, and the bill."""
     status = Status.Name(response.status).removeprefix("STATUS_").lower()
@@ -131,15 +168,19 @@ def solved(response: SolveResponse, style: Style) -> str:
         *rounds(response.rounds),
     ]
     if response.savings.samples:
-        spared = f"{counted(response.savings.samples, 'sample')}, {si(response.savings.flops)}FLOPs"
-        facts.append(("saved", f"{spared} by ending early"))
+        facts.append(("saved", spared(response.savings)))
     if response.HasField("difficulty"):
         facts.append(("difficulty", difficulty(response.difficulty)))
     facts += [("seed", str(response.seed)), ("query", line(response.query_id))]
-    lines = [style.strong(clean(response.answer)) or "(no answer)", "", *_facts(facts, style), ""]
+    lines = [style.strong(clean(response.answer)) or "(no answer)", "", *aligned(facts, style), ""]
     for sample in response.candidates:
         lines += [*candidate(sample, style), ""]
     return "\n".join([*lines, *bill(response.bill, style)])
+
+
+def spared(savings: Savings) -> str:
+    """Samples that were not run to their end, and what they would have cost."""
+    return f"{counted(savings.samples, 'sample')}, {in_flops(savings.flops)} by ending early"
 
 
 def rounds(bought: Iterable[Round]) -> list[tuple[str, str]]:
@@ -152,7 +193,7 @@ def decided(each: Round) -> str:
     story = f"{action(each.action)}: {line(each.reason)}"
     if not each.completed and not each.aborted:
         return story
-    came = [f"{each.confidence_before:.0%} to {each.confidence_after:.0%}", f"{si(each.flops)}FLOPs"]
+    came = [f"{each.confidence_before:.0%} to {each.confidence_after:.0%}", in_flops(each.flops)]
     if each.aborted:
         came.append(f"{each.aborted} aborted")
     return f"{story} ({', '.join(came)})"
@@ -177,27 +218,31 @@ def candidate(sample: Sample, style: Style) -> list[str]:
 
 
 def bill(bought: Bill, style: Style) -> list[str]:
-    """A table by stage, model and strategy, and the total."""
-    rows = [
-        (
-            Stage.Name(usage.stage).removeprefix("STAGE_").lower(),
-            line(usage.model),
-            line(usage.strategy),
-            str(usage.calls),
-            str(usage.prompt_tokens),
-            str(usage.cached_tokens),
-            str(usage.completion_tokens),
-            str(usage.aborted_tokens),
-            si(usage.flops),
-            money(usage.money, bought.currency),
+    """A table by stage, model and strategy, what was aborted of each apart, and the total."""
+    rows: list[tuple[str, ...]] = []
+    for usage in bought.lines:
+        rows.append(
+            (
+                Stage.Name(usage.stage).removeprefix("STAGE_").lower(),
+                line(usage.model),
+                line(usage.strategy),
+                str(usage.calls),
+                str(usage.prompt_tokens),
+                str(usage.cached_tokens),
+                str(usage.completion_tokens),
+                str(usage.aborted_tokens),
+                si(usage.flops),
+                money(usage.money, bought.currency),
+            )
         )
-        for usage in bought.lines
-    ]
+        if usage.aborted_flops:
+            of_it = si(usage.aborted_flops), money(usage.aborted_money, bought.currency)
+            rows.append(("  aborted", *[""] * 6, str(usage.aborted_tokens), *of_it))
     header = ("stage", "model", "strategy", "calls", "prompt", "cached", "completion", "aborted", "FLOPs")
     lines = table("lllrrrrrrr", (*header, "money"), rows, style)
-    total = (
-        f"{counted(bought.tokens, 'token')}, {si(bought.flops)}FLOPs, {money(bought.money, bought.currency)}"
-    )
+    aborted = sum(usage.aborted_flops for usage in bought.lines)
+    told = in_flops(bought.flops) + (f" ({in_flops(aborted)} aborted)" if aborted else "")
+    total = f"{counted(bought.tokens, 'token')}, {told}, {money(bought.money, bought.currency)}"
     return [*lines, f"{style.faint('total')}  {style.strong(total)}"]
 
 
@@ -206,15 +251,15 @@ def planned(response: PlanResponse, style: Style) -> str:
     chosen = action(response.action) if response.HasField("action") else "buy nothing"
     facts = [("why", line(response.reason))]
     if response.HasField("action"):
-        facts.append(("this round", _expected(response.action)))
+        facts.append(("this round", expected(response.action)))
     if response.HasField("outlook"):
         facts.append(
-            ("whole query", f"{counted(response.outlook.samples, 'sample')}, {_expected(response.outlook)}")
+            ("whole query", f"{counted(response.outlook.samples, 'sample')}, {expected(response.outlook)}")
         )
     if response.HasField("difficulty"):
         facts.append(("difficulty", difficulty(response.difficulty)))
     facts.append(("profile", line(response.profile)))
-    lines = [style.strong(chosen), "", *_facts(facts, style)]
+    lines = [style.strong(chosen), "", *aligned(facts, style)]
     if response.rejected:
         rows = [
             (
@@ -251,7 +296,7 @@ def listed(response: ListModelsResponse, style: Style) -> str:
     ]
     facts += [(role(each), in_force(each)) for each in response.profiles]
     facts += [("fault", line(fault)) for fault in response.profile_faults]
-    return "\n".join([*table("llrrrrl", header, rows, style), "", *_facts(facts, style)])
+    return "\n".join([*table("llrrrrl", header, rows, style), "", *aligned(facts, style)])
 
 
 def role(profile: ProfileInForce) -> str:
@@ -282,7 +327,7 @@ def frontier(response: GetFrontierResponse, style: Style) -> str:
     lines = table("rlrrr", ("difficulty", "plan", "right", "FLOPs", "money"), rows, style)
     if response.laws:
         lines += ["", *laws(response.laws, style)]
-    return "\n".join([*lines, "", *_facts([("profile", line(response.profile))], style)])
+    return "\n".join([*lines, "", *aligned([("profile", line(response.profile))], style)])
 
 
 def laws(told: Iterable[ScalingLaw], style: Style) -> list[str]:
@@ -318,7 +363,7 @@ def queried(response: GetQueryResponse, style: Style) -> str:
     if response.HasField("result"):
         return solved(response.result, style)
     state = "running" if response.running else "ended without a result"
-    return "\n".join([style.strong(state), *_facts(rounds(response.rounds), style)])
+    return "\n".join([style.strong(state), *aligned(rounds(response.rounds), style)])
 
 
 def judged(response: SubmitFeedbackResponse, style: Style) -> str:
@@ -327,8 +372,9 @@ def judged(response: SubmitFeedbackResponse, style: Style) -> str:
     return f"{verdict}  {clean(response.returned) or '(no answer)'}"
 
 
-def _expected(each: Action) -> str:
-    return f"{each.expected_accuracy:.0%} right, {si(each.expected_flops)}FLOPs"
+def expected(each: Action) -> str:
+    """What comes of it, and what it costs."""
+    return f"{each.expected_accuracy:.0%} right, {in_flops(each.expected_flops)}"
 
 
 def _capabilities(prefix: bool, logprobs: bool, seed: SeedPromise.ValueType) -> str:
@@ -337,9 +383,3 @@ def _capabilities(prefix: bool, logprobs: bool, seed: SeedPromise.ValueType) -> 
     if seed in (SeedPromise.SEED_PROMISE_ALONE, SeedPromise.SEED_PROMISE_ALWAYS):
         can.append(f"seed {SeedPromise.Name(seed).removeprefix('SEED_PROMISE_').lower()}")
     return ", ".join(can)
-
-
-def _facts(facts: Iterable[tuple[str, str]], style: Style) -> list[str]:
-    pairs = list(facts)
-    width = max((len(name) for name, _ in pairs), default=0)
-    return [f"{style.faint(name.ljust(width))}  {text}".rstrip() for name, text in pairs]

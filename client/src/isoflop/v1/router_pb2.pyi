@@ -516,6 +516,7 @@ class Round(_message.Message):
     CONFIDENCE_AFTER_FIELD_NUMBER: _builtins.int
     FLOPS_FIELD_NUMBER: _builtins.int
     EXPLORED_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """0 for the first."""
     reason: _builtins.str
@@ -532,6 +533,10 @@ class Round(_message.Message):
     """FLOPs it took."""
     explored: _builtins.bool
     """Drawn at random instead of the planner's own choice, to learn what it brings: the platform's expense."""
+    failure: _builtins.str
+    """Why it ended before all of its samples had come: its model's backend failed. Empty: it did not. What came counts,
+    and what did not is asked for again.
+    """
     @_builtins.property
     def action(self) -> Global___Action:
         """The action."""
@@ -548,10 +553,11 @@ class Round(_message.Message):
         confidence_after: _builtins.float = ...,
         flops: _builtins.float = ...,
         explored: _builtins.bool = ...,
+        failure: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted", b"aborted", "action", b"action", "completed", b"completed", "confidence_after", b"confidence_after", "confidence_before", b"confidence_before", "explored", b"explored", "flops", b"flops", "index", b"index", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted", b"aborted", "action", b"action", "completed", b"completed", "confidence_after", b"confidence_after", "confidence_before", b"confidence_before", "explored", b"explored", "failure", b"failure", "flops", b"flops", "index", b"index", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1443,6 +1449,42 @@ class Charge(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__round) -> _WhichOneofReturnType__round | None: ...
 
 Global___Charge: _TypeAlias = Charge  # noqa: Y015
+
+@_typing.final
+class RoundCandidates(_message.Message):
+    """What came of a round, as a ledger keeps it for the router that goes on with the query where this one dies."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Sample]:
+        """Its candidates."""
+
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedCompositeFieldContainer[_verification_pb2.ChainScore]:
+        """The scores of each; empty ones where it was not verified."""
+
+    @_builtins.property
+    def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The weight of each in the vote."""
+
+    def __init__(
+        self,
+        *,
+        samples: _abc.Iterable[_common_pb2.Sample] | None = ...,
+        scores: _abc.Iterable[_verification_pb2.ChainScore] | None = ...,
+        weights: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples", "scores", b"scores", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoundCandidates: _TypeAlias = RoundCandidates  # noqa: Y015
 
 @_typing.final
 class GetBudgetRequest(_message.Message):
