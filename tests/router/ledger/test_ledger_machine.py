@@ -19,6 +19,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from isoflop.errors import FailedPrecondition
 from ledger_parts import DAY, LEASE, WORTH, Clock, answer, budget, entry, round, usage
 from sqlalchemy import delete, select
 
@@ -119,7 +120,7 @@ class Routers(RuleBasedStateMachine):
             return
         before = query.rounds.get(index)
         if before and (before.state == "settled" or before.router != router):
-            self._raises(ValueError, call)
+            self._raises(FailedPrecondition, call)
             return
         windows = (
             before.windows if before else [(one.name, one.period.start(self.clock.now)) for one in BUDGETS]
