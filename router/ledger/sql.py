@@ -113,8 +113,9 @@ class SqlLedger:
         kept_bill_days: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`worth`: a first guess of a right answer's, in FLOPs; `clock`: seconds since the epoch. Queries are
-        kept for so many days; charges, and windows that have ended, for so many others."""
+        """`worth`: a first guess of a right answer's, in FLOPs; `clock`: seconds since the epoch, on which
+        routers agree within much less than a lease. Queries are kept for so many days; charges, and windows
+        that have ended, for so many others."""
         self._storage = storage
         self._inserts = sql.Inserts(storage.engine.dialect.name)
         self._worth = worth
@@ -263,7 +264,9 @@ class SqlLedger:
         if unknown := set(by) - set(BY):
             raise ValueError(f"a bill is by {', '.join(BY)}, not {', '.join(sorted(unknown))}")
         statement, values = sql.bill(tuple(by)), {"since": since, "until": until}
-        found = await self._storage.run(lambda transaction: transaction.rows(statement, values), reads=True)
+        found = await self._storage.run(
+            lambda transaction: transaction.rows(statement, values), reads=True, long=True
+        )
         rows = [
             BillRow(
                 tuple(_key(name, row[name]) for name in by),
