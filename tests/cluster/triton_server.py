@@ -49,6 +49,7 @@ class TritonServer:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self.log_path = folder / "triton.log"
+        self._ports: list[int] = []
         self.grpc_address = ""
         self.http_address = ""
         self.metrics_address = ""
@@ -63,13 +64,17 @@ class TritonServer:
         self.stop()
 
     def start(self) -> None:
-        """Install Triton if need be, start it and return when all models are ready."""
+        """Install Triton if need be, start it and return when all models are ready.
+
+        Started again it has the ports that it had.
+        """
         home = Path(os.environ.get("ISOFLOP_TRITON_HOME") or ROOT / "build" / "triton")
         repository = self._folder / "repository"
         launcher = _install(home, repository, self._models)
         for made in self._extra:
             shutil.copytree(made, repository / made.name)
-        grpc, http, metrics = free_ports(3)
+        self._ports = self._ports or free_ports(3)
+        grpc, http, metrics = self._ports
         self.grpc_address, self.http_address, self.metrics_address = (
             f"127.0.0.1:{port}" for port in (grpc, http, metrics)
         )
@@ -110,6 +115,19 @@ class TritonServer:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
+    def pause(self) -> None:
+        """SIGSTOP to Triton and its models."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT to them."""
+        self._signal(signal.SIGCONT)
+
+    def restart(self) -> None:
+        """Once it has ended: start it again on its ports, and return when all models are ready."""
+        assert self._process is None, "it still runs"
+        self.start()
+
     def metrics(self, model: str) -> dict[str, float]:
         """The counters of one model on Triton's metrics page, by name.
 
@@ -120,6 +138,10 @@ class TritonServer:
             if f'model="{model}"' in sample["labels"].split(","):
                 totals[sample["name"]] = totals.get(sample["name"], 0.0) + float(sample["value"])
         return totals
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
