@@ -1,4 +1,4 @@
-"""The suite's own processes for tests: started on free ports, found by what they print, stopped cleanly or not."""
+"""The suite's own processes for tests: started on free ports, found by what they print, stopped or killed."""
 
 from __future__ import annotations
 

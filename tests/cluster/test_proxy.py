@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -45,6 +45,15 @@ async def said(ends: Ends, text: bytes) -> bytes:
     return await ends[0].readexactly(len(text))
 
 
+async def until(holds: Callable[[], bool]) -> bool:
+    """Wait until it holds, a while; whether it does."""
+    for _ in range(500):
+        if holds():
+            return True
+        await asyncio.sleep(0.01)
+    return False
+
+
 async def gone(ends: Ends) -> bool:
     """Whether the connection was reset, and not ended."""
     try:
@@ -62,8 +71,7 @@ async def test_bytes_pass_both_ways_and_ends_in_order() -> None:
             assert back == text
             ends[1].write_eof()
             assert await ends[0].read() == b""
-            while proxy.connections:
-                await asyncio.sleep(0.01)
+            assert await until(lambda: proxy.connections == 0)
 
 
 async def _send(writer: asyncio.StreamWriter, text: bytes) -> None:

@@ -15,10 +15,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from tests.cluster.processes import free_ports
+import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.cluster.processes import ROOT, free_ports
+
+SIZES = ("s", "m", "l")
 INSTALL = ROOT / "docker" / "triton" / "install.py"
 
 # The first start installs 350 MB; afterwards Triton is ready within about a second.
@@ -164,6 +167,38 @@ class TritonServer:
         lines = self.log_path.read_text(errors="replace").splitlines()
         told = [line for line in lines if not line.startswith(("|", "+"))]  # Triton prints wide tables
         return "\n".join([f"--- the end of {self.log_path}:", *told[-25:]])
+
+
+def triton_catalog(address: str) -> dict[str, Any]:
+    """The embedded models as they are served by Triton: template and shape are said, not read."""
+    from services.generation.backends.llamacpp import Header
+
+    embedded = yaml.safe_load((ROOT / "models" / "catalog.yaml").read_text())["models"]
+    said = {one["name"]: {key: one[key] for key in ("thinking", "revision")} for one in embedded}
+    models = []
+    for size in SIZES:
+        header = Header.read(ROOT / "models" / f"abacus-{size}.gguf")
+        shape = header.shape
+        models.append(
+            {
+                "name": f"abacus-{size}",
+                "backend": "triton",
+                "address": address,
+                "model": f"abacus_{size}",
+                "chat_template": header.chat_template,
+                **said[f"abacus-{size}"],
+                "context": header.context,
+                "steps": True,
+                "shape": {
+                    "active_parameters": shape.active_parameters,
+                    "layers": shape.layers,
+                    "heads": shape.heads,
+                    "head_size": shape.head_size,
+                },
+                "price": {"per_million_completion_tokens": 0.01},
+            }
+        )
+    return {"currency": "USD", "models": models}
 
 
 def _install(home: Path, repository: Path, models: Sequence[Path]) -> Path:
