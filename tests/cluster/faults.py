@@ -3,163 +3,196 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from isoflop.v1.common_pb2 import STAGE_GENERATION
+from isoflop.v1.common_pb2 import STAGE_GENERATION, STAGE_VERIFICATION
 
-from tests.cluster.load import DEADLINE_SECONDS, Asked, Load, Summary, recovery, summary
-from tests.cluster.parts import Fault, FaultSuite, Part
+from tests.cluster.load import DEADLINE_SECONDS, Asked, Load, Summary, recovery, silence, summary
+from tests.cluster.parts import Fault, FaultSuite
 
 RECOVERY_SECONDS: Final = 5.0
 """So soon after a part's return all must be well."""
-WELL_AFTER: Final = 64
-"""So many queries in a row that began after the part's return tell that all is well."""
+ENOUGH: Final = 48
+"""So many queries make sure that all is well: before a fault, and in a row after the part's return."""
 WATCHED_SECONDS: Final = 3 * RECOVERY_SECONDS
 """How long that is waited for."""
 IDLE_SECONDS: Final = 30.0
 """How long what still runs without a caller may take to end."""
-TOKEN_KINDS: Final = ("prompt", "cached", "completion", "aborted")
+KINDS: Final = ("prompt", "cached", "completion", "aborted")
+STAGES: Final = {"generation": STAGE_GENERATION, "verification": STAGE_VERIFICATION}
+"""That count tokens."""
+RUNNING: Final = ("isoflop_router_queries_running", "isoflop_generation_samples_running")
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Tokens of generation by kind, and FLOPs of all stages that count them."""
+    """What was spent in the stages that count tokens."""
 
     tokens: Mapping[str, float]
+    """By stage and kind, as in `generation aborted`."""
     flops: float
 
-    def less(self, before: Counts) -> Counts:
+    @staticmethod
+    def of(tokens: Callable[[str, str], float], flops: Callable[[str], float]) -> Counts:
+        """Asks for the tokens of each stage and kind, and the FLOPs of each stage."""
+        counts = {f"{stage} {kind}": tokens(stage, kind) for stage in STAGES for kind in KINDS}
+        return Counts(counts, sum(map(flops, STAGES)))
+
+    def __sub__(self, before: Counts) -> Counts:
         """What has been added."""
         tokens = {kind: count - before.tokens[kind] for kind, count in self.tokens.items()}
         return Counts(tokens, self.flops - before.flops)
 
 
 @dataclass(frozen=True)
-class Played:
+class Observed:
     """What a fault has done."""
 
-    part: str
-    fault: Fault
     seconds: float
     """From the fault to the part's return."""
     before: Summary
     during: Summary
-    """Of the queries that ran while the part was away, or began then."""
+    """Of the queries that ran while the part was away."""
     after: Summary
     """Of those that began after its return."""
+    silence: float
+    """The longest time in seconds without an answer, since the fault."""
     asked: Sequence[Asked]
     recovered: float
     """Seconds from the part's return until all queries are well; infinite: they never were."""
     used: float
-    """Seconds from the part's return until it has work again; infinite: it never had."""
+    """Seconds from the part's return until it has ended some work; infinite: it never had."""
     billed: Counts | None
-    """By the routers' metrics; None where one was killed."""
+    """By the routers' metrics; None where one of them was killed."""
     counted: Counts | None
-    """By the services' metrics; None where one was killed."""
+    """By the services' metrics; None where one of them was killed."""
     told: Counts
     """By the responses."""
 
+    @property
+    def ill(self) -> list[Asked]:
+        """Queries without an answer as good as ever."""
+        return [one for one in self.asked if not one.well]
 
-async def play(
-    suite: FaultSuite, names: Sequence[str], fault: Fault, *, seconds: float, seed: int = 0, deadline: float = DEADLINE_SECONDS
-) -> Played:
-    """Let parts fail for so long while clients ask, and see what comes."""
+
+async def fail(
+    suite: FaultSuite, names: Sequence[str], fault: Fault, seconds: float, deadline: float = DEADLINE_SECONDS
+) -> Observed:
+    """Let these parts fail for so long; queries have so much time each."""
     parts = [suite.parts[name] for name in names]
-    began = counts(suite)
-    load = Load(suite.address, seed=seed, deadline=deadline)
-    async with load.running():
-        await load.until(WELL_AFTER)
-        failed = time.monotonic()
-        for part in parts:
-            await asyncio.to_thread(part.fail, fault)
+
+    async def act() -> None:
         try:
+            await _threads(*(partial(part.fail, fault) for part in parts))
             await asyncio.sleep(seconds)
         finally:
-            await asyncio.gather(*(asyncio.to_thread(part.back, fault) for part in parts))
+            await _threads(*(partial(part.back, fault) for part in parts))
+
+    return await observe(suite, act, names, names if fault is Fault.KILL else (), deadline)
+
+
+async def roll(suite: FaultSuite, names: Sequence[str]) -> Observed:
+    """Stop each of these processes in order (SIGTERM) and start it again, one after the other."""
+
+    async def act() -> None:
+        for name in names:
+            process = suite.processes[name]
+            assert await asyncio.to_thread(process.stop) == 0
+            await asyncio.to_thread(process.restart)
+
+    return await observe(suite, act, names, names, DEADLINE_SECONDS)
+
+
+async def observe(
+    suite: FaultSuite,
+    act: Callable[[], Awaitable[None]],
+    names: Sequence[str],
+    ended: Sequence[str],
+    deadline: float,
+) -> Observed:
+    """Do something to these parts while clients ask; those that `ended` have forgotten their counts."""
+    began = await _both(suite)
+    load = Load(suite.address, deadline=deadline)
+    async with load.running():
+        await load.until(ENOUGH)
+        failed = time.monotonic()
+        await act()
         returned = time.monotonic()
-        used, _ = await asyncio.gather(_in_use(suite, names, returned), _well(load, returned))
+        used, _ = await asyncio.gather(_used(suite, names, returned), _well(load, returned))
     await _idle(suite)
-    ended = counts(suite)
-    killed = fault is Fault.KILL
-    return Played(
-        part=", ".join(names),
-        fault=fault,
+    billed, counted = (after - before for before, after in zip(began, await _both(suite), strict=True))
+    asked = load.asked
+    return Observed(
         seconds=returned - failed,
-        before=summary([one for one in load.asked if one.ended < failed]),
-        during=summary([one for one in load.asked if one.ended >= failed and one.began < returned]),
-        after=summary([one for one in load.asked if one.began >= returned]),
-        asked=load.asked,
-        recovered=recovery(load.asked, returned),
+        before=summary([one for one in asked if one.ended < failed]),
+        during=summary([one for one in asked if one.ended >= failed and one.began < returned]),
+        after=summary([one for one in asked if one.began >= returned]),
+        silence=silence(asked, failed),
+        asked=asked,
+        recovered=recovery(asked, returned),
         used=used,
-        billed=None if killed and "router" in names[0] else ended[0].less(began[0]),
-        counted=None
-        if killed and names[0] not in ("triton", "difficulty", "aggregation")
-        else ended[1].less(began[1]),
-        told=told(load.asked),
+        billed=None if set(ended) & suite.routers.keys() else billed,
+        counted=None if set(ended) & suite.counting.keys() else counted,
+        told=told(asked),
     )
-
-
-def counts(suite: FaultSuite) -> tuple[Counts, Counts]:
-    """What routers have billed so far, and what services have counted."""
-    billed = Counts(
-        {
-            kind: sum(
-                one.metrics("isoflop_router_tokens_total", kind=kind, stage="generation")
-                for one in suite.routers
-            )
-            for kind in TOKEN_KINDS
-        },
-        sum(
-            one.metrics("isoflop_router_flops_total", stage=stage)
-            for one in suite.routers
-            for stage in ("generation", "verification")
-        ),
-    )
-    counted = Counts(
-        {
-            kind: sum(one.metrics("isoflop_generation_tokens_total", kind=kind) for one in suite.generations)
-            for kind in TOKEN_KINDS
-        },
-        sum(one.metrics("isoflop_generation_flops_total") for one in suite.generations)
-        + suite.processes["verification"].metrics("isoflop_verification_flops_total"),
-    )
-    return billed, counted
 
 
 def told(asked: Sequence[Asked]) -> Counts:
     """What the responses' bills say."""
-    bills = [one.response.bill for one in asked if one.response is not None]
-    lines = [line for bill in bills for line in bill.lines]
-    return Counts(
-        {
-            kind: sum(getattr(line, f"{kind}_tokens") for line in lines if line.stage == STAGE_GENERATION)
-            for kind in TOKEN_KINDS
-        },
-        sum(bill.flops for bill in bills),
+    lines = [line for one in asked if one.response is not None for line in one.response.bill.lines]
+
+    def total(name: str, stage: str) -> float:
+        return math.fsum(getattr(line, name) for line in lines if line.stage == STAGES[stage])
+
+    return Counts.of(lambda stage, kind: total(f"{kind}_tokens", stage), partial(total, "flops"))
+
+
+def _billed(suite: FaultSuite) -> Counts:
+    """What the routers that run have billed since they were started."""
+
+    def total(name: str, **labels: str) -> float:
+        return math.fsum(
+            one.metrics(f"isoflop_router_{name}_total", **labels) for one in suite.routers.values()
+        )
+
+    return Counts.of(
+        lambda stage, kind: total("tokens", stage=stage, kind=kind), lambda stage: total("flops", stage=stage)
     )
 
 
-async def _in_use(suite: FaultSuite, names: Sequence[str], returned: float) -> float:
-    """Seconds until each of the parts has ended another call well."""
+def _counted(suite: FaultSuite) -> Counts:
+    """What the services that run have counted since they were started."""
+
+    def total(stage: str, name: str, **labels: str) -> float:
+        return math.fsum(
+            one.metrics(f"isoflop_{stage}_{name}_total", **labels) for one in suite.counting.values()
+        )
+
+    return Counts.of(
+        lambda stage, kind: total(stage, "tokens", kind=kind), lambda stage: total(stage, "flops")
+    )
+
+
+async def _used(suite: FaultSuite, names: Sequence[str], returned: float) -> float:
+    """Seconds until each of the parts has ended some work."""
+
+    def work(name: str) -> float:
+        if name in suite.processes:
+            return suite.processes[name].metrics("isoflop_rpc_calls_total", code="OK")
+        return suite.work(name)
+
     for name in names:
-        work = _work(suite, name)
-        before = await asyncio.to_thread(work)
-        while await asyncio.to_thread(work) == before:
+        before = await asyncio.to_thread(work, name)
+        while await asyncio.to_thread(work, name) == before:
             if time.monotonic() > returned + WATCHED_SECONDS:
                 return float("inf")
             await asyncio.sleep(0.1)
     return time.monotonic() - returned
-
-
-def _work(suite: FaultSuite, name: str) -> Callable[[], float]:
-    """What counts the work of a part."""
-    if name == "triton":
-        return lambda: suite.triton.metrics("abacus_l").get("llamacpp_tokens_total", 0.0)
-    return partial(suite.processes[name].metrics, "isoflop_rpc_calls_total", code="OK")
 
 
 async def _well(load: Load, returned: float) -> None:
@@ -167,7 +200,7 @@ async def _well(load: Load, returned: float) -> None:
     while time.monotonic() < returned + WATCHED_SECONDS:
         await load.until(1)
         since = sorted((one for one in load.asked if one.began >= returned), key=lambda one: one.began)
-        if len(since) >= WELL_AFTER and all(one.well for one in since[-WELL_AFTER:]):
+        if len(since) >= ENOUGH and all(one.well for one in since[-ENOUGH:]):
             return
 
 
@@ -175,12 +208,17 @@ async def _idle(suite: FaultSuite) -> None:
     """Wait until nothing runs any more."""
 
     def running() -> float:
-        return sum(one.metrics("isoflop_router_queries_running") for one in suite.routers) + sum(
-            one.metrics("isoflop_generation_samples_running") for one in suite.generations
-        )
+        return sum(process.metrics(name) for process in suite.processes.values() for name in RUNNING)
 
     deadline = time.monotonic() + IDLE_SECONDS
     while left := await asyncio.to_thread(running):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{left:.0f} queries and samples run on without a caller")
+        assert time.monotonic() < deadline, f"{left:.0f} queries and samples run on without a caller"
         await asyncio.sleep(0.1)
+
+
+async def _threads(*calls: Callable[[], None]) -> None:
+    await asyncio.gather(*(asyncio.to_thread(call) for call in calls))
+
+
+async def _both(suite: FaultSuite) -> tuple[Counts, Counts]:
+    return await asyncio.to_thread(_billed, suite), await asyncio.to_thread(_counted, suite)

@@ -108,8 +108,6 @@ class Summary:
     """Of DEADLINE_EXCEEDED: those that only the client's own clock has ended."""
     right: int
     """Of those with an answer: the right one."""
-    silence: float
-    """Longest time in seconds in which no query got an answer."""
 
     @property
     def answered(self) -> int:
@@ -125,16 +123,18 @@ class Summary:
 def summary(asked: Sequence[Asked]) -> Summary:
     """What became of them."""
     answers = [one for one in asked if one.response is not None]
-    ends = sorted(one.ended for one in answers)
-    marks = [min((one.began for one in asked), default=0.0), *ends]
-    marks.append(max((one.ended for one in asked), default=0.0))
     return Summary(
         queries=len(asked),
         outcomes=dict(Counter(one.outcome for one in asked)),
         silent=sum(one.silent for one in asked),
         right=sum(one.response.answer == one.right for one in answers if one.response is not None),
-        silence=max(after - before for before, after in pairwise(marks)),
     )
+
+
+def silence(asked: Iterable[Asked], since: float) -> float:
+    """The longest time in seconds in which no query got an answer."""
+    ends = sorted(one.ended for one in asked if one.response is not None and one.ended >= since)
+    return max((after - before for before, after in pairwise([since, *ends])), default=float("inf"))
 
 
 def recovery(asked: Iterable[Asked], returned: float) -> float:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -111,14 +111,21 @@ class FaultSuite:
         return f"ipv4:{self.parts['router'].link.address},{self.parts['router-2'].link.address}"
 
     @property
-    def routers(self) -> list[Process]:
+    def routers(self) -> dict[str, Process]:
         """Both."""
-        return [self.processes["router"], self.processes["router-2"]]
+        return self._named("router")
 
     @property
-    def generations(self) -> list[Process]:
-        """Both replicas."""
-        return [self.processes["generation"], self.processes["generation-2"]]
+    def counting(self) -> dict[str, Process]:
+        """Services that count tokens."""
+        return self._named("generation", "verification")
+
+    def work(self, name: str) -> float:
+        """What a part has done that is not one of `processes`; 0 as long as it cannot be asked."""
+        assert name == "triton"
+        with suppress(OSError):
+            return self.triton.metrics(ON_TRITON.replace("-", "_")).get("llamacpp_tokens_total", 0.0)
+        return 0.0
 
     def __enter__(self) -> FaultSuite:
         return self
@@ -155,6 +162,9 @@ class FaultSuite:
             *router_options,
         ]
         self._processes({"router": router, "router-2": router})
+
+    def _named(self, *prefixes: str) -> dict[str, Process]:
+        return {name: process for name, process in self.processes.items() if name.startswith(prefixes)}
 
     def _catalog(self, triton: str) -> Path:
         """The embedded models, with one of them on Triton."""

@@ -1,0 +1,116 @@
+"""Each part fails in each way under 32 clients: no query is lost or billed wrongly, and soon all is well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster.faults import RECOVERY_SECONDS, Observed, fail, roll
+from tests.cluster.load import Asked
+from tests.cluster.parts import Fault, FaultSuite
+
+pytestmark = pytest.mark.cluster
+
+AWAY_SECONDS = 2.0
+"""How long a part is killed, slow or without a network."""
+SILENT_SECONDS = 6.0
+"""How long a part is stopped: longer than any query may take."""
+DEADLINE_SECONDS = 5.0
+"""Of queries meanwhile."""
+OPTIONS = ("--rejoin-seconds", "1", "--deadline-margin-seconds", "1")
+
+EVERY = pytest.mark.parametrize("fault", Fault, ids=lambda fault: fault.name.lower())
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultSuite]:
+    """One suite for all faults: each leaves it as it was."""
+    with FaultSuite(tmp_path_factory.mktemp("faults"), OPTIONS) as suite:
+        yield suite
+
+
+async def provoke(suite: FaultSuite, names: list[str], fault: Fault) -> Observed:
+    """Let the parts fail, and see that what holds for every fault has held."""
+    if fault is Fault.PAUSE:
+        seen = await fail(suite, names, fault, SILENT_SECONDS, DEADLINE_SECONDS)
+    else:
+        seen = await fail(suite, names, fault, AWAY_SECONDS)
+    check(seen)
+    return seen
+
+
+def check(seen: Observed) -> None:
+    """No query is lost, none is billed wrongly, and soon all is well."""
+    told = "\n".join(map(str, seen.ill))
+    assert not [one for one in seen.ill if one.outcome in ("lost", "INTERNAL")], told
+    assert seen.recovered <= RECOVERY_SECONDS, told
+    assert seen.used <= RECOVERY_SECONDS
+    if seen.billed and seen.counted:
+        assert seen.billed.tokens == seen.counted.tokens
+        assert seen.billed.flops == pytest.approx(seen.counted.flops, rel=1e-9)
+
+
+def only(ill: list[Asked], *outcomes: str) -> bool:
+    """Whether there are no others."""
+    return {one.outcome for one in ill} <= set(outcomes)
+
+
+@EVERY
+async def test_one_of_two_replicas_of_generation_is_missed_by_nobody(
+    faults: FaultSuite, fault: Fault
+) -> None:
+    seen = await provoke(faults, ["generation"], fault)
+    assert not seen.ill
+
+
+@EVERY
+async def test_without_generation_queries_are_refused_or_wait(faults: FaultSuite, fault: Fault) -> None:
+    seen = await provoke(faults, ["generation", "generation-2"], fault)
+    assert only(seen.ill, "UNAVAILABLE", "DEADLINE_EXCEEDED")
+    assert not any(one.silent for one in seen.ill)
+
+
+@EVERY
+async def test_a_model_whose_server_is_down_leaves_the_frontier(faults: FaultSuite, fault: Fault) -> None:
+    seen = await provoke(faults, ["triton"], fault)
+    # Who wants that model and no other cannot have an answer.
+    assert {one.kind for one in seen.ill} <= {"large"}
+    assert not any(one.silent for one in seen.ill)
+
+
+@EVERY
+async def test_without_verification_the_majority_decides(faults: FaultSuite, fault: Fault) -> None:
+    seen = await provoke(faults, ["verification"], fault)
+    assert only(seen.ill, "degraded")
+    for one in seen.ill:
+        assert one.response is not None
+        assert one.response.answer
+        assert "verif" in one.response.reason
+    if fault is not Fault.SLOW:
+        assert {one.kind for one in seen.ill} == {"scored", "searched"}
+
+
+@EVERY
+@pytest.mark.parametrize("part", ["difficulty", "aggregation"])
+async def test_without_difficulty_or_aggregation_queries_are_answered(
+    faults: FaultSuite, part: str, fault: Fault
+) -> None:
+    seen = await provoke(faults, [part], fault)
+    assert not seen.ill
+
+
+@EVERY
+async def test_one_of_two_routers_is_missed_by_nobody(faults: FaultSuite, fault: Fault) -> None:
+    seen = await provoke(faults, ["router"], fault)
+    if fault is Fault.PAUSE:
+        # Who waits for one that is stopped hears nothing: the client's own clock ends it.
+        assert only(seen.ill, "DEADLINE_EXCEEDED")
+    else:
+        assert not seen.ill
+
+
+async def test_a_rolling_restart_under_load_fails_no_query(faults: FaultSuite) -> None:
+    seen = await roll(faults, ["router", "router-2", "generation", "generation-2"])
+    check(seen)
+    assert not seen.ill
