@@ -124,7 +124,7 @@ async def observe(
         await act()
         returned = time.monotonic()
         used, _ = await asyncio.gather(_used(suite, names, returned), _well(load, returned))
-    await _idle(suite)
+    await idle(suite)
     billed, counted = (after - before for before, after in zip(began, await _both(suite), strict=True))
     asked = load.asked
     return Observed(
@@ -204,7 +204,7 @@ async def _well(load: Load, returned: float) -> None:
             return
 
 
-async def _idle(suite: FaultSuite) -> None:
+async def idle(suite: FaultSuite) -> None:
     """Wait until nothing runs any more."""
 
     def running() -> float:

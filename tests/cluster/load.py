@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import time
 import uuid
 from collections import Counter
@@ -12,6 +11,7 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from random import Random
 from typing import Final
 
 from google.rpc.code_pb2 import Code
@@ -29,6 +29,14 @@ GRACE_SECONDS: Final = 10.0
 
 EASY, MEDIUM, HARD = range(1, 4), range(4, 8), range(8, 13)
 """Groups of the problems: operations that they take."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One, and its answer."""
+
+    prompt: str
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -83,9 +91,14 @@ class Asked:
         return "lost"
 
     @property
+    def late(self) -> bool:
+        """Its deadline came before it was done."""
+        return self.response is not None and "deadline" in self.response.reason
+
+    @property
     def well(self) -> bool:
-        """It has an answer, as good as without a fault."""
-        return self.outcome in ("answered", "abandoned")
+        """It has ended as it would without a fault."""
+        return self.outcome in ("answered", "abandoned") and not self.late
 
     @property
     def silent(self) -> bool:
@@ -170,13 +183,13 @@ class Load:
         self._clients = clients
         self._mix = mix
         self._deadline = deadline
-        self._random = random.Random(seed)
+        self._random = Random(seed)
         self._run = uuid.uuid4().hex[:8]
         self._number = 0
         self._over = asyncio.Event()
         self._more = asyncio.Event()
         """Another query has ended."""
-        self._problems = _problems()
+        self._problems = Problems()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Load, None]:
@@ -204,25 +217,27 @@ class Load:
         while not self._over.is_set():
             kind = self._mix[self._number % len(self._mix)]
             self._number += 1
-            await self._ask(client, kind, f"{self._run}-{self._number}", self._number)
+            number = self._number
+            options: Options = {"seed": number, "request_id": f"{self._run}-{number}", **kind.options}
+            problem = self._problems.draw(self._random, kind.groups)
+            self.asked.append(await ask(client, kind, problem, self._deadline, options))
+            self._more.set()
 
-    async def _ask(self, client: AsyncClient, kind: Kind, request_id: str, seed: int) -> None:
-        group = self._random.choice([group for group in kind.groups if group in self._problems])
-        prompt, right = self._random.choice(self._problems[group])
-        options: Options = {"seed": seed, "request_id": request_id, **kind.options}
-        began = time.monotonic()
-        response: SolveResponse | None = None
-        error: BaseException | None = None
-        try:
-            async with asyncio.timeout(self._deadline + GRACE_SECONDS):
-                response = await _answer(client, kind, prompt, self._deadline, options)
-        except TimeoutError:
-            pass
-        except Exception as raised:
-            error = raised
-        ended = time.monotonic()
-        self.asked.append(Asked(kind.name, request_id, right, began, ended, response, error))
-        self._more.set()
+
+async def ask(client: AsyncClient, kind: Kind, problem: Problem, deadline: float, options: Options) -> Asked:
+    """Ask one query, and see what becomes of it."""
+    began = time.monotonic()
+    response: SolveResponse | None = None
+    error: BaseException | None = None
+    try:
+        async with asyncio.timeout(deadline + GRACE_SECONDS):
+            response = await _answer(client, kind, problem.prompt, deadline, options)
+    except TimeoutError:
+        pass
+    except Exception as raised:
+        error = raised
+    request_id = options.get("request_id", "")
+    return Asked(kind.name, request_id, problem.answer, began, time.monotonic(), response, error)
 
 
 async def _answer(
@@ -237,11 +252,19 @@ async def _answer(
     raise AssertionError("a stream ended without its final event")
 
 
-def _problems() -> dict[int, list[tuple[str, str]]]:
-    """Prompts and right answers, by group."""
-    problems: dict[int, list[tuple[str, str]]] = {}
-    path = ROOT / "training" / "problems" / "calibration.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines():
-        one = json.loads(line)
-        problems.setdefault(one["group"], []).append((one["prompt"], one["answer"]))
-    return problems
+class Problems:
+    """What can be asked, by group."""
+
+    def __init__(self) -> None:
+        """Those that calibration has, too."""
+        self._groups: dict[int, list[Problem]] = {}
+        path = ROOT / "training" / "problems" / "calibration.jsonl"
+        for line in path.read_text(encoding="utf-8").splitlines():
+            one = json.loads(line)
+            self._groups.setdefault(one["group"], []).append(Problem(one["prompt"], one["answer"]))
+
+    def draw(self, random: Random, groups: range) -> Problem:
+        """Any of these groups."""
+        return random.choice(
+            self._groups[random.choice([group for group in groups if group in self._groups])]
+        )
