@@ -61,7 +61,7 @@ WORTHS: Final = tuple(float(worth) for worth in 10.0 ** np.arange(14.5, 17.25, 0
 """FLOPs that a right answer is worth: budgets from 0.3 to 100 PFLOP."""
 AT_ONCE: Final = 10
 """Permutations of a problem that a process solves before it tells."""
-SETTINGS: Final = RouterSettings(round_samples=1, max_samples=MOST, kept_queries=1, max_prompt_bytes=1 << 20)
+SETTINGS: Final = RouterSettings(round_samples=1, max_samples=MOST, max_prompt_bytes=1 << 20)
 """One sample a round: recordings take no time, and what was seen counts at once."""
 DECIDES: Final = (
     "router/**/*.py",

@@ -70,7 +70,7 @@ def play(planner: Planner, asked: Asked, objective: Objective, flops: float = ma
     clusters: dict[int, Cluster] = {}
     had: Counter[tuple[str, bool]] = Counter()
     while action := planner.decide(query, _state(progress, flops - spent, spent)).action:
-        progress.buy(action)
+        progress.begin(progress.round(action, "", explored=False), action)
         key = (action.model.name, action.arm.greedy)
         found, blanks = [], []
         for _ in range(action.samples):

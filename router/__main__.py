@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 from prometheus_client import CollectorRegistry
 
 from router.core import Router
+from router.following import following
 from router.profile import ProfileError
-from router.profiles import Files, following
+from router.profiles import Files
 from router.remote import connect
 from router.servicer import face
 from router.settings import DistributedSettings
@@ -30,12 +31,11 @@ async def router(settings: DistributedSettings, registry: CollectorRegistry) -> 
     stages = connect(
         settings.generation, settings.verification, settings.difficulty, settings.aggregation, channels
     )
-    core = Router(settings, stages, profiles, registry)
     try:
-        async with following(files, settings.profile_poll_seconds, core.adopt):
+        core = Router(settings, stages, profiles, registry)
+        async with core.living(), following(files, settings.profile_poll_seconds, core.adopt):
             yield [face(core)]
     finally:
-        await core.close()
         await channels.close()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -18,6 +18,7 @@ from isoflop.v1.verification_pb2 import Chain, ChainScore, ChainScoring, ScoreRe
 from router import cost
 from router.cost import TEMPLATE_TOKENS, Allowance, Cost, Meter
 from router.decision import Action
+from router.ledger import Short
 from router.portions import MOST_BYTES, portions
 from router.prompt import prompt_bound
 from router.query import Query
@@ -55,15 +56,21 @@ class RoundBench:
         *,
         streamed: bool,
         abort_seconds: float,
+        hold: Callable[[Cost], Awaitable[None]] | None = None,
     ) -> None:
-        """What it costs at most is set aside of the allowance, until `settle` takes what it did cost."""
+        """What it costs at most is set aside of the allowance, until `settle` takes what it did cost.
+
+        `hold`: is told what it may cost at most in all, before more than at first is bought; raises Short
+        where that is not there.
+        """
         self._query = query
         self._action = action
         self.next_sample = first_sample
         """Number of the next one, among the model's."""
         self._stages = stages
-        self._meter = meter
+        self.meter = meter
         self._allowance = allowance
+        self._hold = hold
         self._deadline = query.deadline if math.isfinite(query.deadline) else None
         self._streamed = streamed
         self._abort_seconds = abort_seconds
@@ -80,11 +87,11 @@ class RoundBench:
             self._messages = asked_to_think(query.messages, action.model.thinking.system)
             self._whole = max(1, self._whole - action.model.thinking.answer_tokens)
         self._prompt = prompt_bound(query, action.model, action.strategy, action.search)
-        self._worst = cost.samples(
+        self.worst = cost.samples(
             action.model, action.lanes, self._prompt, action.max_tokens, action.verifier
         )
         """What is set aside: a search adds to it as it goes on."""
-        allowance.reserve(self._worst)
+        allowance.reserve(self.worst)
         self.spent = Cost()
         """What has been billed; generation is, when its round has ended."""
         self.waited = 0.0
@@ -168,15 +175,23 @@ class RoundBench:
         """
         action, count = self._action, sum(branch.samples for branch in branches)
         prompt = self._prompt + before
-        left = self._worst - self.spent + self._allowance.left
+        left = self.worst - self.spent + self._allowance.left
         room = cost.longest(action.model, count, prompt, limit, left, action.verifier)
         if room < 1 or sum(branch.ByteSize() for branch in branches) > MOST_BYTES:
             return []
         # What is before them is read again, and so it is for their scores.
         most = self.spent + cost.samples(action.model, count, prompt, room, action.verifier)
-        more = most.beyond(self._worst)
+        more = most.beyond(self.worst)
         self._allowance.reserve(more)
-        self._worst += more
+        self.worst += more
+        try:
+            if self._hold:
+                await self._hold(self.worst)
+        except Short:
+            # Other queries have it.
+            self.worst -= more
+            self._allowance.settle(more, Cost())
+            return []
         start = self._start(branches, room)
         start.sampling.one_step = one_step
         samples, begun = list[Sample](), self.spent.flops > 0
@@ -194,7 +209,7 @@ class RoundBench:
 
     def settle(self) -> None:
         """The round is over: what it has spent is spent, and the rest of what was set aside is free."""
-        self._allowance.settle(self._worst, self.spent)
+        self._allowance.settle(self.worst, self.spent)
 
     @property
     def slowness(self) -> float:
@@ -251,7 +266,7 @@ class RoundBench:
             self.waited += time.perf_counter() - begin
             if not round.cancel():
                 round.exception()  # Raised below, where the caller is still there.
-            self.spent += self._meter.generation(self._action.model, self._action.strategy, told.usage)
+            self.spent += self.meter.generation(self._action.model, self._action.strategy, told.usage)
         if round.done():
             round.result()
 
@@ -341,7 +356,7 @@ class RoundBench:
             response = await self._stages.verification.score(
                 ScoreRequest(verifier=request.verifier, messages=request.messages, chains=part)
             )
-            self.spent += self._meter.verification(verifier, self._action.strategy, response)
+            self.spent += self.meter.verification(verifier, self._action.strategy, response)
             self._scored = True
             scores.update((one.id, one) for one in response.scores)
 

@@ -3,45 +3,54 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
-from contextlib import aclosing
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 
 import structlog
-from isoflop.errors import FailedPrecondition, NotFound
+from isoflop.errors import FailedPrecondition, NotFound, Unavailable, Unreachable
 from isoflop.v1 import router_pb2 as pb
 from isoflop.v1.generation_pb2 import DescribeModelsRequest
 from prometheus_client import CollectorRegistry
 from threadpoolctl import threadpool_limits
 
-from router import frontier
+from router import account, frontier
+from router.account import Account
+from router.accounts import bill_asked, bill_message, query_message, standing_message
 from router.catalog import Catalog, describe
 from router.feedback import Feedback
+from router.ledger import Entry, Ledger
+from router.ledger.journal import Journal
+from router.ledger.sql import open_ledger
 from router.metrics import Metrics
 from router.opening import Opening
 from router.pace import Pace
-from router.period import Period
+from router.peers import Peers
 from router.planner import Planner
-from router.price import Window
 from router.profile import Profile
 from router.profiles import InForce, Loaded
-from router.purse import Grant, Purse
-from router.queries import Queries
+from router.queries import Queries, Running, other_query
 from router.query import Bounds, Query, admit
 from router.settings import RouterSettings
 from router.shadow import Shadow
 from router.solve import Life
 from router.stages import Stages
 from router.strategies import STRATEGIES
+from router.tenants import Tenant, Tenants
 from router.truths import SqliteTruths
 
 log = structlog.get_logger()
 
 Tell = Callable[[str, bool], Awaitable[None]]
 """Takes the name of a part of the service, and whether it is well."""
+
+LOOK_AGAIN_SECONDS = 0.2
+"""How often it is looked whether a router that does not answer is dead."""
 
 ROLES = {
     "live": pb.PROFILE_ROLE_LIVE,
@@ -72,12 +81,11 @@ class Router:
         self._take(self._in_force)
         self._pace = Pace()
         self._shadow = Shadow(self._metrics, settings.shadow_waiting)
-        self._purse: Purse | None = None
-        if settings.budget_flops:
-            window = Window(settings.budget_flops, Period.of(settings.budget_window_seconds))
-            self._purse = Purse(window, self._in_force.live.profile.efforts["medium"])
-            self._metrics.budget(self._purse)
-        self._queries = Queries(settings.kept_queries, settings.rejoin_seconds)
+        self._id = uuid.uuid4().hex
+        self._tenants = Tenants.open(settings.budget_flops, settings.budget_window_seconds)
+        self._peers = Peers()
+        self._ledger = Journal(self._open_ledger(), go_on=settings.ledger_down == "go_on")
+        self._queries = Queries(settings.rejoin_seconds)
         self._bounds = Bounds(
             settings.max_prompt_bytes,
             settings.max_samples,
@@ -92,31 +100,75 @@ class Router:
         if settings.pin_model:
             log.warning("nothing is planned", pin_model=settings.pin_model, pin_samples=settings.pin_samples)
 
-    async def solve(self, request: pb.SolveRequest, seconds: float = math.inf) -> pb.SolveResponse:
+    async def solve(
+        self, request: pb.SolveRequest, seconds: float = math.inf, tenant: str = ""
+    ) -> pb.SolveResponse:
         """The answer and its bill; `seconds` is the time that the caller gives."""
         final = pb.SolveResponse()
-        async with aclosing(self.stream(request, seconds, streamed=False)) as events:
+        async with aclosing(self.stream(request, seconds, tenant, streamed=False)) as events:
             async for event in events:
                 if event.HasField("final"):
                     final = event.final
         return final
 
     async def stream(
-        self, request: pb.SolveRequest, seconds: float = math.inf, *, streamed: bool = True
+        self,
+        request: pb.SolveRequest,
+        seconds: float = math.inf,
+        tenant: str = "",
+        *,
+        streamed: bool = True,
     ) -> AsyncGenerator[pb.StreamSolveResponse, None]:
         """The same, with what happens on the way; the text of a single sample only where it is `streamed`."""
-        running = self._queries.find(request)
+        running = self._queries.find(tenant, request)
         if running is None:
-            life = await self._life(request, seconds, streamed=streamed)
-            # Another call with this id may have come in meanwhile.
-            running = self._queries.find(request) or self._queries.begin(life, request)
+            deadline = asyncio.get_running_loop().time() + seconds
+            play = partial(self._play, request, tenant, deadline, streamed)
+            running = self._queries.begin(tenant, request, play)
         async with aclosing(self._queries.follow(running)) as events:
             async for event in events:
                 yield event
 
-    async def plan(self, request: pb.SolveRequest, seconds: float = math.inf) -> pb.PlanResponse:
+    async def _play(
+        self, request: pb.SolveRequest, tenant: str, deadline: float, streamed: bool, running: Running
+    ) -> AsyncGenerator[pb.StreamSolveResponse, None]:
+        """Solve a query, unless an earlier call with its request id does: follow that one where it runs,
+        return its result where it has ended, and go on with it where its router died."""
+        life = await self._life(request, deadline, tenant, streamed=streamed)
+        entry = life.account.entry
+        while kept := await self._ledger.begin(entry):
+            if kept.entry.asked != entry.asked:
+                raise other_query()
+            if kept.result:
+                yield pb.StreamSolveResponse(final=kept.result)
+                return
+            owner = kept.entry.router
+            if owner == self._id:
+                pass  # It is being cancelled: soon it has ended.
+            elif kept.address:
+                try:
+                    left = deadline - asyncio.get_running_loop().time()
+                    async with aclosing(self._peers.follow(kept.address, request, tenant, left)) as events:
+                        async for event in events:
+                            yield event
+                except Unreachable:
+                    pass  # Until its lease is over, nobody knows whether it is dead.
+                else:
+                    return
+            elif await self._ledger.take_over(kept.entry.query_id, owner, self._id):
+                life.take_over(await self._ledger.get(kept.entry.query_id) or kept)
+                break
+            await asyncio.sleep(LOOK_AGAIN_SECONDS)
+        running.life = life
+        async with aclosing(life.solve()) as events:
+            async for event in events:
+                yield event
+
+    async def plan(
+        self, request: pb.SolveRequest, seconds: float = math.inf, tenant: str = ""
+    ) -> pb.PlanResponse:
         """What would be done first, and why; nothing is sampled."""
-        life = await self._life(request, seconds)
+        life = await self._life(request, asyncio.get_running_loop().time() + seconds, tenant)
         await life.estimate()
         _, decision = life.plan()
         action = decision.action
@@ -154,19 +206,40 @@ class Router:
         """The measured frontier by difficulty."""
         return frontier.measure(self._in_force.live.profile, await self.catalog())
 
-    async def query(self, query_id: str) -> pb.GetQueryResponse:
-        """A finished or running query."""
-        return self._queries.get(query_id)
+    async def query(self, query_id: str, tenant: str = "") -> pb.GetQueryResponse:
+        """A running or finished query of the tenant's; raises NotFound."""
+        kept = await self._ledger.get(query_id)
+        if kept is None or kept.entry.tenant != self._tenants.find(tenant).name:
+            raise NotFound(f"there is no query {query_id[:64]!r}, or it is too long ago")
+        running = self._queries.get(query_id)
+        found = query_message(kept)
+        if running and running.life:
+            # What runs here is known better than it is written down.
+            found.running = not running.answered
+            del found.rounds[:]
+            found.rounds.extend(running.life.progress.rounds)
+            if running.answered:
+                found.result.CopyFrom(running.events[-1].final)
+        return found
 
     async def budget(self, request: pb.GetBudgetRequest) -> pb.GetBudgetResponse:
         """What budgets have left."""
-        raise FailedPrecondition("not yet")
+        catalog = await self.catalog()
+        budgets = [one for one in self._tenants.budgets if request.tenant in ("", one.tenant)]
+        standings = await self._ledger.standings(budgets)
+        return pb.GetBudgetResponse(
+            budgets=[standing_message(standing) for standing in standings], currency=catalog.currency
+        )
 
     async def bill(self, request: pb.GetBillRequest) -> pb.GetBillResponse:
         """What queries have cost."""
-        raise FailedPrecondition("not yet")
+        catalog = await self.catalog()
+        since, until, by = bill_asked(request, time.time())
+        return bill_message(await self._ledger.bill(since, until, by), catalog.currency)
 
-    async def feedback(self, request: pb.SubmitFeedbackRequest) -> pb.SubmitFeedbackResponse:
+    async def feedback(
+        self, request: pb.SubmitFeedbackRequest, tenant: str = ""
+    ) -> pb.SubmitFeedbackResponse:
         """The truth about a finished query.
 
         Raises NotFound for an unknown query, and FailedPrecondition for one that still runs or where feedback
@@ -174,19 +247,47 @@ class Router:
         """
         if self._feedback is None:
             raise FailedPrecondition("this router keeps no feedback: start it with --feedback FILE")
-        answered = await self._feedback.find(request.query_id)
+        answered = await self._feedback.find(request.query_id, self._tenants.find(tenant).name)
         if answered:
             return await self._feedback.take(answered, request)
         try:
-            running = self._queries.get(request.query_id).running
+            found = await self.query(request.query_id, tenant)
         except NotFound:
             raise NotFound(
                 f"there is no query {request.query_id[:64]!r}, or it ended more than "
                 f"{self._settings.kept_feedback_days:g} days ago: give the query_id of a result"
             ) from None
-        if running:
+        if found.running:
             raise FailedPrecondition("the query still runs: give feedback to it when it has a result")
         raise FailedPrecondition("the query was not recorded when it ended: the router's log says why")
+
+    @asynccontextmanager
+    async def living(self) -> AsyncIterator[None]:
+        """Tell the ledger that this router lives, while the context lasts; in the end cancel what runs."""
+        beating = asyncio.create_task(self._beat(), name="lease")
+        try:
+            yield
+        finally:
+            await self.close()
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
+            try:
+                await self._ledger.gone(self._id)
+            except Unavailable as error:
+                log.warning("the ledger was not told of the end", reason=str(error))
+            await self._ledger.close()
+
+    async def _beat(self) -> None:
+        """Renew the lease, for ever."""
+        settings = self._settings
+        pause = settings.lease_seconds / 3
+        while True:
+            try:
+                await self._ledger.alive(self._id, settings.reached_at, settings.lease_seconds)
+            except Unavailable as error:
+                log.warning("the ledger does not answer", reason=str(error))
+            # What waits in the journal is written down soon after the ledger's return.
+            await asyncio.sleep(min(pause, 1.0) if self._ledger.waiting else pause)
 
     async def close(self) -> None:
         """Cancel what runs."""
@@ -239,15 +340,17 @@ class Router:
                 self._meet(catalog)
         return self._known
 
-    async def _life(self, request: pb.SolveRequest, seconds: float, *, streamed: bool = False) -> Life:
-        """Admit a request."""
+    async def _life(
+        self, request: pb.SolveRequest, deadline: float, tenant: str, *, streamed: bool = False
+    ) -> Life:
+        """Admit a request; `deadline` is its caller's, in the event loop's time."""
         catalog = await self.catalog(request.filters.verifier)
         settings, in_force = self._settings, self._in_force
-        deadline = asyncio.get_running_loop().time() + seconds - settings.deadline_margin_seconds
-        query = admit(request, catalog, self._bounds, deadline)
+        query = admit(request, catalog, self._bounds, deadline - settings.deadline_margin_seconds)
         if settings.pin_model and not (query.models or query.strategies or query.samples):
             query = self._pin(query, catalog)
-        query, allowance = self._grant(request, query)
+        who = self._tenants.find(tenant)
+        query, account = await self._account(request, query, who)
         loaded = in_force.chosen(request.request_id or query.query_id)
         planner, compare = self._planner(loaded, catalog), None
         if in_force.shadow and loaded is in_force.live and not query.samples:
@@ -257,24 +360,47 @@ class Router:
             self._stages,
             planner,
             self._metrics,
-            allowance=allowance,
-            opening=Opening(request, planner, self._feedback, compare),
+            account=account,
+            opening=Opening(request, planner, self._feedback, compare, who),
             pace=self._pace,
             streamed=streamed,
             abort_seconds=settings.abort_seconds,
             give_up_below=settings.give_up_below,
         )
 
-    def _grant(self, request: pb.SolveRequest, query: Query) -> tuple[Query, Grant]:
-        """What a query may spend; one that says nothing of it is planned at the price of the purse."""
-        purse = self._purse
-        if purse is None:
-            return query, Grant(query.limit)
-        purse.check()
-        if request.effort or request.objective.WhichOneof("kind") or query.samples:
-            return query, Grant(query.limit, purse, purse.left)
-        objective = replace(query.objective, worth=purse.worth)
-        return replace(query, objective=objective), Grant(query.limit, purse, purse.share)
+    async def _account(self, request: pb.SolveRequest, query: Query, tenant: Tenant) -> tuple[Query, Account]:
+        """What a query may spend; one that says nothing of it is planned at the price of its budgets."""
+        entry = Entry(
+            query_id=query.query_id,
+            request_id=request.request_id,
+            asked=hashlib.sha256(request.SerializeToString(deterministic=True)).digest(),
+            tenant=tenant.name,
+            tier=tenant.tier,
+            router=self._id,
+            began=time.time(),
+            seed=query.seed,
+        )
+        standings = await self._ledger.standings(tenant.budgets) if tenant.budgets else []
+        account.check(standings)
+        said = request.effort or request.objective.WhichOneof("kind") or query.samples
+        worth = None if said else account.worth(standings)
+        if worth is None:
+            return query, Account(query.limit, self._ledger, entry, standings)
+        query = replace(query, objective=replace(query.objective, worth=worth))
+        most = account.share(standings, time.time())
+        return query, Account(query.limit, self._ledger, entry, standings, most)
+
+    def _open_ledger(self) -> Ledger:
+        """As the settings say; raises FailedPrecondition where it cannot be used, and Unavailable."""
+        settings = self._settings
+        return open_ledger(
+            settings.ledger.get_secret_value() if settings.ledger else None,
+            worth=lambda: self._in_force.live.profile.efforts["medium"],
+            timeout_seconds=settings.ledger_seconds,
+            connections=settings.ledger_connections,
+            kept_query_days=settings.kept_query_days,
+            kept_bill_days=settings.kept_bill_days,
+        )
 
     def _pin(self, query: Query, catalog: Catalog) -> Query:
         """The query with the router's own plan."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -32,6 +33,9 @@ Number = TypeVar("Number", float, NDArray[np.float64])
 TEMPLATE_TOKENS = 64
 """Tokens that a chat template may add to a prompt, at most, where a worst case is reckoned."""
 
+SUMMED = [field.name for field in Usage.DESCRIPTOR.fields if field.name not in ("stage", "model", "strategy")]
+"""Fields of a line that add up."""
+
 FLOPS_A_STEP = 2.0
 """Of a verifier that computes no tokens: a division and an exponential."""
 
@@ -58,6 +62,12 @@ class Cost:
         """So much it is more than the other, in each respect; 0 where it is not."""
         more = self - other
         return Cost(max(0.0, more.flops), max(0.0, more.money), max(0.0, more.tokens))
+
+    def least(self, other: Cost) -> Cost:
+        """The smaller of both in each respect."""
+        return Cost(
+            min(self.flops, other.flops), min(self.money, other.money), min(self.tokens, other.tokens)
+        )
 
     def within(self, other: Cost) -> bool:
         """Whether it is at most the other in every respect."""
@@ -242,6 +252,13 @@ class Meter:
         line.calls += len(response.difficulties)
         line.flops_without_attention += response.flops
         return self._add(line, Cost(flops=response.flops))
+
+    def add(self, lines: Iterable[Usage]) -> None:
+        """Add lines of other bills."""
+        for other in lines:
+            line = self._line(other.stage, other.model, other.strategy)
+            for name in SUMMED:
+                setattr(line, name, getattr(line, name) + getattr(other, name))
 
     @property
     def lines(self) -> list[Usage]:

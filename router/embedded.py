@@ -8,8 +8,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from prometheus_client import CollectorRegistry
 
 from router.core import Router
+from router.following import following
 from router.profile import ProfileError
-from router.profiles import Files, following
+from router.profiles import Files
 from router.servicer import face
 from router.settings import SuiteSettings
 from router.stages import Stages
@@ -68,12 +69,10 @@ async def open_router(settings: SuiteSettings, registry: CollectorRegistry) -> A
         raise CannotServe(str(error)) from None
     async with open_stages(settings, registry) as stages:
         router = Router(settings, stages, profiles, registry)
-        try:
+        async with router.living():
             await router.check("profile" in settings.model_fields_set)
             async with following(files, settings.profile_poll_seconds, router.adopt):
                 yield router
-        finally:
-            await router.close()
 
 
 @asynccontextmanager

@@ -25,6 +25,7 @@ from router.planner import Planner
 from router.settings import RouterSettings
 from router.shadow import First
 from router.stages import Aggregation
+from router.tenants import Tenant
 from router.truths import Answered, Truth, Truths, without_text
 
 log = structlog.get_logger()
@@ -34,14 +35,14 @@ LATE_SECONDS = 0.1
 
 
 def answered(
-    final: SolveResponse, asked: SolveRequest, first: First, drawn: Draw, planner: Planner
+    final: SolveResponse, asked: SolveRequest, first: First, drawn: Draw, planner: Planner, tenant: Tenant
 ) -> Answered:
     """What is kept of a finished query: what was asked, how it began, and what came."""
     return Answered(
         query_id=final.query_id,
         ended=time.time(),
         profile=final.profile,
-        tenant="",
+        tenant=tenant.name,
         asked=without_text(asked),
         prompt_bytes=first.query.prompt_bytes,
         seconds=first.state.seconds,
@@ -70,11 +71,13 @@ class Feedback:
         self._aggregation = aggregation
         self._metrics = metrics
 
-    def draw(self, query_id: str, decision: Decision) -> Draw:
-        """The first decision of a query. It follows from the query's id, which is random."""
+    def draw(self, query_id: str, decision: Decision, tenant: Tenant) -> Draw:
+        """The first decision of a query, explored where its tenant lets it be. It follows from the query's
+        id, which is random."""
         settings = self._settings
         chance = random.Random(query_id).random()
-        return draw(decision, settings.explore_share, settings.explore_among, chance)
+        share = settings.explore_share if tenant.explore else 0.0
+        return draw(decision, share, settings.explore_among, chance)
 
     async def record(self, answered: Answered, deadline: float) -> None:
         """Keep a finished query. Where that fails, or takes until the deadline, in the event loop's time, its
@@ -87,9 +90,10 @@ class Feedback:
             self._metrics.unrecorded()
             log.warning("a query was not recorded", query=answered.query_id, error=str(error))
 
-    async def find(self, query_id: str) -> Answered | None:
-        """A finished query that feedback can be given to."""
-        return await self._truths.get(query_id)
+    async def find(self, query_id: str, tenant: str) -> Answered | None:
+        """A finished query of the tenant's, which it can give feedback to."""
+        found = await self._truths.get(query_id)
+        return found if found and found.tenant == tenant else None
 
     async def take(self, answered: Answered, request: SubmitFeedbackRequest) -> SubmitFeedbackResponse:
         """Keep the truth about a query; raises InvalidArgument where there is none in the request."""

@@ -12,7 +12,6 @@ from isoflop.v1.router_pb2 import SolveResponse, Status
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from router.profiles import InForce
-from router.purse import Purse
 
 LABELS = ("stage", "model", "strategy")
 
@@ -169,25 +168,6 @@ class Metrics:
         self._share.set(found.share if found.canary else 0.0)
         self._faults.set(len(found.faults))
         self._errors.inc(new_faults)
-
-    def budget(self, purse: Purse) -> None:
-        """Queries are paid from this budget."""
-        registry = self._registry
-        Gauge(
-            "isoflop_router_shadow_price",
-            "Right answers that one more PFLOP would buy; moves when a query ends.",
-            registry=registry,
-        ).set_function(lambda: 1e15 * purse.price)
-        Gauge(
-            "isoflop_router_budget_left_flops",
-            "FLOPs that the window's budget still has; moves when a query ends, and with the window.",
-            registry=registry,
-        ).set_function(lambda: purse.left)
-        Gauge(
-            "isoflop_router_budget_window_end_timestamp_seconds",
-            "When the budget's window ends, in seconds since the epoch; moves with the window.",
-            registry=registry,
-        ).set_function(lambda: purse.end)
 
 
 def outcome(response: SolveResponse) -> str:

@@ -11,6 +11,7 @@ from router.explore import Draw
 from router.feedback import Feedback, answered
 from router.planner import Planner
 from router.shadow import First
+from router.tenants import Tenant
 
 
 class Opening:
@@ -22,13 +23,15 @@ class Opening:
         planner: Planner,
         feedback: Feedback | None,
         compare: Callable[[First], None] | None,
+        tenant: Tenant,
     ) -> None:
-        """`asked`: what the query was admitted from; `feedback`: draws the first round and records what came
-        of it; `compare`: takes the first decision when the answer has gone out."""
+        """`asked`: what the query was admitted from, by `tenant`; `feedback`: draws the first round and
+        records what came of it; `compare`: takes the first decision when the answer has gone out."""
         self._asked = asked
         self._planner = planner
         self._feedback = feedback
         self._compare = compare
+        self._tenant = tenant
         self._first: First | None = None
         self._drawn: Draw | None = None
 
@@ -42,13 +45,13 @@ class Opening:
         self._first = first
         if self._feedback is None:
             return first.decision
-        self._drawn = self._feedback.draw(first.query.query_id, first.decision)
+        self._drawn = self._feedback.draw(first.query.query_id, first.decision, self._tenant)
         return self._drawn.decision
 
     async def record(self, final: SolveResponse) -> None:
         """Keep what was decided and what came, before the answer goes out: feedback may come at once."""
         if self._feedback and self._first and self._drawn:
-            kept = answered(final, self._asked, self._first, self._drawn, self._planner)
+            kept = answered(final, self._asked, self._first, self._drawn, self._planner, self._tenant)
             await self._feedback.record(kept, self._first.query.deadline)
 
     def compare(self) -> None:

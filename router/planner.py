@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 from isoflop.errors import DeadlineExceeded, FailedPrecondition
+from isoflop.v1.router_pb2 import Action as ActionMessage
 from isoflop.v1.router_pb2 import Rejected
 
 from router import cost
@@ -123,6 +124,22 @@ class Planner:
         """Actions that the filters, the backends, the budget and the deadline leave, the cheapest first."""
         outlook = self.outlook(query, state)
         return outlook.actions(-outlook.flops)
+
+    def recall(self, query: Query, bought: ActionMessage) -> Action | None:
+        """An action that another router has bought, as it would be offered now; None: it is not."""
+        posterior = update(self.profile.prior, NO_VOTES)
+        nothing = State(posterior, 0.0, {}, frozenset(), UNLIMITED, math.inf)
+        for asked in (query, replace(query, strategies=(bought.strategy,))):
+            outlook = self.outlook(asked, nothing)
+            for row, option in enumerate(outlook.menu.options):
+                its = option.model.name, option.strategy, option.temperature
+                verifier = option.verifier.name if option.verifier else ""
+                if (*its, verifier) != (bought.model, bought.strategy, bought.temperature, bought.verifier):
+                    continue
+                if action := outlook.action(row, 0):
+                    search = option.search_for(bought.samples)
+                    return replace(action, samples=bought.samples, horizon=bought.samples, search=search)
+        return None
 
     def fixed_flops(self, query: Query, state: State) -> float:
         """Expected FLOPs of the best fixed plan on this query, by all that is known of it now.

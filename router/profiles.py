@@ -11,26 +11,23 @@ then renamed, so that a reader sees the old or the new, and never a half.
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import hashlib
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-import structlog
 from isoflop.errors import FailedPrecondition
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from router import profile
+from router.following import Mark, mark
 from router.profile import Profile, ProfileError, first_fault
-
-log = structlog.get_logger()
 
 SCHEMA = 1
 """Number of the form of rollout.json; another is refused."""
@@ -226,7 +223,7 @@ class Files:
         The last good profile stays: of a file that has been damaged what it held before; where the live one
         never was good, all that was in force.
         """
-        if self._last and all(mark == _mark(path) for path, mark in self._marks.items()):
+        if self._last and all(seen == mark(path) for path, seen in self._marks.items()):
             return None
         try:
             return self.read()
@@ -241,7 +238,7 @@ class Files:
         if not self.path.is_dir():
             return InForce(self._load(self.path, faults), faults=tuple(faults))
         rollout_path = self.path / ROLLOUT
-        self._marks[rollout_path] = _mark(rollout_path)
+        self._marks[rollout_path] = mark(rollout_path)
         rollout = read_rollout(self.path)
         live = self._load(file_of(self.path, rollout.live), faults)
         trials: list[Loaded | None] = []
@@ -256,9 +253,9 @@ class Files:
         return InForce(live, canary, share, shadow, tuple(faults))
 
     def _load(self, path: Path, faults: list[str]) -> Loaded:
-        mark = self._marks[path] = _mark(path)
+        seen = self._marks[path] = mark(path)
         before, loaded = self._good.get(path, (None, None))
-        if loaded and mark == before:
+        if loaded and seen == before:
             return loaded
         try:
             found = load(path, versioned=path != self.path)
@@ -267,47 +264,8 @@ class Files:
                 raise
             faults.append(str(error))
             return loaded
-        self._good[path] = mark, found
+        self._good[path] = seen, found
         return found
-
-
-Mark = tuple[int, int, int] | None
-"""Changes with a file's content: its time, size and inode; None: it is not there."""
-
-
-def _mark(path: Path) -> Mark:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
-
-
-@asynccontextmanager
-async def following(files: Files, seconds: float, adopt: Callable[[InForce], None]) -> AsyncIterator[None]:
-    """While the context lasts, look at the files every so many seconds, and `adopt` what has changed.
-
-    That is off the event loop: the disk may be slow.
-    """
-
-    async def follow() -> None:
-        while True:
-            await asyncio.sleep(seconds)
-            try:
-                found = await asyncio.to_thread(files.look)
-                if found:
-                    adopt(found)
-            except Exception:
-                # What is in force stays, and the next change is looked at.
-                log.exception("profiles could not be looked at", path=str(files.path))
-
-    task = asyncio.create_task(follow(), name="profiles")
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 def load(path: Path, *, versioned: bool = False) -> Loaded:

@@ -51,17 +51,26 @@ class Progress:
         self.posterior: Posterior = update(prior, NO_VOTES)
         """What the votes say."""
 
-    def begin(self, action: Action, reason: str, *, explored: bool) -> Round:
-        """A round begins; `explored`: otherwise than planned."""
-        round = Round(
+    def round(self, action: Action, reason: str, *, explored: bool) -> Round:
+        """The next round, as it is planned; `explored`: otherwise than the planner would."""
+        return Round(
             index=len(self.rounds),
             action=action.message(),
             reason=reason,
             confidence_before=self.confidence,
             explored=explored,
         )
+
+    def begin(self, round: Round, action: Action) -> None:
+        """A round begins: its samples are bought."""
         self.rounds.append(round)
-        return round
+        name = action.model.name
+        self.bought[name] = self.bought.get(name, 0) + action.samples
+        self.numbered[name] = self.numbered.get(name, 0) + action.samples
+        if action.arm.greedy:
+            self.greedy.add(name)
+        if action.deep and action.deep.once:
+            self.deep.add(action.arm)
 
     def end(self, round: Round, action: Action, flops: float, numbered: int) -> None:
         """A round has ended, and took so many FLOPs; what has not come of it was aborted.
@@ -73,18 +82,6 @@ class Progress:
         round.aborted = 0 if action.search else action.samples - round.completed
         round.flops = flops
         round.confidence_after = self.confidence
-
-    def buy(self, action: Action) -> int:
-        """Note that its samples are bought; the index of the first among the model's."""
-        name = action.model.name
-        first = self.numbered.get(name, 0)
-        self.bought[name] = self.bought.get(name, 0) + action.samples
-        self.numbered[name] = first + action.samples
-        if action.arm.greedy:
-            self.greedy.add(name)
-        if action.deep and action.deep.once:
-            self.deep.add(action.arm)
-        return first
 
     def unweigh(self) -> None:
         """Each sample so far has one vote, whatever its score."""

@@ -1,18 +1,18 @@
-"""Queries that run or have ended: several callers can follow one, and a retry joins it.
+"""Queries that run here: several callers can follow one, and a retry joins it.
 
 A query runs in a task of its own and keeps its events. It is cancelled when its last follower leaves;
 one with a request id is given some seconds first, so that a caller whose connection broke can rejoin.
+What has ended is in the ledger.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-from isoflop.errors import InvalidArgument, NotFound, Unavailable
-from isoflop.v1.router_pb2 import GetQueryResponse, SolveRequest
+from isoflop.errors import InvalidArgument, Unavailable
+from isoflop.v1.router_pb2 import SolveRequest
 from isoflop.v1.router_pb2 import StreamSolveResponse as Event
 
 from router.solve import Life
@@ -21,19 +21,20 @@ from router.solve import Life
 class Running:
     """One query and its events."""
 
-    def __init__(self, life: Life, request: SolveRequest) -> None:
-        self.life = life
+    def __init__(self, request: SolveRequest, play: Callable[[Running], AsyncGenerator[Event, None]]) -> None:
         self.request = request
+        self.life: Life | None = None
+        """Where it is solved here, once it is admitted."""
         self.events: list[Event] = []
         self.followers = 0
         self.leaving: asyncio.TimerHandle | None = None
         """Cancels the query when its last follower has been gone for long enough."""
         self._more = asyncio.Event()
-        self.task = asyncio.create_task(self._run(), name=f"query {life.query.query_id}")
+        self.task = asyncio.create_task(self._run(play), name="query")
         self.task.add_done_callback(lambda _: self._wake())
 
-    async def _run(self) -> None:
-        async with aclosing(self.life.solve()) as events:
+    async def _run(self, play: Callable[[Running], AsyncGenerator[Event, None]]) -> None:
+        async with aclosing(play(self)) as events:
             async for event in events:
                 self.events.append(event)
                 self._wake()
@@ -73,43 +74,48 @@ class Running:
         """Whether it is being cancelled, which may take as long as an abort."""
         return not self.task.done() and self.task.cancelling() > 0
 
-    def shrink(self) -> None:
-        """Keep the result and the rounds alone, once nobody follows any more."""
-        if self.task.done() and not self.followers:
-            del self.events[:-1]
-            self.life.progress.samples.clear()
-
 
 class Queries:
-    """All queries of this router."""
+    """All queries that run in this router."""
 
-    def __init__(self, keep: int, rejoin_seconds: float) -> None:
-        self._keep = keep
+    def __init__(self, rejoin_seconds: float) -> None:
         self._rejoin_seconds = rejoin_seconds
-        self._queries: OrderedDict[str, Running] = OrderedDict()
-        self._by_request: dict[str, str] = {}
+        self._running: set[Running] = set()
+        self._by_request: dict[tuple[str, str], Running] = {}
 
-    def find(self, request: SolveRequest) -> Running | None:
-        """The query that an earlier call with the same request id began.
+    def find(self, tenant: str, request: SolveRequest) -> Running | None:
+        """The query that an earlier call of the tenant with the same request id began.
 
         Raises InvalidArgument where that call asked for something else.
         """
-        query_id = self._by_request.get(request.request_id) if request.request_id else None
-        running = self._queries.get(query_id or "")
+        running = self._by_request.get((tenant, request.request_id)) if request.request_id else None
         if running is not None and running.ending:
             return None  # Nobody was there any more: this is a new call.
         if running is not None and running.request != request:
-            raise InvalidArgument("request_id", "an earlier call with this id asked for something else")
+            raise other_query()
         return running
 
-    def begin(self, life: Life, request: SolveRequest) -> Running:
-        """Run a query."""
-        running = Running(life, request)
-        query_id = life.query.query_id
-        self._queries[query_id] = running
+    def begin(
+        self,
+        tenant: str,
+        request: SolveRequest,
+        play: Callable[[Running], AsyncGenerator[Event, None]],
+    ) -> Running:
+        """Run a query: `play` makes its events."""
+        running = Running(request, play)
+        self._running.add(running)
+        key = tenant, request.request_id
         if request.request_id:
-            self._by_request[request.request_id] = query_id
-        running.task.add_done_callback(lambda task: self._ended(running, task))
+            self._by_request[key] = running
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._running.discard(running)
+            if self._by_request.get(key) is running:
+                del self._by_request[key]
+            if not task.cancelled():
+                task.exception()  # Its followers raise it; where there are none, nobody need hear of it.
+
+        running.task.add_done_callback(ended)
         return running
 
     async def follow(self, running: Running) -> AsyncGenerator[Event, None]:
@@ -123,41 +129,22 @@ class Queries:
                     yield event
         finally:
             running.followers -= 1
-            running.shrink()
             if not running.followers and not running.task.done():
                 wait = self._rejoin_seconds if running.request.request_id else 0.0
                 running.leaving = asyncio.get_running_loop().call_later(wait, running.cancel)
 
-    def get(self, query_id: str) -> GetQueryResponse:
-        """A query by its id; raises NotFound."""
-        running = self._queries.get(query_id)
-        if running is None:
-            raise NotFound(f"there is no query {query_id[:64]!r}, or it is too long ago")
-        final = next((event.final for event in running.events if event.HasField("final")), None)
-        rounds = running.life.progress.rounds
-        runs = final is None and not running.task.done()
-        return GetQueryResponse(running=runs, rounds=rounds, result=final)
+    def get(self, query_id: str) -> Running | None:
+        """The query of that id, if it is solved here and now."""
+        return next((one for one in self._running if one.life and one.life.query.query_id == query_id), None)
 
     async def close(self) -> None:
         """Cancel what runs, and wait for it."""
-        ending = [running for running in self._queries.values() if not running.task.done()]
+        ending = [running for running in self._running if not running.task.done()]
         for running in ending:
             running.cancel()
         await asyncio.gather(*(running.task for running in ending), return_exceptions=True)
 
-    def _ended(self, running: Running, task: asyncio.Task[None]) -> None:
-        """Forget what failed, so that a retry begins anew, and of what did not what ended long ago."""
-        running.shrink()
-        if task.cancelled() or task.exception():
-            self._forget(running)
-            return
-        self._queries.move_to_end(running.life.query.query_id)
-        ended = [one for one in self._queries.values() if one.task.done()]
-        for oldest in ended[: max(0, len(ended) - self._keep)]:
-            self._forget(oldest)
 
-    def _forget(self, running: Running) -> None:
-        query_id, request_id = running.life.query.query_id, running.request.request_id
-        self._queries.pop(query_id, None)
-        if self._by_request.get(request_id) == query_id:
-            del self._by_request[request_id]
+def other_query() -> InvalidArgument:
+    """A request id was given to two queries."""
+    return InvalidArgument("request_id", "an earlier call with this id asked for something else")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.common.settings import MODELS, ServiceSettings
@@ -45,8 +46,23 @@ class RouterSettings(ServiceSettings):
     """FLOPs that all queries of a calendar window may take together; none: there is no budget."""
     budget_window_seconds: float = Field(default=86400.0, ge=1, allow_inf_nan=False)
     """Length of that window; they follow each other from the epoch on, so that days are those of UTC."""
-    kept_queries: int = Field(default=256, ge=1)
-    """Ended queries whose result is kept for retries and GetQuery."""
+    ledger: SecretStr | None = None
+    """Where budgets, bills and queries are written down: sqlite:///FILE, or, shared by routers,
+    postgresql://USER:PASSWORD@HOST/NAME; none: a file of this router's own that goes with it."""
+    ledger_down: Literal["refuse", "go_on"] = "refuse"
+    """While the ledger does not answer: buy nothing, or go on and write down later, budget or not."""
+    ledger_seconds: float = Field(default=5.0, gt=0)
+    """How long the ledger may take to answer."""
+    ledger_connections: int = Field(default=8, ge=1, le=256)
+    """Most connections to PostgreSQL."""
+    lease_seconds: float = Field(default=6.0, ge=1)
+    """A router that was not heard of for so long is dead: what it had reserved is charged in full."""
+    advertise: str = ""
+    """Address at which other routers reach this one; empty: the one that it listens on, if that tells."""
+    kept_query_days: float = Field(default=7.0, gt=0)
+    """How long an ended query's decisions and result are kept: for retries, and for `isoflop explain`."""
+    kept_bill_days: float = Field(default=400.0, gt=0)
+    """How long bills are kept."""
     rejoin_seconds: float = Field(default=10.0, ge=0)
     """How long a query with a request id goes on after its last caller has left."""
     feedback: Path | None = None
@@ -56,9 +72,17 @@ class RouterSettings(ServiceSettings):
     drift_truths: int = Field(default=1000, ge=1)
     """So many of the truths told last are what the metric of drift is of."""
     explore_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of queries whose first round is drawn among the best offers: every caller's, without tenants."""
+    """Share of queries whose first round is drawn among the best offers, of tenants that let it be."""
     explore_among: int = Field(default=4, ge=2, le=4)
     """Offers among which it is drawn, the planner's own choice included."""
+
+    @property
+    def reached_at(self) -> str:
+        """Where other routers reach this one; empty: nobody can."""
+        host, _, port = self.address.rpartition(":")
+        if self.advertise or port == "0" or host in ("0.0.0.0", "[::]"):
+            return self.advertise
+        return self.address
 
     @model_validator(mode="after")
     def _explores_to_learn(self) -> RouterSettings:

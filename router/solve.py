@@ -1,8 +1,8 @@
 """The life of a query, in six steps: admit, estimate, plan, act, update, finish.
 
-It begins admitted: see `router.query.admit`. What is none of the steps is elsewhere: `purse` knows what a
-query may spend, `opening` who learns from its first decision; `bench` buys a round and bills it; `tally`
-counts votes, and `progress` keeps what has come.
+It begins admitted: see `router.admission`. What is none of the steps is elsewhere: `account` knows what a
+query may spend, and has it written down; `opening` who learns from its first decision; `bench` buys a round
+and bills it; `tally` counts votes, and `progress` keeps what has come.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 
+from isoflop.errors import Unavailable
 from isoflop.v1.aggregation_pb2 import SELECTION_SUM, AggregateRequest, AggregateResponse
 from isoflop.v1.common_pb2 import ANSWER_TYPE_PATTERN, TextDelta
 from isoflop.v1.difficulty_pb2 import Difficulty, EstimateRequest
@@ -25,20 +27,22 @@ from isoflop.v1.router_pb2 import (
     Growth,
     QueryStarted,
     Round,
+    RoundCandidates,
     SolveResponse,
     Stopped,
 )
 from isoflop.v1.router_pb2 import StreamSolveResponse as Event
 
+from router.account import Account
 from router.bench import RoundBench, late_bills
 from router.cost import Cost, Meter
 from router.decision import Action, Decision, State
+from router.ledger import QueryKept, Short
 from router.metrics import Metrics, failure, outcome
 from router.opening import Opening
 from router.pace import Pace
 from router.planner import Planner
 from router.progress import Progress
-from router.purse import Grant
 from router.query import Query
 from router.shadow import First
 from router.stages import Stages
@@ -58,8 +62,8 @@ class Life:
     planner: Planner
     metrics: Metrics
     _: KW_ONLY
-    allowance: Grant
-    """What it may spend."""
+    account: Account
+    """What it may spend, and has spent."""
     opening: Opening
     """Who learns from its first decision."""
     pace: Pace
@@ -74,8 +78,22 @@ class Life:
     def __post_init__(self) -> None:
         self.difficulty = Difficulty()
         self.progress = Progress(self.planner.profile.prior)
-        self.meter = Meter(self.planner.catalog.currency)
+        self.before = Meter(self.planner.catalog.currency)
+        """What it cost before its first round here."""
         self.benches: list[RoundBench] = []
+        self.uncharged: list[tuple[Round, RoundBench, list[Candidate]]] = []
+        """Rounds whose scores are late: they are charged at the query's end."""
+        self.earlier: QueryKept | None = None
+        """What another router did of it before it died."""
+        self.halted = ""
+        """Why nothing more can be bought."""
+
+    def take_over(self, earlier: QueryKept) -> None:
+        """Go on with what another router has begun."""
+        kept = earlier.entry
+        self.query = replace(self.query, query_id=kept.query_id, seed=kept.seed)
+        self.account.entry = replace(self.account.entry, query_id=kept.query_id)
+        self.earlier = earlier
 
     async def solve(self) -> AsyncGenerator[Event, None]:
         """What happens, as it happens; the last event is `final`. Closing it ends all that runs."""
@@ -83,12 +101,16 @@ class Life:
         self.metrics.began()
         try:
             await self.estimate()
+            await self.resume()
             yield Event(started=QueryStarted(query_id=self.query.query_id, difficulty=self.difficulty))
             decision = self.opening.draw(First(self.query, self.difficulty, *self.plan()))
             while decision.action:
                 async with aclosing(self.act(decision.action, decision.reason)) as events:
-                    async for event in events:
-                        yield event
+                    try:
+                        async for event in events:
+                            yield event
+                    except Short:
+                        pass  # Other queries have it; what is left is known now.
                 _, decision = self.plan()
             final = self.finish(decision)
             await self.opening.record(final)
@@ -105,7 +127,7 @@ class Life:
                 # The answer has gone out, and does not have them.
                 await late_bills(self.benches)
             finally:
-                self.settle(ended, overhead, finished=final is not None)
+                await self.close(ended, overhead, final)
 
     async def estimate(self) -> None:
         """A belief about the query's latent difficulty."""
@@ -113,11 +135,29 @@ class Life:
             EstimateRequest(queries=[QueryMessage(messages=self.query.messages)])
         )
         self.difficulty = response.difficulties[0]
-        self.allowance.spent += self.meter.difficulty(response)
+        if not self.earlier or not self.earlier.estimate:
+            cost = self.before.difficulty(response)
+            self.account.estimated(self.before.lines, cost)
         self.progress = Progress(self.planner.profile.belief(self.difficulty.mean, self.difficulty.sd))
         if self.query.format.type == ANSWER_TYPE_PATTERN:
             # A pattern that cannot be searched is refused before it costs.
             await self.stages.aggregation.aggregate(AggregateRequest(format=self.query.format))
+
+    async def resume(self) -> None:
+        """Go on where a router that died has left it: what it has bought is bought."""
+        if self.earlier is None:
+            return
+        self.before.add(self.earlier.estimate)
+        for kept in self.earlier.rounds:
+            self.before.add(kept.charges)
+            action = self.planner.recall(self.query, kept.round.action)
+            if not kept.settled or action is None:
+                self.progress.rounds.append(kept.round)
+                continue
+            self.progress.begin(kept.round, action)
+            await self.update(action, candidates_of(kept.candidates))
+        bill = self.before.bill()
+        self.account.spent += Cost(bill.flops, bill.money, bill.tokens)
 
     def plan(self) -> tuple[State, Decision]:
         """All that is known so far; given that, the most worthwhile next round, or stop."""
@@ -127,7 +167,9 @@ class Life:
             state = self.state(left, seconds)
             return state, self.planner.decide(self.query, state)
 
-        state, decision = self.allowance.afford(plan)
+        state, decision = self.account.afford(plan)
+        if self.halted:
+            decision = Decision(None, self.halted)
         if self.query.pinned and decision.action:
             decision = replace(decision, reason=f"{decision.action.name}: pinned by the router's settings")
         return state, decision
@@ -135,24 +177,28 @@ class Life:
     def state(self, left: Cost, seconds: float) -> State:
         """All that is known, with so much money and time left."""
         pace = self.pace.at(time.monotonic()) if math.isfinite(seconds) else {}
-        return self.progress.state(left, seconds, self.allowance.spent.flops, pace)
+        return self.progress.state(left, seconds, self.account.spent.flops, pace)
 
     async def act(self, action: Action, reason: str) -> AsyncGenerator[Event, None]:
         """Reserve the round's worst case, buy it, settle it to what it really cost."""
         query, progress = self.query, self.progress
-        round = progress.begin(action, reason, explored=self.opening.explored and not progress.rounds)
+        round = progress.round(action, reason, explored=self.opening.explored and not progress.rounds)
+        came: list[Candidate] = []
         bench = RoundBench(
             query,
             action,
-            progress.buy(action),
+            progress.numbered.get(action.model.name, 0),
             self.stages,
-            self.meter,
-            self.allowance,
+            Meter(self.planner.catalog.currency),
+            self.account,
             streamed=self.streamed,
             abort_seconds=self.abort_seconds,
+            hold=partial(self.account.hold, round),
         )
-        self.benches.append(bench)
         try:
+            await self.account.hold(round, bench.worst)
+            progress.begin(round, action)
+            self.benches.append(bench)
             yield Event(round=round)
             async with aclosing(STRATEGIES[action.strategy].play(bench)) as batches:
                 # A fixed plan that nobody watches is tallied once, and so is what counts as one sample.
@@ -175,15 +221,25 @@ class Life:
                             # Unscored it is worth no more than another sample.
                             own = self.planner.profile.arm(action.model, False, action.temperature)
                             action = replace(action, arm=own)
+                    came += batch
                     await self.update(action, batch)
                     yield Event(tally=progress.tally())
                     round.completed += len(batch)
                     if round.completed < action.samples and self.enough(action, round):
                         break
+        except Unavailable as error:
+            if bench in self.benches or not progress.rounds:
+                raise
+            self.halted = f"nothing more could be bought: {error}"
         finally:
             bench.settle()
-            self.pace.observe(action.model.name, bench.slowness, time.monotonic())
-            progress.end(round, action, bench.spent.flops, bench.next_sample)
+            if bench in self.benches:
+                self.pace.observe(action.model.name, bench.slowness, time.monotonic())
+                progress.end(round, action, bench.spent.flops, bench.next_sample)
+            if bench.late:
+                self.uncharged.append((round, bench, came))
+            elif self.account.holds:
+                await self.account.charge(round, bench.meter.lines, came)
 
     async def update(self, action: Action, candidates: list[Candidate]) -> None:
         """Tally the answers, update the belief."""
@@ -213,7 +269,7 @@ class Life:
         """
         if self.query.samples:
             return False
-        state = self.state(self.allowance.unspent, math.inf)
+        state = self.state(self.account.unspent, math.inf)
         runs = action.samples - round.completed
         had = {**state.bought, action.model.name: state.bought[action.model.name] - runs}
         return self.planner.decide(self.query, replace(state, bought=had)).action is None
@@ -224,11 +280,11 @@ class Life:
         leader = progress.clusters[0] if progress.clusters else None
         given_up = not query.samples and progress.confidence < self.give_up_below
         late = query.deadline <= asyncio.get_running_loop().time()
-        status = STATUS_DEGRADED if self.missing else STATUS_ANSWERED
+        status = STATUS_DEGRADED if self.missing or self.halted else STATUS_ANSWERED
         if leader is None or given_up:
             status = STATUS_ABANDONED
-            fixed = self.planner.fixed_flops(query, self.state(self.allowance.left, math.inf))
-            savings.abandoned_flops = max(0.0, fixed - self.allowance.spent.flops)
+            fixed = self.planner.fixed_flops(query, self.state(self.account.left, math.inf))
+            savings.abandoned_flops = max(0.0, fixed - self.account.spent.flops)
         reason = "the deadline is near: the best answer so far" if late else decision.reason
         return SolveResponse(
             query_id=query.query_id,
@@ -247,9 +303,26 @@ class Life:
             profile=self.planner.profile.version,
         )
 
-    def settle(self, ended: str, overhead: float, *, finished: bool) -> None:
+    @property
+    def meter(self) -> Meter:
+        """What it has cost so far."""
+        meter = Meter(self.planner.catalog.currency)
+        for part in (self.before, *(bench.meter for bench in self.benches)):
+            meter.add(part.lines)
+        return meter
+
+    async def close(self, ended: str, overhead: float, final: SolveResponse | None) -> None:
         """Count how it has ended, and pay for it."""
-        flops, progress = self.meter.bill().flops, self.progress
-        self.metrics.ended(ended, self.meter.lines, overhead, progress.savings().samples)
-        self.metrics.decided(self.planner.profile.version, ended, flops, progress.confidence)
-        self.allowance.close(flops, finished=finished)
+        meter, progress = self.meter, self.progress
+        self.metrics.ended(ended, meter.lines, overhead, progress.savings().samples)
+        self.metrics.decided(self.planner.profile.version, ended, meter.bill().flops, progress.confidence)
+        for round, bench, came in self.uncharged:
+            await self.account.charge(round, bench.meter.lines, came)
+        await self.account.close(ended, final)
+
+
+def candidates_of(kept: bytes) -> list[Candidate]:
+    """A round's candidates, as `account` has kept them."""
+    found = RoundCandidates.FromString(kept)
+    parts = zip(found.samples, found.weights, found.scores, strict=True)
+    return [Candidate(sample, weight, scores) for sample, weight, scores in parts]

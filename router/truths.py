@@ -78,7 +78,7 @@ class Answered:
     profile: str
     """Version of the profile that decided."""
     tenant: str
-    """Who asked; empty as long as there are no tenants."""
+    """Who asked."""
     asked: SolveRequest
     """The request without its text and its id."""
     prompt_bytes: int

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from isoflop.errors import Unavailable
 from isoflop.v1.common_pb2 import Usage
 from isoflop.v1.router_pb2 import Round, SolveResponse
 
@@ -52,7 +51,7 @@ class Standing:
     reserved: Cost
     """Of rounds that run, at their worst case."""
     pace: price.Pace
-    """Of its FLOPs; a guess before the first query."""
+    """Of its FLOPs: a guess before the first query; of price 0 where they have no limit."""
 
     @property
     def left(self) -> Cost:
@@ -69,11 +68,8 @@ class Short(Exception):
         """Of the budget that has no room."""
 
 
-class TakenOver(Unavailable):
+class TakenOver(Exception):
     """Another router goes on with the query: this one was not heard of for too long."""
-
-    def __init__(self) -> None:
-        super().__init__("another router has taken the query over: ask again with the same request_id")
 
 
 @dataclass(frozen=True)
@@ -107,6 +103,7 @@ class RoundKept:
     charges: Sequence[Usage]
     """What it took, by stage and model; of a lost one its worst case, as aborted tokens of its model."""
     settled: bool
+    """It was charged; otherwise it runs."""
     unreconciled: bool
     """It was charged in full because its router died."""
     candidates: bytes
@@ -157,7 +154,8 @@ BY = ("tenant", "tier", "stage", "model", "strategy", "day")
 
 
 class Ledger(Protocol):
-    """Where routers write. Each method raises Unavailable where the storage does not answer."""
+    """Where routers write. Each method raises Unavailable where the storage does not answer; whether it has
+    written is not known then, so that writing the same again must change nothing."""
 
     async def alive(self, router: str, address: str, lease_seconds: float) -> None:
         """Say that a router lives, and for how long that holds; charge what was reserved by those that do
@@ -214,9 +212,18 @@ class Ledger(Protocol):
         ...
 
     async def end(
-        self, query_id: str, outcome: str, result: SolveResponse | None, budgets: Sequence[Budget]
+        self,
+        query_id: str,
+        router: str,
+        outcome: str,
+        result: SolveResponse | None,
+        budgets: Sequence[Budget],
     ) -> Sequence[Standing]:
-        """A query has ended. With a result, what it took in all moves each budget's price."""
+        """A query has ended; TakenOver where it is not this router's any more. The budgets afterwards.
+
+        With a result, what it took in all moves each budget's price; without one, it gives its request id
+        away. A round that is still reserved is charged as lost.
+        """
         ...
 
     async def get(self, query_id: str) -> QueryKept | None:

@@ -117,6 +117,8 @@ def read(path: Path, form: type[Form], what: str) -> Form:
         raise CatalogError(f"{what} {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CatalogError(f"{what} {path}: not YAML ({str(error).splitlines()[0]})") from None
+    except RecursionError:
+        raise CatalogError(f"{what} {path}: nested too deep") from None
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"]) or "as a whole"

@@ -84,6 +84,12 @@ class ScriptedRouter(RouterServiceServicer):
     async def GetQuery(self, request: Any, context: Any) -> Any:
         return await self._one("GetQuery", request, context)
 
+    async def GetBudget(self, request: Any, context: Any) -> Any:
+        return await self._one("GetBudget", request, context)
+
+    async def GetBill(self, request: Any, context: Any) -> Any:
+        return await self._one("GetBill", request, context)
+
     async def SubmitFeedback(self, request: Any, context: Any) -> Any:
         return await self._one("SubmitFeedback", request, context)
 

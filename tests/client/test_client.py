@@ -6,9 +6,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, closing
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from isoflop import (
     AsyncClient,
     Budget,
@@ -26,9 +28,9 @@ from isoflop import (
     solve_request,
 )
 from isoflop.v1.common_pb2 import AnswerType
-from isoflop.v1.router_pb2 import Effort, Search, SubmitFeedbackRequest
+from isoflop.v1.router_pb2 import Effort, GetBillRequest, GetBudgetRequest, Search, SubmitFeedbackRequest
 from isoflop.v1.verification_pb2 import ChainScoring
-from scripted_answers import EVENTS, FRONTIER, JUDGED, MODELS, PLANNED, RUNNING, SOLVED
+from scripted_answers import BILL, EVENTS, FRONTIER, JUDGED, MODELS, PLANNED, RUNNING, SOLVED, STANDING
 from scripted_router import HANG, ScriptedRouter
 
 Call = Callable[..., Awaitable[Any]]
@@ -73,6 +75,8 @@ async def test_every_method(router: ScriptedRouter, call: Call) -> None:
     router.expect("GetQuery", RUNNING)
     router.expect("StreamSolve", *EVENTS)
     router.expect("SubmitFeedback", JUDGED)
+    router.expect("GetBudget", STANDING)
+    router.expect("GetBill", BILL)
     assert await call("solve", "17*24+13", samples=4, models=["abacus-s"], timeout=60) == SOLVED
     assert await call("plan", "17*24+13", effort="low") == PLANNED
     assert await call("models") == MODELS
@@ -80,14 +84,51 @@ async def test_every_method(router: ScriptedRouter, call: Call) -> None:
     assert await call("query", "q1") == RUNNING
     assert await call("stream", "17*24+13", seed=3) == EVENTS
     assert await call("feedback", "q1", answer="421") == JUDGED
-    solve, plan, _, _, query, stream, feedback = router.requests
+    assert await call("budget", "acme") == STANDING
+    since, until = datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 11, 2, tzinfo=UTC)
+    assert await call("bill", ["tenant", "day"], since, until=until) == BILL
+    solve, plan, _, _, query, stream, feedback, budget, bill = router.requests
     assert solve == solve_request("17*24+13", samples=4, models=["abacus-s"])
     assert plan.query == solve_request("17*24+13", effort="low")
     assert query.query_id == "q1"
     assert stream.query == solve_request("17*24+13", seed=3)
     assert feedback == SubmitFeedbackRequest(query_id="q1", answer="421")
+    assert budget.tenant == "acme"
+    assert bill == GetBillRequest(
+        since=Timestamp(seconds=1793491200), until=Timestamp(seconds=1793577600), by=["tenant", "day"]
+    )
     assert router.deadlines[0] == pytest.approx(60, abs=5)
     assert router.deadlines[1] is None
+
+
+async def test_a_bill_of_all_there_is(router: ScriptedRouter, call: Call) -> None:
+    router.expect("GetBill", BILL)
+    router.expect("GetBudget", STANDING)
+    await call("bill")
+    await call("budget")
+    assert router.requests == [GetBillRequest(), GetBudgetRequest()]
+
+
+async def test_a_time_without_a_zone_is_utc(router: ScriptedRouter, call: Call) -> None:
+    zone = timezone(timedelta(hours=2))
+    for _ in range(2):
+        router.expect("GetBill", BILL)
+    await call(
+        "bill", since=datetime(2026, 11, 1, 12, 0, 0, 500), until=datetime(2026, 11, 1, 14, tzinfo=zone)
+    )
+    asked = router.requests[0]
+    assert (asked.since.seconds, asked.since.nanos) == (1793534400, 500_000)
+    assert asked.until == Timestamp(seconds=1793534400)
+    await call("bill", since=datetime.max)
+    assert router.requests[1].since.seconds == 253402300799
+
+
+async def test_times_and_tenants_that_no_request_could_say(call: Call) -> None:
+    ahead = timezone(timedelta(hours=14))
+    with pytest.raises(InvalidArgument, match=r"^until: "):
+        await call("bill", until=datetime(1, 1, 1, tzinfo=ahead))
+    with pytest.raises(InvalidArgument, match=r"^tenant: the text is not valid Unicode"):
+        await call("budget", "\ud800")
 
 
 async def test_a_truth_is_an_answer_or_a_word_of_it_and_never_none(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from isoflop.jsonform import to_dict
 from isoflop.v1.common_pb2 import Usage
 from isoflop.v1.router_pb2 import Filters, ScalingLaw, SolveRequest, SolveResponse
-from scripted_answers import SOLVED
+from scripted_answers import BILL, KEPT, SOLVED, STANDING
 
 counts = st.integers(-(2**63), 2**63 - 1)
 
@@ -33,6 +33,15 @@ def test_a_map_is_an_object_in_the_order_of_its_keys() -> None:
     written = json.dumps(to_dict(law), allow_nan=False)
     assert '"parameters": {"b": 0.5, "ceiling": "Infinity", "n0": 8.0}' in written
     assert json_format.Parse(written, ScalingLaw()) == law
+
+
+def test_a_time_is_as_protobuf_writes_it() -> None:
+    kept = to_dict(KEPT)
+    assert (kept["began"], kept["ended"]) == ("2026-11-02T14:04:54Z", "2026-11-02T14:04:55.320Z")
+    assert "round" not in kept["charges"][0]  # type: ignore[index]
+    assert kept["charges"][1]["round"] == 0  # type: ignore[index]
+    for message in (KEPT, STANDING, BILL):
+        assert json_format.Parse(json.dumps(to_dict(message), allow_nan=False), type(message)()) == message
 
 
 @given(

@@ -7,17 +7,17 @@ import asyncio
 import json
 import os
 import pty
+import re
 import shlex
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
 import pytest
-from isoflop import Client, cli, solve_request
+from isoflop import Client, cli, command, solve_request, text
 from isoflop.client import DEFAULT_ADDRESS
 from isoflop.errors import (
     DeadlineExceeded,
@@ -44,6 +44,7 @@ from isoflop.v1.router_pb2 import (
     StreamSolveResponse,
     SubmitFeedbackResponse,
 )
+from ran import Ended, Run, words
 from scripted_answers import (
     ABANDONED,
     CANDIDATES,
@@ -60,35 +61,6 @@ from scripted_answers import (
 from scripted_router import HANG, ScriptedRouter, serving
 
 COMMAND = Path(sys.executable).with_name("isoflop")
-
-
-class Ended(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Awaitable[Ended]]
-
-
-@pytest.fixture
-def run(address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs the command in a thread, against the scripted router."""
-    monkeypatch.setenv("ISOFLOP_ADDRESS", address)
-
-    async def started(*arguments: str) -> Ended:
-        def in_thread() -> int:
-            try:
-                return cli.main(arguments)
-            except SystemExit as usage:
-                return int(usage.code or 0)
-
-        code = await asyncio.to_thread(in_thread)
-        return Ended(code, *capsys.readouterr())
-
-    return started
 
 
 async def process(
@@ -115,11 +87,6 @@ async def process(
 async def in_process(*arguments: str, stdin: bytes = b"", **environment: str) -> Ended:
     _, ended = await process(*arguments, stdin=stdin, **environment)
     return await ended
-
-
-def words(line: str) -> str:
-    """A line without its alignment."""
-    return " ".join(line.split())
 
 
 # What is printed.
@@ -174,6 +141,18 @@ async def test_solve_prints_the_answer_first_then_why_then_the_bill(router: Scri
     assert lines[-1] == "total  74 tokens, 210 MFLOPs, 1.5e-06 USD"
     assert "\x1b" not in ended.out
     assert not any(line != line.rstrip() for line in lines)
+
+
+async def test_a_bill_has_what_was_aborted_apart(router: ScriptedRouter, run: Run) -> None:
+    solved = SolveResponse()
+    solved.CopyFrom(SOLVED)
+    solved.bill.lines[0].aborted_flops, solved.bill.lines[0].aborted_money = 1.6e7, 2e-7
+    router.expect("Solve", solved)
+    lines = (await run("solve", "17*24+13")).out.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("generation"))
+    assert words(lines[at + 1]) == "aborted 5 16.0 M 2e-07 USD"
+    assert lines[at + 1].index("5") == lines[at].index("   210 M") - 1
+    assert words(lines[at + 2]).startswith("difficulty features-1 1 0")
 
 
 async def test_solve_prints_json_for_machines(router: ScriptedRouter, run: Run) -> None:
@@ -542,7 +521,7 @@ async def test_a_number_too_large_for_the_contract(run: Run) -> None:
 
 
 async def test_a_bug_is_one_line_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli.text, "listed", lambda *_: 1 / 0)
+    monkeypatch.setattr(text, "listed", lambda *_: 1 / 0)
     monkeypatch.setattr(Client, "models", lambda *_, **__: MODELS)
     ended = await run("models")
     assert ended.code == 1
@@ -618,7 +597,7 @@ async def test_a_reader_that_goes_away_is_no_error(router: ScriptedRouter, addre
 # Commands that the suite adds.
 
 
-def register_greet(parser: argparse.ArgumentParser) -> cli.Run:
+def register_greet(parser: argparse.ArgumentParser) -> command.Run:
     """Greets somebody.
 
     More about it.
@@ -673,9 +652,15 @@ async def test_the_suites_commands(run: Run) -> None:
 async def test_help_lists_all_commands_and_exit_codes(run: Run) -> None:
     ended = await run("--help")
     assert ended.code == 0
-    for words in ("solve ", "plan ", "Greets somebody.", "exit codes:", "130", DEFAULT_ADDRESS):
-        assert words in ended.out
+    for told in ("solve ", "plan ", "Greets somebody.", "exit codes:", "130", DEFAULT_ADDRESS):
+        assert told in ended.out
     assert "cannot be loaded" in ended.out
+    own, added = ended.out.split("commands of the suite:")
+    listed = re.findall(r"^    (\w+) ", own.partition("COMMAND\n")[2], re.MULTILINE)
+    assert listed == (
+        ["solve", "plan", "query", "explain", "feedback", "budget", "bill", "models", "frontier"]
+    )
+    assert added.index("broken") < added.index("greet") < added.index("exit codes:")
 
 
 async def test_other_commands_do_not_load_the_suite(nowhere: str) -> None:

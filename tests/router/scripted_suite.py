@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
+from isoflop.errors import NotFound
 from prometheus_client import CollectorRegistry
 from scripted_stages import ScriptedDifficulty, ScriptedGeneration
 
@@ -19,6 +21,11 @@ class Suite:
     generation: ScriptedGeneration
     difficulty: ScriptedDifficulty
     registry: CollectorRegistry
+
+    async def written(self) -> None:
+        """Return when the ledger has done what it was asked before."""
+        with suppress(NotFound):
+            await self.router.query("")
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of a metric of the router; 0 where it has none."""

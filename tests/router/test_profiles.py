@@ -18,8 +18,9 @@ from isoflop.errors import FailedPrecondition
 from synthetic import make_profile, record, relaxed
 
 from router import profiles
+from router.following import following
 from router.profile import ProfileError
-from router.profiles import Canary, Files, InForce, Loaded, Rollout, following, read_rollout
+from router.profiles import Canary, Files, InForce, Loaded, Rollout, read_rollout
 
 
 def put(path: Path, data: dict[str, Any] | str) -> Path:
@@ -237,7 +238,7 @@ async def test_changes_are_followed_and_a_bug_does_not_end_that(tmp_path: Path) 
         for version in ("v2", "v3"):
             put(tmp_path / "profile.json", record(version=version))
             assert await asyncio.wait_for(seen.get(), 10) == version
-    assert not [task for task in asyncio.all_tasks() if task.get_name() == "profiles"]
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("following")]
 
 
 # Over a catalogue.

@@ -11,9 +11,8 @@ from isoflop.errors import InvalidArgument, NotFound, Unavailable
 from isoflop.v1.router_pb2 import STATUS_DEGRADED, Filters, SolveRequest, SolveResponse
 from isoflop.v1.router_pb2 import StreamSolveResponse as Event
 from isoflop.v1.verification_pb2 import ScoreRequest, ScoreResponse
-from scripted_stages import ABORTED_TOKENS, HOLD, Said, listed, number, same
+from scripted_stages import ABORTED_TOKENS, HOLD, listed, number, same
 from scripted_suite import MakeSuite, Suite
-from synthetic import EASY
 
 from services.verification.core import Verification
 
@@ -26,16 +25,18 @@ def ask(request_id: str = "", prompt: str = "17*24+13", **filters: Any) -> Solve
     return SolveRequest(prompt=prompt, request_id=request_id, filters=wanted)
 
 
-async def settle() -> None:
-    """Let everything happen that can."""
-    for _ in range(30):
-        await asyncio.sleep(0)
+async def settle(suite: Suite) -> None:
+    """Let everything happen that can, in the ledger too."""
+    for _ in range(10):
+        await suite.written()
+        for _ in range(10):
+            await asyncio.sleep(0)
 
 
 async def begin(suite: Suite, request: SolveRequest) -> asyncio.Task[SolveResponse]:
     """A call that is under way: its first sample has come, or is waited for."""
     task = asyncio.create_task(suite.router.solve(request))
-    await settle()
+    await settle(suite)
     assert suite.generation.running
     return task
 
@@ -84,10 +85,10 @@ class TestLateScores:
         assert (result.answer, result.status) == ("421", STATUS_DEGRADED)
         found = await suite.router.query(result.query_id)
         assert (found.running, found.result.answer) == (False, "421")
-        await settle()
+        await settle(suite)
         assert suite.metric("samples_total", **COUNTED) == 0
         late.gate.set()
-        await settle()
+        await settle(suite)
         assert suite.metric("samples_total", **COUNTED) == 4
         assert suite.metric("flops_total", **COUNTED) == 8
         assert suite.metric("queries_total", outcome="degraded") == 1
@@ -102,7 +103,7 @@ class TestLateScores:
         await late.begun.wait()
         await leave(task)
         late.gate.set()
-        await settle()
+        await settle(suite)
         assert suite.metric("flops_total", **COUNTED) > 0
         assert suite.metric("queries_total", outcome="cancelled") == 1
         assert suite.metric("queries_running") == 0
@@ -123,7 +124,7 @@ class TestLeaving:
     ) -> None:
         suite = make_suite(listed(number(1), HOLD))
         await leave(await begin(suite, ask()))
-        await settle()
+        await settle(suite)
         assert suite.generation.running == 0
         assert suite.generation.aborts == 1
         assert suite.metric("queries_total", outcome="cancelled") == 1
@@ -138,7 +139,7 @@ class TestLeaving:
             async for event in events:
                 if event.HasField("sample"):
                     break
-        await settle()
+        await settle(suite)
         assert suite.generation.running == 0
         assert suite.metric("queries_total", outcome="cancelled") == 1
 
@@ -147,7 +148,7 @@ class TestLeaving:
         first = await begin(suite, ask("a"))
         second = await begin(suite, ask("a"))
         await leave(first)
-        await settle()
+        await settle(suite)
         suite.generation.gate.set()
         assert (await second).answer == "421"
         assert suite.metric("queries_total", outcome="answered") == 1
@@ -206,7 +207,7 @@ class TestJoining:
         while not seen[-1].HasField("sample"):
             seen.append(await anext(stream))
         joined = asyncio.create_task(collect(suite, ask("a")))
-        await settle()
+        await settle(suite)
         suite.generation.gate.set()
         seen += [event async for event in stream]
         assert await joined == seen
@@ -253,11 +254,11 @@ class TestJoining:
         slow = {"ending": asyncio.Event()}
         suite = make_suite(listed(number(1), HOLD), rejoin_seconds=0.0, generation=slow)
         await leave(await begin(suite, ask("a")))
-        await settle()
+        await settle(suite)
         assert suite.generation.running == 1
         suite.generation.script = same(number(421))
         retry = asyncio.create_task(suite.router.solve(ask("a")))
-        await settle()
+        await settle(suite)
         assert suite.generation.ending
         suite.generation.ending.set()
         assert (await retry).answer == "421"
@@ -274,7 +275,7 @@ class TestAsking:
     async def test_a_query_can_be_asked_about_while_it_runs_and_after(self, make_suite: MakeSuite) -> None:
         suite = make_suite(listed(number(421), LATE))
         query_id, stream = await first_id(suite, ask())
-        await settle()
+        await settle(suite)
         running = await suite.router.query(query_id)
         assert running.running
         assert not running.HasField("result")
@@ -295,56 +296,22 @@ class TestAsking:
             await suite.router.query(query_id)
         assert len(str(raised.value)) < 150
 
-    async def test_a_query_that_failed_is_forgotten(self, make_suite: MakeSuite) -> None:
+    async def test_of_a_query_that_failed_it_is_kept_how(self, make_suite: MakeSuite) -> None:
         suite = make_suite(listed(number(1), Unavailable("down")))
         query_id, stream = await first_id(suite, ask())
         with pytest.raises(Unavailable):
             _ = [event async for event in stream]
-        with pytest.raises(NotFound):
-            await suite.router.query(query_id)
+        await settle(suite)
+        found = await suite.router.query(query_id)
+        assert (found.running, found.outcome) == (False, "failed_unavailable")
+        assert len(found.rounds) == 1
+        assert not found.HasField("result")
 
     async def test_events_are_kept_no_longer_than_somebody_follows(self, make_suite: MakeSuite) -> None:
         suite = make_suite(same(number(421)))
         await suite.router.solve(ask("a"))
+        await settle(suite)
         assert [event.WhichOneof("event") for event in await collect(suite, ask("a"))] == ["final"]
-
-
-class TestForgetting:
-    async def test_so_many_ended_queries_are_kept_and_no_more(self, make_suite: MakeSuite) -> None:
-        suite = make_suite(same(number(421)), EASY, kept_queries=3)
-        ids = [(await suite.router.solve(ask(str(i)))).query_id for i in range(6)]
-        await settle()
-        for query_id in ids[:3]:
-            with pytest.raises(NotFound):
-                await suite.router.query(query_id)
-        for query_id in ids[3:]:
-            assert (await suite.router.query(query_id)).result.answer == "421"
-        await suite.router.solve(ask("0"))
-        assert len(suite.generation.starts) == 7
-
-    async def test_a_query_that_took_long_is_kept_as_long_as_a_short_one(self, make_suite: MakeSuite) -> None:
-        """The last to end is the last to be forgotten, whenever it began."""
-        suite = make_suite(self.by_number, kept_queries=2)
-        long = await begin(suite, ask("long", models=["l"]))
-        for i in range(2):
-            await suite.router.solve(ask(str(i)))
-        suite.generation.gate.set()
-        first = await long
-        await settle()
-        assert await suite.router.solve(ask("long", models=["l"])) == first
-
-    async def test_queries_that_run_take_no_place_of_those_that_ended(self, make_suite: MakeSuite) -> None:
-        suite = make_suite(self.by_number, kept_queries=1)
-        running = [await begin(suite, ask(f"l{i}", models=["l"])) for i in range(3)]
-        ended = await suite.router.solve(ask("short"))
-        await settle()
-        assert await suite.router.solve(ask("short")) == ended
-        suite.generation.gate.set()
-        await asyncio.gather(*running)
-
-    @staticmethod
-    def by_number(model: str, index: int) -> Said:
-        return LATE if model == "l" else number(421)
 
 
 class TestClosing:
@@ -360,9 +327,9 @@ class TestClosing:
     async def test_closing_waits_for_the_bill_of_a_query_that_was_left(self, make_suite: MakeSuite) -> None:
         suite = make_suite(listed(number(1), HOLD), generation={"ending": asyncio.Event()})
         await leave(await begin(suite, ask()))
-        await settle()
+        await settle(suite)
         closing = asyncio.create_task(suite.router.close())
-        await settle()
+        await settle(suite)
         assert not closing.done()
         assert suite.generation.ending
         suite.generation.ending.set()
@@ -379,7 +346,7 @@ class TestClosing:
         before = asyncio.all_tasks()
         suite = make_suite(listed(number(1), HOLD), rejoin_seconds=0.0)
         await leave(await begin(suite, ask()), await begin(suite, ask("a")))
-        await settle()
+        await settle(suite)
         await suite.router.close()
-        await settle()
+        await settle(suite)
         assert asyncio.all_tasks() <= before

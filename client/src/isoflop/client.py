@@ -8,16 +8,26 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator, Generator, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 from google.protobuf.message import Message as AnyMessage
 
 from isoflop.errors import Unavailable
-from isoflop.request import Options, feedback_request, solve_request
+from isoflop.request import (
+    BillKey,
+    Options,
+    bill_request,
+    budget_request,
+    feedback_request,
+    solve_request,
+)
 from isoflop.rpc import CHANNEL_OPTIONS, from_rpc_error
 from isoflop.v1.common_pb2 import Message
 from isoflop.v1.router_pb2 import (
+    GetBillResponse,
+    GetBudgetResponse,
     GetFrontierRequest,
     GetFrontierResponse,
     GetQueryRequest,
@@ -132,8 +142,29 @@ class Client:
         return self._call(self._stub.GetFrontier, GetFrontierRequest(), timeout)
 
     def query(self, query_id: str, *, timeout: float | None = None) -> GetQueryResponse:
-        """A running or finished query, by the `query_id` of its response or first event."""
+        """A running or finished query, by the `query_id` of its response or first event: what was planned,
+        what came, and what was charged."""
         return self._call(self._stub.GetQuery, GetQueryRequest(query_id=query_id), timeout)
+
+    def budget(self, tenant: str = "", *, timeout: float | None = None) -> GetBudgetResponse:
+        """Budgets in their present windows, a tenant's or everybody's: what was spent, what rounds that run
+        may take, and the shadow price."""
+        return self._call(self._stub.GetBudget, budget_request(tenant), timeout)
+
+    def bill(
+        self,
+        by: Sequence[BillKey] = (),
+        since: datetime | None = None,
+        until: datetime | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> GetBillResponse:
+        """What queries have cost, in FLOPs, money and tokens: a row for each of `by`, the dearest first.
+
+        By the time of each charge, from `since` on (None: from the first that is kept) and before `until`
+        (None: until now). Times without a zone are UTC, as the days of bills are.
+        """
+        return self._call(self._stub.GetBill, bill_request(by, since, until), timeout)
 
     def feedback(
         self,
@@ -228,6 +259,21 @@ class AsyncClient:
     async def query(self, query_id: str, *, timeout: float | None = None) -> GetQueryResponse:
         """As `Client.query`."""
         return await self._call(self._stub.GetQuery, GetQueryRequest(query_id=query_id), timeout)
+
+    async def budget(self, tenant: str = "", *, timeout: float | None = None) -> GetBudgetResponse:
+        """As `Client.budget`."""
+        return await self._call(self._stub.GetBudget, budget_request(tenant), timeout)
+
+    async def bill(
+        self,
+        by: Sequence[BillKey] = (),
+        since: datetime | None = None,
+        until: datetime | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> GetBillResponse:
+        """As `Client.bill`."""
+        return await self._call(self._stub.GetBill, bill_request(by, since, until), timeout)
 
     async def feedback(
         self,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 
 def to_dict(message: Message) -> dict[str, object]:
@@ -30,6 +31,8 @@ def _value(value: object, enum: Mapping[int, Any] | None) -> object:
         return {str(key): _value(value[key], None) for key in sorted(value)}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_value(item, enum) for item in value]
+    if isinstance(value, Timestamp):
+        return value.ToJsonString()
     if isinstance(value, Message):
         return to_dict(value)
     if enum is not None and isinstance(value, int):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypedDict, TypeVar
+from datetime import datetime
+from typing import Literal, TypedDict, TypeVar, get_args
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from isoflop.errors import InvalidArgument
 from isoflop.v1.common_pb2 import AnswerFormat, AnswerType, Message
@@ -11,6 +14,8 @@ from isoflop.v1.router_pb2 import (
     Budget,
     Effort,
     Filters,
+    GetBillRequest,
+    GetBudgetRequest,
     Objective,
     Search,
     SolveRequest,
@@ -21,7 +26,11 @@ from isoflop.v1.verification_pb2 import ChainScoring
 AnswerTypeName = Literal["number", "expression", "choice", "text", "code", "pattern"]
 EffortName = Literal["low", "medium", "high"]
 ScoringName = Literal["min", "product", "last", "mean"]
+BillKey = Literal["tenant", "tier", "stage", "model", "strategy", "day"]
 _V = TypeVar("_V")
+
+TENANT = "isoflop-tenant"
+"""Metadata of a call: the name of the tenant that asks. The router takes the caller's word for it."""
 
 ANSWER_TYPES: dict[str, AnswerType.ValueType] = {
     "number": AnswerType.ANSWER_TYPE_NUMBER,
@@ -42,6 +51,7 @@ SCORINGS: dict[str, ChainScoring.ValueType] = {
     "last": ChainScoring.CHAIN_SCORING_LAST,
     "mean": ChainScoring.CHAIN_SCORING_MEAN,
 }
+BILL_KEYS: tuple[BillKey, ...] = get_args(BillKey)
 
 
 class Options(TypedDict, total=False):
@@ -170,6 +180,33 @@ def feedback_request(query_id: str, answer: str | None, right: bool | None) -> S
         return SubmitFeedbackRequest(query_id=query_id, right=bool(right))
     except UnicodeEncodeError:
         raise InvalidArgument("answer", "the text is not valid Unicode: send UTF-8") from None
+
+
+def budget_request(tenant: str) -> GetBudgetRequest:
+    """Whose budgets: a tenant's; empty: everybody's. Raises InvalidArgument for what is not Unicode."""
+    try:
+        return GetBudgetRequest(tenant=tenant)
+    except UnicodeEncodeError:
+        raise InvalidArgument("tenant", "the text is not valid Unicode: send UTF-8") from None
+
+
+def bill_request(by: Sequence[BillKey], since: datetime | None, until: datetime | None) -> GetBillRequest:
+    """What was charged from a time on and before another; a time without a zone is UTC.
+
+    Raises InvalidArgument for a time that is no instant of the calendar's.
+    """
+    return GetBillRequest(by=by, since=_instant("since", since), until=_instant("until", until))
+
+
+def _instant(field: str, moment: datetime | None) -> Timestamp | None:
+    if moment is None:
+        return None
+    instant = Timestamp()
+    try:
+        instant.FromDatetime(moment)
+    except (OverflowError, ValueError) as error:  # A zone that leads out of the years 1 to 9999.
+        raise InvalidArgument(field, str(error)) from None
+    return instant
 
 
 def _objective(

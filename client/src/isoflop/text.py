@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 from unicodedata import east_asian_width
 
-from isoflop.v1.common_pb2 import Bill, Sample, SeedPromise, Stage
+from isoflop.v1.common_pb2 import Bill, Sample, SeedPromise, Stage, Usage
 from isoflop.v1.difficulty_pb2 import Difficulty
 from isoflop.v1.router_pb2 import (
     Action,
@@ -17,6 +19,7 @@ from isoflop.v1.router_pb2 import (
     ProfileInForce,
     ProfileRole,
     Round,
+    Savings,
     ScalingInterval,
     ScalingLaw,
     SolveResponse,
@@ -43,6 +46,10 @@ class Style:
     def tinted(self, text: str, colour: int) -> str:
         """In a colour of the terminal's, 31 to 36."""
         return f"\x1b[{colour}m{text}\x1b[0m" if self.colour and text else text
+
+
+_ESCAPE = re.compile(r"\x1b\[\d*m")
+"""What Style adds to words."""
 
 
 def si(value: float) -> str:
@@ -122,6 +129,30 @@ def table(align: str, header: Sequence[str], rows: Iterable[Sequence[str]], styl
     return [style.faint(lines[0]), *lines[1:]]
 
 
+def aligned(pairs: Iterable[tuple[str, str]], style: Style, width: float = inf) -> list[str]:
+    """Names and what they stand for, side by side; in so many columns, where words allow."""
+    told = list(pairs)
+    margin = max((len(name) for name, _ in told), default=0) + 2
+    lines = []
+    for name, words in told:
+        first, *more = wrapped(words, width - margin)
+        lines.append(f"{style.faint(name)}{'':{margin - len(name)}}{first}".rstrip())
+        lines += [f"{'':{margin}}{line}" for line in more]
+    return lines
+
+
+def wrapped(words: str, width: float) -> list[str]:
+    """Lines of so many columns, where words allow, not counting what colours them: one at least."""
+    lines = [""]
+    for word in words.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if lines[-1] and columns(_ESCAPE.sub("", longer)) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
 def solved(response: SolveResponse, style: Style) -> str:
     """The answer, how it came about, and the bill."""
     status = Status.Name(response.status).removeprefix("STATUS_").lower()
@@ -131,15 +162,19 @@ def solved(response: SolveResponse, style: Style) -> str:
         *rounds(response.rounds),
     ]
     if response.savings.samples:
-        spared = f"{counted(response.savings.samples, 'sample')}, {si(response.savings.flops)}FLOPs"
-        facts.append(("saved", f"{spared} by ending early"))
+        facts.append(("saved", spared(response.savings)))
     if response.HasField("difficulty"):
         facts.append(("difficulty", difficulty(response.difficulty)))
     facts += [("seed", str(response.seed)), ("query", line(response.query_id))]
-    lines = [style.strong(clean(response.answer)) or "(no answer)", "", *_facts(facts, style), ""]
+    lines = [style.strong(clean(response.answer)) or "(no answer)", "", *aligned(facts, style), ""]
     for sample in response.candidates:
         lines += [*candidate(sample, style), ""]
     return "\n".join([*lines, *bill(response.bill, style)])
+
+
+def spared(savings: Savings) -> str:
+    """Samples that were not run to their end, and what they would have cost."""
+    return f"{counted(savings.samples, 'sample')}, {si(savings.flops)}FLOPs by ending early"
 
 
 def rounds(bought: Iterable[Round]) -> list[tuple[str, str]]:
@@ -177,28 +212,40 @@ def candidate(sample: Sample, style: Style) -> list[str]:
 
 
 def bill(bought: Bill, style: Style) -> list[str]:
-    """A table by stage, model and strategy, and the total."""
-    rows = [
-        (
-            Stage.Name(usage.stage).removeprefix("STAGE_").lower(),
-            line(usage.model),
-            line(usage.strategy),
-            str(usage.calls),
-            str(usage.prompt_tokens),
-            str(usage.cached_tokens),
-            str(usage.completion_tokens),
-            str(usage.aborted_tokens),
-            si(usage.flops),
-            money(usage.money, bought.currency),
+    """A table by stage, model and strategy, what was aborted of each apart, and the total."""
+    rows: list[tuple[str, ...]] = []
+    for usage in bought.lines:
+        rows.append(
+            (
+                stage(usage),
+                line(usage.model),
+                line(usage.strategy),
+                str(usage.calls),
+                str(usage.prompt_tokens),
+                str(usage.cached_tokens),
+                str(usage.completion_tokens),
+                str(usage.aborted_tokens),
+                si(usage.flops),
+                money(usage.money, bought.currency),
+            )
         )
-        for usage in bought.lines
-    ]
+        if usage.aborted_flops:
+            of_it = si(usage.aborted_flops), money(usage.aborted_money, bought.currency)
+            rows.append(("  aborted", *[""] * 6, str(usage.aborted_tokens), *of_it))
     header = ("stage", "model", "strategy", "calls", "prompt", "cached", "completion", "aborted", "FLOPs")
     lines = table("lllrrrrrrr", (*header, "money"), rows, style)
-    total = (
-        f"{counted(bought.tokens, 'token')}, {si(bought.flops)}FLOPs, {money(bought.money, bought.currency)}"
-    )
-    return [*lines, f"{style.faint('total')}  {style.strong(total)}"]
+    return [*lines, f"{style.faint('total')}  {style.strong(total(bought))}"]
+
+
+def stage(usage: Usage) -> str:
+    """Where it was spent."""
+    return Stage.Name(usage.stage).removeprefix("STAGE_").lower()
+
+
+def total(bought: Bill) -> str:
+    """Tokens, FLOPs and money."""
+    tokens = counted(bought.tokens, "token")
+    return f"{tokens}, {si(bought.flops)}FLOPs, {money(bought.money, bought.currency)}"
 
 
 def planned(response: PlanResponse, style: Style) -> str:
@@ -214,7 +261,7 @@ def planned(response: PlanResponse, style: Style) -> str:
     if response.HasField("difficulty"):
         facts.append(("difficulty", difficulty(response.difficulty)))
     facts.append(("profile", line(response.profile)))
-    lines = [style.strong(chosen), "", *_facts(facts, style)]
+    lines = [style.strong(chosen), "", *aligned(facts, style)]
     if response.rejected:
         rows = [
             (
@@ -251,7 +298,7 @@ def listed(response: ListModelsResponse, style: Style) -> str:
     ]
     facts += [(role(each), in_force(each)) for each in response.profiles]
     facts += [("fault", line(fault)) for fault in response.profile_faults]
-    return "\n".join([*table("llrrrrl", header, rows, style), "", *_facts(facts, style)])
+    return "\n".join([*table("llrrrrl", header, rows, style), "", *aligned(facts, style)])
 
 
 def role(profile: ProfileInForce) -> str:
@@ -282,7 +329,7 @@ def frontier(response: GetFrontierResponse, style: Style) -> str:
     lines = table("rlrrr", ("difficulty", "plan", "right", "FLOPs", "money"), rows, style)
     if response.laws:
         lines += ["", *laws(response.laws, style)]
-    return "\n".join([*lines, "", *_facts([("profile", line(response.profile))], style)])
+    return "\n".join([*lines, "", *aligned([("profile", line(response.profile))], style)])
 
 
 def laws(told: Iterable[ScalingLaw], style: Style) -> list[str]:
@@ -318,7 +365,7 @@ def queried(response: GetQueryResponse, style: Style) -> str:
     if response.HasField("result"):
         return solved(response.result, style)
     state = "running" if response.running else "ended without a result"
-    return "\n".join([style.strong(state), *_facts(rounds(response.rounds), style)])
+    return "\n".join([style.strong(state), *aligned(rounds(response.rounds), style)])
 
 
 def judged(response: SubmitFeedbackResponse, style: Style) -> str:
@@ -337,9 +384,3 @@ def _capabilities(prefix: bool, logprobs: bool, seed: SeedPromise.ValueType) -> 
     if seed in (SeedPromise.SEED_PROMISE_ALONE, SeedPromise.SEED_PROMISE_ALWAYS):
         can.append(f"seed {SeedPromise.Name(seed).removeprefix('SEED_PROMISE_').lower()}")
     return ", ".join(can)
-
-
-def _facts(facts: Iterable[tuple[str, str]], style: Style) -> list[str]:
-    pairs = list(facts)
-    width = max((len(name) for name, _ in pairs), default=0)
-    return [f"{style.faint(name.ljust(width))}  {text}".rstrip() for name, text in pairs]

@@ -1445,6 +1445,42 @@ class Charge(_message.Message):
 Global___Charge: _TypeAlias = Charge  # noqa: Y015
 
 @_typing.final
+class RoundCandidates(_message.Message):
+    """What came of a round, as a ledger keeps it for the router that goes on with the query where this one dies."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Sample]:
+        """Its candidates."""
+
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedCompositeFieldContainer[_verification_pb2.ChainScore]:
+        """The scores of each; empty ones where it was not verified."""
+
+    @_builtins.property
+    def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The weight of each in the vote."""
+
+    def __init__(
+        self,
+        *,
+        samples: _abc.Iterable[_common_pb2.Sample] | None = ...,
+        scores: _abc.Iterable[_verification_pb2.ChainScore] | None = ...,
+        weights: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples", "scores", b"scores", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoundCandidates: _TypeAlias = RoundCandidates  # noqa: Y015
+
+@_typing.final
 class GetBudgetRequest(_message.Message):
     """How do budgets stand?"""
 
