@@ -6,22 +6,11 @@ cut off in turn. Writes benchmarks/results/faults.json and docs/results/reliabil
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import json
-import tempfile
-from collections.abc import Awaitable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from benchmarks.faults_hangups import Hangups, hangups
-from benchmarks.faults_overload import Overload, overload
-from benchmarks.faults_report import page
-from benchmarks.overhead_report import Machine, machine
-from tests.cluster.faults import Observed, fail, roll
-from tests.cluster.load import DEADLINE_SECONDS
-from tests.cluster.parts import Fault, FaultSuite
+from tests.cluster.faults import Observed
 from tests.cluster.processes import ROOT
 
 JSON: Final = ROOT / "benchmarks" / "results" / "faults.json"

@@ -4,6 +4,7 @@ Two routers, two replicas of generation, the other services, and a Triton that h
 
     clients ─▶ router, router-2 ─▶ generation, generation-2 ─▶ triton
                                 ─▶ verification, difficulty, aggregation
+                                ─▶ postgresql, where their ledger is, and each other
 
 Each arrow goes through a proxy of the part that it points to.
 """
@@ -11,6 +12,7 @@ Each arrow goes through a proxy of the part that it points to.
 from __future__ import annotations
 
 import enum
+import signal
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -21,12 +23,24 @@ from typing import Final, Protocol
 
 import yaml
 
-from tests.cluster.processes import ROOT, Process
+from tests.cluster.processes import ROOT, Process, free_ports, run
 from tests.cluster.proxy import Proxy
 from tests.cluster.triton_server import TritonServer, triton_catalog
+from tests.postgres_server import PostgresServer
 
 ON_TRITON: Final = "abacus-l"
 """The model that Triton has; llama.cpp has the others."""
+NAMES: Final = {
+    "generation": "services.generation",
+    "generation-2": "services.generation",
+    "verification": "services.verification",
+    "difficulty": "services.difficulty",
+    "aggregation": "services.aggregation",
+    "router": "router",
+    "router-2": "router",
+}
+"""The suite's own processes, and their modules."""
+STAGES: Final = ("generation", "verification", "difficulty", "aggregation")
 SLOW_SECONDS: Final = 0.25
 """For each chunk in each direction: a network that nobody would want."""
 
@@ -58,6 +72,45 @@ class Runs(Protocol):
     def restart(self) -> None:
         """After its end, on its ports; returns when it serves."""
         ...
+
+
+class Postgres:
+    """A PostgreSQL server as a part."""
+
+    def __init__(self) -> None:
+        """Start it, with a ledger in its own database; raises NoPostgres."""
+        self._server = PostgresServer()
+        self._server.start()
+        self.address = f"127.0.0.1:{self._server.port}"
+        """As host:port."""
+        done = run("router.ledger", "migrate", "--ledger", self._server.url())
+        assert done.returncode == 0, done.stderr
+
+    @property
+    def commits(self) -> float:
+        """Transactions that were committed."""
+        ((commits,),) = self._server.execute("select sum(xact_commit)::float8 from pg_stat_database")
+        return float(str(commits))
+
+    def kill(self) -> None:
+        """As in Runs."""
+        self._server.kill()
+
+    def pause(self) -> None:
+        """As in Runs."""
+        self._server.signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """As in Runs."""
+        self._server.signal(signal.SIGCONT)
+
+    def restart(self) -> None:
+        """As in Runs."""
+        self._server.start()
+
+    def remove(self) -> None:
+        """End it, and delete its data."""
+        self._server.remove()
 
 
 @dataclass(frozen=True)
@@ -121,9 +174,12 @@ class FaultSuite:
         return self._named("generation", "verification")
 
     def work(self, name: str) -> float:
-        """What a part has done that is not one of `processes`; 0 as long as it cannot be asked."""
-        assert name == "triton"
+        """What a part has done, as a figure that grows; 0 as long as it cannot be asked."""
         with suppress(OSError):
+            if name in self.processes:
+                return self.processes[name].metrics("isoflop_rpc_calls_total", code="OK")
+            if name == "postgresql":
+                return self._postgres.commits
             return self.triton.metrics(ON_TRITON.replace("-", "_")).get("llamacpp_tokens_total", 0.0)
         return 0.0
 
@@ -139,29 +195,51 @@ class FaultSuite:
         self.triton = TritonServer([ROOT / "models" / f"{ON_TRITON}.gguf"], self._folder)
         self._stack.callback(self.triton.stop)
         self.triton.start()
-        self._add("triton", self.triton, self.triton.grpc_address)
-        catalog = self._catalog(self.parts["triton"].link.address)
-        self._processes(
-            {
-                "generation": ["services.generation", "--catalog", str(catalog)],
-                "generation-2": ["services.generation", "--catalog", str(catalog)],
-                "verification": ["services.verification"],
-                "difficulty": ["services.difficulty"],
-                "aggregation": ["services.aggregation"],
-            }
-        )
-        where = {name: self.parts[name].link.address for name in self.processes}
+        self._postgres = Postgres()
+        self._stack.callback(self._postgres.remove)
+        links = {
+            "triton": self._link(self.triton.grpc_address),
+            "postgresql": self._link(self._postgres.address),
+            **{
+                name: self._link(f"127.0.0.1:{port}")
+                for name, port in zip(NAMES, free_ports(len(NAMES)), strict=True)
+            },
+        }
+        generation = ["--catalog", str(self._catalog(links["triton"].address))]
         router = [
-            "router",
-            *("--generation", f"{where['generation']},{where['generation-2']}"),
-            *(
-                word
-                for name in ("verification", "difficulty", "aggregation")
-                for word in (f"--{name}", where[name])
-            ),
+            "--ledger",
+            f"postgresql://postgres@{links['postgresql'].address}/postgres",
             *router_options,
         ]
-        self._processes({"router": router, "router-2": router})
+        for stage in STAGES:
+            router += [
+                f"--{stage}",
+                ",".join(link.address for name, link in links.items() if name.startswith(stage)),
+            ]
+        options = {"generation": generation, "router": router}
+        commands = {
+            name: [
+                module,
+                *options.get(name.removesuffix("-2"), []),
+                "--address",
+                links[name].target,
+                *(["--advertise", links[name].address] if module == "router" else []),
+            ]
+            for name, module in NAMES.items()
+        }
+
+        def start(name: str) -> Process:
+            process = Process(commands[name], self._folder)
+            self._stack.callback(process.stop)
+            return process
+
+        with ThreadPoolExecutor(len(NAMES)) as threads:
+            self.processes.update(zip(commands, threads.map(start, commands), strict=True))
+        runs: dict[str, Runs] = {"triton": self.triton, "postgresql": self._postgres, **self.processes}
+        self.parts.update({name: Part(runs[name], link) for name, link in links.items()})
+
+    def _link(self, target: str) -> Proxy:
+        return self._stack.enter_context(Proxy(target))
 
     def _named(self, *prefixes: str) -> dict[str, Process]:
         return {name: process for name, process in self.processes.items() if name.startswith(prefixes)}
@@ -179,19 +257,3 @@ class FaultSuite:
         path = self._folder / "catalog.yaml"
         path.write_text(yaml.safe_dump({**embedded, "models": models}))
         return path
-
-    def _processes(self, commands: dict[str, list[str]]) -> None:
-        """Start them side by side."""
-
-        def start(name: str) -> tuple[str, Process]:
-            process = Process(commands[name], self._folder)
-            self._stack.callback(process.stop)
-            return name, process
-
-        with ThreadPoolExecutor(len(commands)) as threads:
-            for name, process in threads.map(start, commands):
-                self.processes[name] = process
-                self._add(name, process, process.address)
-
-    def _add(self, name: str, runs: Runs, address: str) -> None:
-        self.parts[name] = Part(runs, self._stack.enter_context(Proxy(address)))
