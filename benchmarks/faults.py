@@ -1,16 +1,33 @@
-"""What becomes of queries when parts fail, load is too high, or callers hang up: `python -m benchmarks.faults`.
+"""What becomes of queries when parts fail, too many come, or callers hang up: `python -m benchmarks.faults`.
 
-Real processes, a real Triton, 32 clients: see tests/cluster/parts.py. Each part is killed, stopped, made slow and
-cut off in turn. Writes benchmarks/results/faults.json and docs/results/reliability.md.
+The whole suite as real processes, a real Triton, a real PostgreSQL, 32 clients: see tests/cluster/parts.py. Each
+part is killed, stopped, made slow and cut off in turn. Writes benchmarks/results/faults.json and
+docs/results/reliability.md; with --only a part of it, which is printed and written nowhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+import argparse
+import asyncio
+import json
+import math
+import re
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
 
-from tests.cluster.faults import Observed
+from benchmarks.faults_hangups import on_llamacpp, on_triton
+from benchmarks.faults_overload import overload
+from benchmarks.faults_report import page
+from benchmarks.overhead_report import machine
+from services.common import log
+from tests.cluster.faults import Observed, fail, roll
+from tests.cluster.load import CLIENTS, DEADLINE_SECONDS, Asked
+from tests.cluster.parts import Fault, FaultSuite
 from tests.cluster.processes import ROOT
 
 JSON: Final = ROOT / "benchmarks" / "results" / "faults.json"
@@ -20,7 +37,7 @@ AWAY_SECONDS: Final = 5.0
 """How long a part is away."""
 SILENT_SECONDS: Final = 10.0
 SILENT_DEADLINE: Final = 5.0
-"""A part is stopped for longer than a query may take: who waits for it must give up in time."""
+"""A part is stopped for longer than a query has: who waits for it must give up in time."""
 OPTIONS: Final = ("--rejoin-seconds", "1", "--deadline-margin-seconds", "0.5")
 PARTS: Final = (
     ("generation",),
@@ -30,60 +47,102 @@ PARTS: Final = (
     ("difficulty",),
     ("aggregation",),
     ("router",),
+    ("postgresql",),
 )
 """What fails together."""
 ROLLED: Final = ("router", "router-2", "generation", "generation-2")
+HANGUPS: Final = 20
+SECTIONS: Final = ("faults", "go_on", "rolling", "overload", "hangups")
 
 
-@dataclass(frozen=True)
-class Row:
-    """One fault, and what became of the queries from its beginning on."""
-
-    parts: Sequence[str]
-    fault: str
-    deadline: float
-    """Of each query, in seconds."""
-    away: float
-    """Seconds until the part was back."""
-    queries: int
-    outcomes: dict[str, int]
-    silent: int
-    """Of DEADLINE_EXCEEDED: nobody said it; the client's clock did."""
-    longest: float
-    """Seconds that a query took at most, however it ended."""
-    silence: float
-    """Seconds in which no query got an answer, at most."""
-    recovered: float | None
-    """Seconds from the part's return until all are well; None: never."""
-    used: float | None
-    """Seconds until the part has worked again; None: never."""
-    tokens_off: dict[str, float] | None
-    """Billed less counted, by stage and kind, where they differ; None: a process that counts was killed."""
-    flops_off: float | None
-    """Billed less counted, as a share."""
+async def measure(only: Collection[str]) -> dict[str, Any]:
+    """The figures of these sections."""
+    figures: dict[str, Any] = {"machine": asdict(machine()), "clients": CLIENTS}
+    with tempfile.TemporaryDirectory() as folder, FaultSuite(Path(folder), OPTIONS) as suite:
+        if "faults" in only:
+            figures["faults"] = [await _fault(suite, parts, fault) for parts in PARTS for fault in Fault]
+        if "rolling" in only:
+            figures["rolling"] = _row(await roll(suite, ROLLED), ROLLED, "SIGTERM", DEADLINE_SECONDS, suite)
+        if "overload" in only:
+            figures["overload"] = asdict(await overload(suite.address, seconds=20.0, pairs=4))
+        if "hangups" in only:
+            figures["hangups"] = [asdict(await on_triton(suite, HANGUPS))]
+    if "hangups" in only:
+        figures["hangups"].append(asdict(await on_llamacpp(HANGUPS)))
+    if "go_on" in only:
+        options = (*OPTIONS, "--ledger-down", "go_on")
+        with tempfile.TemporaryDirectory() as folder, FaultSuite(Path(folder), options) as suite:
+            figures["go_on"] = [await _fault(suite, ("postgresql",), fault) for fault in Fault]
+    return figures
 
 
-def row(seen: Observed, parts: Sequence[str], fault: str, deadline: float) -> Row:
-    """What there is to say of it."""
-    both = seen.billed and seen.counted
-    outcomes: dict[str, int] = {}
-    for one in (seen.during, seen.after):
-        for outcome, count in one.outcomes.items():
-            outcomes[outcome] = outcomes.get(outcome, 0) + count
-    return Row(
-        parts=parts,
-        fault=fault,
-        deadline=deadline,
-        away=round(seen.seconds, 2),
-        queries=sum(outcomes.values()),
-        outcomes=dict(sorted(outcomes.items())),
-        silent=seen.during.silent + seen.after.silent,
-        longest=round(max(one.ended - one.began for one in seen.asked), 2),
-        silence=round(seen.silence, 2),
-        recovered=_finite(seen.recovered),
-        used=_finite(seen.used),
-        tokens_off={kind: off for kind, off in (seen.billed - seen.counted).tokens.items() if off}
-        if seen.billed and seen.counted
-        else None,
-        flops_off=seen.billed.flops / seen.counted.flops - 1 if seen.billed and seen.counted else None,
-    )
+async def _fault(suite: FaultSuite, parts: Sequence[str], fault: Fault) -> dict[str, Any]:
+    stopped = fault is Fault.PAUSE
+    deadline = SILENT_DEADLINE if stopped else DEADLINE_SECONDS
+    seen = await fail(suite, parts, fault, SILENT_SECONDS if stopped else AWAY_SECONDS, deadline)
+    row = _row(seen, parts, fault.value, deadline, suite)
+    print(f"{', '.join(parts)}: {fault.value}: {row['outcomes']}", file=sys.stderr, flush=True)
+    return row
+
+
+def _row(
+    seen: Observed, parts: Sequence[str], fault: str, deadline: float, suite: FaultSuite
+) -> dict[str, Any]:
+    """What there is to say of a fault, from its beginning on; times in seconds, none where it never was."""
+    outcomes = Counter(seen.during.outcomes) + Counter(seen.after.outcomes)
+    spent = seen.spent
+    # What a process that has ended had counted is not in its metrics any more.
+    ended = set(parts) if fault in (Fault.KILL.value, "SIGTERM") else set()
+    billed = spent.billed.off(spent.counted) if not ended & {*suite.routers, *suite.counting} else None
+    charged = spent.charged.off(spent.billed) if not ended & suite.routers.keys() else None
+    return {
+        "parts": list(parts),
+        "fault": fault,
+        "deadline": deadline,
+        "away": round(seen.seconds, 2),
+        "queries": outcomes.total(),
+        "outcomes": dict(sorted(outcomes.items())),
+        "silent": seen.during.silent + seen.after.silent,
+        "longest": round(max(one.ended - one.began for one in seen.asked), 2),
+        "silence": _seconds(seen.silence),
+        "recovered": _seconds(seen.recovered),
+        "used": _seconds(seen.used),
+        "billed_off_counted": billed,
+        "charged_off_billed": charged,
+        "told_flops": seen.told.flops,
+        "charged_flops": spent.charged.flops,
+        "unreconciled_flops": spent.unreconciled,
+        "misbilled": len(seen.misbilled),
+        "ill": [
+            {"kind": kind, "outcome": outcome, "reason": reason, "queries": queries}
+            for (kind, outcome, reason), queries in Counter(map(_ill, seen.ill)).most_common()
+        ],
+    }
+
+
+def _ill(one: Asked) -> tuple[str, str, str]:
+    """Its kind, its outcome and the reason, without figures and addresses."""
+    said = one.response.reason if one.response is not None else str(one.error)
+    return one.kind, one.outcome, re.sub(r"\d[\d.:,ipv]*", "#", said)[:160]
+
+
+def _seconds(value: float) -> float | None:
+    return round(value, 2) if math.isfinite(value) else None
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
+    parser.add_argument("--only", choices=SECTIONS, nargs="+", help="measure this, and write nothing")
+    arguments = parser.parse_args()
+    log.configure("error", "text")
+    figures = asyncio.run(measure(arguments.only or SECTIONS))
+    if arguments.only:
+        print(json.dumps(figures, indent=1))
+        return
+    JSON.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(figures), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
