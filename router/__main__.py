@@ -8,35 +8,21 @@ from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry
 
-from router.core import Router
-from router.following import following
-from router.profile import ProfileError
-from router.profiles import Files
-from router.remote import connect
+from router.remote import connected
 from router.servicer import face
 from router.settings import DistributedSettings
-from services.common.channels import Channels
-from services.common.server import CannotServe, Face, main
+from router.start import started
+from services.common.server import Face, main
 
 
 @asynccontextmanager
 async def router(settings: DistributedSettings, registry: CollectorRegistry) -> AsyncIterator[list[Face]]:
     """The faces of the router."""
-    files = Files(settings.profile)
-    try:
-        profiles = files.read()
-    except ProfileError as error:
-        raise CannotServe(str(error)) from None
-    channels = Channels()
-    stages = connect(
-        settings.generation, settings.verification, settings.difficulty, settings.aggregation, channels
+    services = connected(
+        settings.generation, settings.verification, settings.difficulty, settings.aggregation
     )
-    try:
-        core = Router(settings, stages, profiles, registry)
-        async with core.living(), following(files, settings.profile_poll_seconds, core.adopt):
-            yield [face(core)]
-    finally:
-        await channels.close()
+    async with started(settings, services, registry) as core:
+        yield [face(core)]
 
 
 if __name__ == "__main__":

@@ -135,13 +135,10 @@ class Account(Allowance):
         await self._charge_estimate()
         try:
             told = await self._ledger.reserve(
-                entry.query_id, entry.router, round.index, round, worst, self._budgets
+                entry.query_id, entry.router, round.index, round, worst, self._paying(round)
             )
         except Short as short:
-            full = short.standing
-            self._standings = [
-                full if standing.budget == full.budget else standing for standing in self._standings
-            ]
+            self._take([short.standing])
             raise
         except TakenOver:
             raise Unavailable(
@@ -160,7 +157,7 @@ class Account(Allowance):
                 weights=[one.weight for one in candidates],
             ).SerializeToString()
         told = await self._ledger.settle(
-            self.entry.query_id, round.index, round, charges, kept, self._budgets
+            self.entry.query_id, round.index, round, charges, kept, self._paying(round)
         )
         self._held = None
         self._take(told)
@@ -184,9 +181,14 @@ class Account(Allowance):
             charges, self._estimate = self._estimate, ()
             await self._ledger.estimated(self.entry.query_id, charges, self._budgets)
 
+    def _paying(self, round: Round) -> Sequence[Budget]:
+        """The budgets that pay for a round: one that is explored is the platform's expense."""
+        return [budget for budget in self._budgets if not (round.explored and budget.tenant)]
+
     def _take(self, told: Sequence[Standing]) -> None:
-        """Budgets stand so now; as before where a ledger that is down tells nothing."""
-        self._standings = told or self._standings
+        """Budgets stand so now; as before where nothing is told: a ledger may be down."""
+        now = {standing.budget.name: standing for standing in told}
+        self._standings = [now.get(one.budget.name, one) for one in self._standings]
 
     def _scarcest(self) -> Standing:
         """The budget that has least left of its limit."""

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 import structlog
-from isoflop.errors import FailedPrecondition, NotFound, Unavailable, Unreachable
+from isoflop.errors import FailedPrecondition, NotFound, Unavailable
 from isoflop.v1 import router_pb2 as pb
 from isoflop.v1.generation_pb2 import DescribeModelsRequest
 from prometheus_client import CollectorRegistry
@@ -22,19 +22,21 @@ from threadpoolctl import threadpool_limits
 from router import account, frontier
 from router.account import Account
 from router.accounts import bill_asked, bill_message, query_message, standing_message
+from router.admission import Admission
 from router.catalog import Catalog, describe
 from router.feedback import Feedback
 from router.ledger import Entry, Ledger
 from router.ledger.journal import Journal
 from router.ledger.sql import open_ledger
+from router.limits import Limits
 from router.metrics import Metrics
+from router.once import Once
 from router.opening import Opening
 from router.pace import Pace
-from router.peers import Peers
 from router.planner import Planner
 from router.profile import Profile
 from router.profiles import InForce, Loaded
-from router.queries import Queries, Running, other_query
+from router.queries import Queries, Running
 from router.query import Bounds, Query, admit
 from router.settings import RouterSettings
 from router.shadow import Shadow
@@ -48,9 +50,6 @@ log = structlog.get_logger()
 
 Tell = Callable[[str, bool], Awaitable[None]]
 """Takes the name of a part of the service, and whether it is well."""
-
-LOOK_AGAIN_SECONDS = 0.2
-"""How often it is looked whether a router that does not answer is dead."""
 
 ROLES = {
     "live": pb.PROFILE_ROLE_LIVE,
@@ -68,7 +67,9 @@ class Router:
         stages: Stages,
         profile: Profile | InForce,
         registry: CollectorRegistry,
+        tenants: Tenants | None = None,
     ) -> None:
+        """`tenants`: who may ask; None: everybody, as the settings say."""
         # A decision is many small products of matrices: threads that wait for each other make it slower.
         threadpool_limits(1, user_api="blas")
         self._settings = settings
@@ -82,9 +83,11 @@ class Router:
         self._pace = Pace()
         self._shadow = Shadow(self._metrics, settings.shadow_waiting)
         self._id = uuid.uuid4().hex
-        self._tenants = Tenants.open(settings.budget_flops, settings.budget_window_seconds)
-        self._peers = Peers()
+        self._tenants = tenants or Tenants.open(settings.budget_flops, settings.budget_window_seconds)
+        self._limits = Limits()
+        self._admission = Admission(settings.max_running, settings.max_waiting, settings.max_wait_seconds)
         self._ledger = Journal(self._open_ledger(), go_on=settings.ledger_down == "go_on")
+        self._once = Once(self._ledger, self._id)
         self._queries = Queries(settings.rejoin_seconds)
         self._bounds = Bounds(
             settings.max_prompt_bytes,
@@ -120,55 +123,50 @@ class Router:
         streamed: bool = True,
     ) -> AsyncGenerator[pb.StreamSolveResponse, None]:
         """The same, with what happens on the way; the text of a single sample only where it is `streamed`."""
-        running = self._queries.find(tenant, request)
+        who = self._tenants.find(tenant)
+        running = self._queries.find(who.name, request)
         if running is None:
             deadline = asyncio.get_running_loop().time() + seconds
-            play = partial(self._play, request, tenant, deadline, streamed)
-            running = self._queries.begin(tenant, request, play)
+            play = partial(self._play, request, who, deadline, streamed)
+            running = self._queries.begin(who.name, request, play)
         async with aclosing(self._queries.follow(running)) as events:
             async for event in events:
                 yield event
 
     async def _play(
-        self, request: pb.SolveRequest, tenant: str, deadline: float, streamed: bool, running: Running
+        self, request: pb.SolveRequest, who: Tenant, deadline: float, streamed: bool, running: Running
     ) -> AsyncGenerator[pb.StreamSolveResponse, None]:
-        """Solve a query, unless an earlier call with its request id does: follow that one where it runs,
-        return its result where it has ended, and go on with it where its router died."""
-        life = await self._life(request, deadline, tenant, streamed=streamed)
-        entry = life.account.entry
-        while kept := await self._ledger.begin(entry):
-            if kept.entry.asked != entry.asked:
-                raise other_query()
-            if kept.result:
-                yield pb.StreamSolveResponse(final=kept.result)
-                return
-            owner = kept.entry.router
-            if owner == self._id:
-                pass  # It is being cancelled: soon it has ended.
-            elif kept.address:
-                try:
-                    left = deadline - asyncio.get_running_loop().time()
-                    async with aclosing(self._peers.follow(kept.address, request, tenant, left)) as events:
+        """Admit a query, and solve it: unless an earlier call with its request id does, or has."""
+        life = await self._life(request, deadline, who, streamed=streamed)
+        begun = False
+        if request.request_id:
+            # Who only comes back needs no place.
+            async with aclosing(self._once.begin(life, request, deadline)) as events:
+                async for event in events:
+                    yield event
+                    if event.HasField("final"):
+                        return
+            begun = True
+        try:
+            with self._limits.hold(who):
+                async with self._admission.place(who.rank, life.query.deadline):
+                    if not begun:
+                        await self._ledger.begin(life.account.entry)
+                        begun = True
+                    running.life = life
+                    async with aclosing(life.solve()) as events:
                         async for event in events:
                             yield event
-                except Unreachable:
-                    pass  # Until its lease is over, nobody knows whether it is dead.
-                else:
-                    return
-            elif await self._ledger.take_over(kept.entry.query_id, owner, self._id):
-                life.take_over(await self._ledger.get(kept.entry.query_id) or kept)
-                break
-            await asyncio.sleep(LOOK_AGAIN_SECONDS)
-        running.life = life
-        async with aclosing(life.solve()) as events:
-            async for event in events:
-                yield event
+        finally:
+            if begun and not life.began:
+                await life.account.close("shed", None)
 
     async def plan(
         self, request: pb.SolveRequest, seconds: float = math.inf, tenant: str = ""
     ) -> pb.PlanResponse:
         """What would be done first, and why; nothing is sampled."""
-        life = await self._life(request, asyncio.get_running_loop().time() + seconds, tenant)
+        deadline = asyncio.get_running_loop().time() + seconds
+        life = await self._life(request, deadline, self._tenants.find(tenant))
         await life.estimate()
         _, decision = life.plan()
         action = decision.action
@@ -208,8 +206,9 @@ class Router:
 
     async def query(self, query_id: str, tenant: str = "") -> pb.GetQueryResponse:
         """A running or finished query of the tenant's; raises NotFound."""
+        who = self._tenants.find(tenant)
         kept = await self._ledger.get(query_id)
-        if kept is None or kept.entry.tenant != self._tenants.find(tenant).name:
+        if kept is None or kept.entry.tenant != who.name:
             raise NotFound(f"there is no query {query_id[:64]!r}, or it is too long ago")
         running = self._queries.get(query_id)
         found = query_message(kept)
@@ -225,7 +224,8 @@ class Router:
     async def budget(self, request: pb.GetBudgetRequest) -> pb.GetBudgetResponse:
         """What budgets have left."""
         catalog = await self.catalog()
-        budgets = [one for one in self._tenants.budgets if request.tenant in ("", one.tenant)]
+        tenants = self._tenants
+        budgets = tenants.find(request.tenant).budgets if request.tenant else tenants.budgets
         standings = await self._ledger.standings(budgets)
         return pb.GetBudgetResponse(
             budgets=[standing_message(standing) for standing in standings], currency=catalog.currency
@@ -275,6 +275,7 @@ class Router:
                 await self._ledger.gone(self._id)
             except Unavailable as error:
                 log.warning("the ledger was not told of the end", reason=str(error))
+            await self._once.close()
             await self._ledger.close()
 
     async def _beat(self) -> None:
@@ -291,6 +292,7 @@ class Router:
 
     async def close(self) -> None:
         """Cancel what runs."""
+        self._admission.close()
         await self._queries.close()
         if self._feedback:
             await self._feedback.close()
@@ -301,6 +303,14 @@ class Router:
         if self._known:
             found = found.among(self._known.models, self._in_force)
         self._take(found)
+
+    def admit(self, tenants: Tenants) -> None:
+        """These may ask, from the next query on."""
+        known, self._tenants = self._tenants.faults, tenants
+        for fault in tenants.faults:
+            if fault not in known:
+                log.error("the tenants' file is not used", reason=fault)
+        log.info("tenants", named=len(tenants.named), budgets=len(tenants.budgets))
 
     async def check(self, strict: bool) -> None:
         """See that settings fit the models.
@@ -341,7 +351,7 @@ class Router:
         return self._known
 
     async def _life(
-        self, request: pb.SolveRequest, deadline: float, tenant: str, *, streamed: bool = False
+        self, request: pb.SolveRequest, deadline: float, who: Tenant, *, streamed: bool = False
     ) -> Life:
         """Admit a request; `deadline` is its caller's, in the event loop's time."""
         catalog = await self.catalog(request.filters.verifier)
@@ -349,7 +359,6 @@ class Router:
         query = admit(request, catalog, self._bounds, deadline - settings.deadline_margin_seconds)
         if settings.pin_model and not (query.models or query.strategies or query.samples):
             query = self._pin(query, catalog)
-        who = self._tenants.find(tenant)
         query, account = await self._account(request, query, who)
         loaded = in_force.chosen(request.request_id or query.query_id)
         planner, compare = self._planner(loaded, catalog), None

@@ -8,12 +8,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from prometheus_client import CollectorRegistry
 
 from router.core import Router
-from router.following import following
-from router.profile import ProfileError
-from router.profiles import Files
 from router.servicer import face
 from router.settings import SuiteSettings
 from router.stages import Stages
+from router.start import started
 from services.aggregation.core import Aggregation
 from services.aggregation.settings import AggregationSettings
 from services.common.catalog import CatalogError
@@ -62,17 +60,9 @@ async def open_stages(
 @asynccontextmanager
 async def open_router(settings: SuiteSettings, registry: CollectorRegistry) -> AsyncIterator[Router]:
     """A router with everything that it needs; raises CannotServe where a file is missing or wrong."""
-    files = Files(settings.profile)
-    try:
-        profiles = files.read()
-    except ProfileError as error:
-        raise CannotServe(str(error)) from None
-    async with open_stages(settings, registry) as stages:
-        router = Router(settings, stages, profiles, registry)
-        async with router.living():
-            await router.check("profile" in settings.model_fields_set)
-            async with following(files, settings.profile_poll_seconds, router.adopt):
-                yield router
+    async with started(settings, open_stages(settings, registry), registry) as router:
+        await router.check("profile" in settings.model_fields_set)
+        yield router
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncGenerator
 
 import grpc
+from isoflop.request import TENANT
 from isoflop.rpc import from_rpc_error
 from isoflop.v1.router_pb2 import SolveRequest, StreamSolveRequest
 from isoflop.v1.router_pb2 import StreamSolveResponse as Event
@@ -31,7 +32,7 @@ class Peers:
         call = stub.StreamSolve(
             StreamSolveRequest(query=request),
             timeout=None if math.isinf(seconds) else seconds,
-            metadata=(("isoflop-tenant", tenant),),
+            metadata=((TENANT, tenant),),
         )
         try:
             async for event in call:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import grpc
@@ -79,13 +80,18 @@ class RemoteAggregation(_Remote):
         return await self._call(self._stub.Aggregate(request))
 
 
-def connect(
-    generation: str, verification: str, difficulty: str, aggregation: str, channels: Channels
-) -> Stages:
-    """The services at these addresses; nothing is called yet."""
-    return Stages(
-        RemoteGeneration(generation, channels),
-        RemoteVerification(verification, channels),
-        RemoteDifficulty(difficulty, channels),
-        RemoteAggregation(aggregation, channels),
-    )
+@asynccontextmanager
+async def connected(
+    generation: str, verification: str, difficulty: str, aggregation: str
+) -> AsyncIterator[Stages]:
+    """The services at these addresses, as long as the context lasts; nothing is called yet."""
+    channels = Channels()
+    try:
+        yield Stages(
+            RemoteGeneration(generation, channels),
+            RemoteVerification(verification, channels),
+            RemoteDifficulty(difficulty, channels),
+            RemoteAggregation(aggregation, channels),
+        )
+    finally:
+        await channels.close()

@@ -46,6 +46,18 @@ class RouterSettings(ServiceSettings):
     """FLOPs that all queries of a calendar window may take together; none: there is no budget."""
     budget_window_seconds: float = Field(default=86400.0, ge=1, allow_inf_nan=False)
     """Length of that window; they follow each other from the epoch on, so that days are those of UTC."""
+    tenants: Path | None = None
+    """File of tenants, with their budgets and limits (examples/tenants.yaml); none: everybody may ask."""
+    tenants_poll_seconds: float = Field(default=5.0, gt=0)
+    """How often it is looked at whether that file has changed; it counts once it is alike in two looks."""
+    # A query mostly waits for models, and holds a few megabytes at most: docs/results/bounds.md.
+    max_running: int = Field(default=256, ge=1)
+    """Queries that are solved at a time; others wait for their turn."""
+    # What 256 places free in the longest wait, where a query takes a few seconds.
+    max_waiting: int = Field(default=1024, ge=0)
+    """Queries that may wait for their turn; beyond that the least urgent are shed."""
+    max_wait_seconds: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    """Longest that a query waits for its turn before it is shed."""
     ledger: SecretStr | None = None
     """Where budgets, bills and queries are written down: sqlite:///FILE, or, shared by routers,
     postgresql://USER:PASSWORD@HOST/NAME; none: a file of this router's own that goes with it."""
@@ -85,6 +97,12 @@ class RouterSettings(ServiceSettings):
         return self.address
 
     @model_validator(mode="after")
+    def _one_budget_of_all(self) -> RouterSettings:
+        if self.tenants and self.budget_flops:
+            raise ValueError("budget_flops is for routers without tenants: their file has budgets of all")
+        return self
+
+    @model_validator(mode="after")
     def _explores_to_learn(self) -> RouterSettings:
         if self.explore_share and self.feedback is None:
             raise ValueError("explore_share needs feedback: without it nothing is learnt")
@@ -111,6 +129,10 @@ class SuiteSettings(RouterSettings):
 
     model_config = SettingsConfigDict(env_prefix="ISOFLOP_")
 
+    # Enough to keep the embedded models busy, which make 24 samples at a time: more would wait for each other
+    # there, where no tier counts.
+    max_running: int = Field(default=32, ge=1)
+    """Queries that are solved at a time; others wait for their turn."""
     catalog: Path = MODELS / "catalog.yaml"
     """The catalogue of models."""
     verifiers: Path = MODELS / "verifiers.yaml"

@@ -85,6 +85,7 @@ class Life:
         """Rounds whose scores are late: they are charged at the query's end."""
         self.earlier: QueryKept | None = None
         """What another router did of it before it died."""
+        self.began = False
         self.halted = ""
         """Why nothing more can be bought."""
 
@@ -97,7 +98,7 @@ class Life:
 
     async def solve(self) -> AsyncGenerator[Event, None]:
         """What happens, as it happens; the last event is `final`. Closing it ends all that runs."""
-        begin, ended, final = time.perf_counter(), "cancelled", None
+        begin, ended, final, self.began = time.perf_counter(), "cancelled", None, True
         self.metrics.began()
         try:
             await self.estimate()

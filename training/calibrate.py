@@ -34,10 +34,9 @@ from router.cost import Cost
 from router.embedded import open_stages
 from router.profile import ProfileError
 from router.profiles import write
-from router.remote import connect
+from router.remote import connected
 from router.settings import SuiteSettings
 from router.stages import Stages
-from services.common.channels import Channels
 from services.common.server import CannotServe
 from services.common.settings import MODELS
 
@@ -244,12 +243,9 @@ async def _services(arguments: argparse.Namespace, *, whole: bool) -> AsyncItera
         return
     if not all(addresses):
         raise _Wrong("--generation, --verification and --aggregation go together")
-    channels = Channels()
-    try:
-        # Difficulty is not asked: it goes by what is measured here.
-        yield connect(addresses[0], addresses[1], addresses[0], addresses[2], channels)
-    finally:
-        await channels.close()
+    # Difficulty is not asked: it goes by what is measured here.
+    async with connected(addresses[0], addresses[1], addresses[0], addresses[2]) as stages:
+        yield stages
 
 
 async def _models(stages: Stages, names: Sequence[str]) -> list[Model]:

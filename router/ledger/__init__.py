@@ -25,6 +25,10 @@ ESTIMATE = -1
 """Index of the round that what a query costs before its first one is charged to."""
 
 
+PLATFORM = "platform"
+"""Whom explored rounds are charged to."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """What may be spent in each calendar window."""

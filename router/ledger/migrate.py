@@ -11,6 +11,8 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from router.ledger.schema import HEAD, metadata
 from router.ledger.storage import Storage
 
+MIGRATIONS = Path(__file__).parent / "migrations"
+
 LOCK = 0x6C656467
 """Of whoever migrates a PostgreSQL; any number that nobody else has."""
 
@@ -21,18 +23,20 @@ def prepare(storage: Storage, *, migrates: bool) -> None:
     Those of a file are made or brought up to date; so are PostgreSQL's where it `migrates`. Raises
     FailedPrecondition where they are not, or are those of a later version; Unavailable.
     """
-    if storage.temporary:
-        storage.now(metadata.create_all)
-        return
-    file = storage.engine.dialect.name == "sqlite"
     try:
-        found = storage.now(version)
-        if found != HEAD and (migrates or file):
-            storage.now(upgrade)
-            return
+        with storage.engine.begin() as connection:
+            if storage.file:
+                connection.exec_driver_sql("begin immediate")
+            if storage.temporary:
+                metadata.create_all(connection)
+                return
+            found = version(connection)
+            if found != HEAD and (migrates or storage.file):
+                upgrade(connection)
+                return
     except DBAPIError as error:
-        if isinstance(error, OperationalError) and not file:
-            raise storage.unavailable(error) from None
+        if isinstance(error, OperationalError) and not storage.file:
+            raise storage.unavailable(error.orig) from None
         raise FailedPrecondition(f"the ledger cannot be kept in {storage.name}: {error.orig}") from None
     if found != HEAD:
         raise FailedPrecondition(
@@ -57,7 +61,7 @@ def upgrade(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"select pg_advisory_xact_lock({LOCK})"))
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["connection"] = connection
     try:
         command.upgrade(config, "head")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from isoflop.v1.common_pb2 import STAGE_GENERATION, Stage, Usage
 from isoflop.v1.router_pb2 import Round, SolveResponse
-from sqlalchemy import Connection, Row, Select
+from sqlalchemy import Select
 
 from router import price
 from router.cost import Cost
@@ -37,8 +37,8 @@ from router.ledger import (
 from router.ledger import statements as sql
 from router.ledger.migrate import prepare
 from router.ledger.schema import LOST, RESERVED, SETTLED
-from router.ledger.statements import COUNTED, MEASURED, PURGED, SUMMED, UNITS
-from router.ledger.storage import Storage
+from router.ledger.statements import COUNTED, ENTRY, MEASURED, PACE, PURGED, SUMMED
+from router.ledger.storage import Row, Storage, Transaction
 
 Held: TypeAlias = Sequence[tuple[str, float]]
 """The windows that pay for a round: names of budgets, in order, and when each window began."""
@@ -59,9 +59,6 @@ MOST_TOKENS = 2**63 - 1
 
 UNLIMITED = Cost(math.inf, math.inf, math.inf)
 
-PLAIN = ("query_id", "asked", "tenant", "tier", "router", "began", "seed")
-"""Columns of a query that are fields of Entry as they are."""
-
 
 @dataclass(frozen=True)
 class _Settled:
@@ -77,15 +74,6 @@ class _Settled:
     def cost(self) -> Cost:
         return _cost(self.charges)
 
-    def columns(self, now: float) -> dict[str, Any]:
-        return {
-            "query": self.query_id,
-            "of": self.index,
-            "now": now,
-            "what": self.round.SerializeToString(),
-            "came": self.candidates or None,
-        }
-
 
 def open_ledger(
     url: str | None,
@@ -98,19 +86,15 @@ def open_ledger(
     migrates: bool = False,
     clock: Callable[[], float] = time.time,
 ) -> SqlLedger:
-    """The ledger at a URL: sqlite:///FILE, which is made where there is none, or postgresql://...; None: one in
-    a temporary file.
+    """The ledger at a URL: sqlite:///FILE, which is made where there is none, or postgresql://...; None: one
+    that nobody else sees, in a temporary file.
 
-    `connections`: to PostgreSQL, at most; `timeout_seconds`: after which whatever the database has not done is
-    Unavailable; `migrates`: bring PostgreSQL's tables up to date, which a file's always are; for the rest see
-    SqlLedger. Raises FailedPrecondition where it is of no use, and Unavailable where it does not answer.
+    `connections`: to PostgreSQL, at most; `timeout_seconds`: what the database has not done by then is
+    Unavailable; `migrates`: bring PostgreSQL's tables up to date, as those of a file always are; for the rest
+    see SqlLedger. Raises FailedPrecondition where it cannot be used, and Unavailable where it is down.
     """
     storage = Storage(url, connections, timeout_seconds)
-    try:
-        prepare(storage, migrates=migrates)
-    except BaseException:
-        storage.engine.dispose()
-        raise
+    prepare(storage, migrates=migrates)
     return SqlLedger(
         storage, worth, kept_query_days=kept_query_days, kept_bill_days=kept_bill_days, clock=clock
     )
@@ -144,7 +128,7 @@ class SqlLedger:
         """As in Ledger."""
         now = self._clock()
         leased = {"id": router, "address": address, "lease_until": now + lease_seconds}
-        await self._storage.run(lambda connection: connection.execute(self._inserts.router, leased))
+        await self._storage.run(lambda transaction: transaction.write(self._inserts.router, leased))
         await self._bury(now)
         if now >= self._purge_at:
             more = await self._storage.run(partial(self._purge, now))
@@ -152,7 +136,7 @@ class SqlLedger:
 
     async def gone(self, router: str) -> None:
         """As in Ledger."""
-        await self._storage.run(lambda connection: connection.execute(sql.GONE, {"gone": router}))
+        await self._storage.run(lambda transaction: transaction.write(sql.GONE, {"gone": router}))
         await self._bury(self._clock())
 
     async def begin(self, entry: Entry) -> QueryKept | None:
@@ -163,11 +147,12 @@ class SqlLedger:
         """As in Ledger."""
         values = {"query": query_id, "dead": dead, "by": router, "now": self._clock()}
 
-        def take_over(connection: Connection) -> bool:
-            taken = bool(connection.execute(sql.TAKE_OVER, values).rowcount)
-            if taken:
-                self._lose_all(connection, query_id)
-            return taken
+        def take_over(transaction: Transaction) -> bool:
+            if not transaction.write(sql.TAKE_OVER, values):
+                return False
+            for row in transaction.rows(sql.RUNNING, {"query": query_id}):
+                self._lose(query_id, row["index"], transaction)
+            return True
 
         return await self._storage.run(take_over)
 
@@ -182,9 +167,9 @@ class SqlLedger:
         held = _held(await self._present(budgets))
         settled = _Settled(query_id, ESTIMATE, Round(), charges, b"")
 
-        def estimated(connection: Connection) -> None:
-            if not self._settle_new(connection, settled, held):
-                self._correct(connection, settled)
+        def estimated(transaction: Transaction) -> None:
+            if not self._settle_new(settled, held, transaction):
+                self._correct(settled, transaction)
 
         await self._storage.run(estimated)
 
@@ -197,18 +182,13 @@ class SqlLedger:
         worst = replace(worst, tokens=math.ceil(worst.tokens))
         present = await self._present(budgets)
 
-        def reserve(connection: Connection) -> Sequence[Standing]:
-            held: Held = _held(present)
-            more = worst
-            values = {
-                "query": query_id,
-                "owner": router,
-                **self._round_columns(index, round, RESERVED, worst, held, b""),
-            }
-            if not connection.execute(self._inserts.own_round, values).first():
-                held, more = self._change(connection, query_id, router, index, worst)
-            self._take(connection, held, more, present)
-            return self._standings(present, connection)
+        def reserve(transaction: Transaction) -> Sequence[Standing]:
+            held, more = _held(present), worst
+            values = self._round_columns(query_id, index, round, RESERVED, worst, held, b"")
+            if not transaction.row(self._inserts.own_round, {**values, "owner": router}):
+                held, more = self._change(query_id, router, index, worst, transaction)
+            self._take(held, more, present, transaction)
+            return self._standings(present, transaction)
 
         return _ordered(await self._storage.run(reserve), budgets)
 
@@ -225,14 +205,14 @@ class SqlLedger:
         present = await self._present(budgets)
         settled = _Settled(query_id, index, round, charges, candidates)
 
-        def settle(connection: Connection) -> Sequence[Standing]:
-            row = connection.execute(sql.SETTLE, settled.columns(self._clock())).first()
+        def settle(transaction: Transaction) -> Sequence[Standing]:
+            row = transaction.row(sql.SETTLE, self._settled_columns(settled))
             if row:
-                self._charge(connection, query_id, index, row, charges)
-                _pay(connection, json.loads(row.held), settled.cost, _worst(row))
-            elif not self._settle_new(connection, settled, _held(present)):
-                self._correct(connection, settled)
-            return self._standings(present, connection)
+                self._charge(query_id, index, row, charges, transaction)
+                _pay(json.loads(row["held"]), settled.cost, _worst(row), transaction)
+            elif not self._settle_new(settled, _held(present), transaction):
+                self._correct(settled, transaction)
+            return self._standings(present, transaction)
 
         return _ordered(await self._storage.run(settle), budgets)
 
@@ -253,21 +233,22 @@ class SqlLedger:
             "now": self._clock(),
             "what": None if result is None else result.SerializeToString(),
         }
+        statement = sql.END_IN_VAIN if result is None else sql.END
 
-        def end(connection: Connection) -> Sequence[Standing]:
-            statement = sql.END_IN_VAIN if result is None else sql.END
-            if connection.execute(statement, values).rowcount:
-                self._lose_all(connection, query_id)
-                connection.execute(sql.FORGET, {"query": query_id})
+        def end(transaction: Transaction) -> Sequence[Standing]:
+            if transaction.write(statement, values):
+                for row in transaction.rows(sql.FORGET_CANDIDATES, {"query": query_id}):
+                    if row["state"] == RESERVED:
+                        self._lose(query_id, row["index"], transaction)
                 if result is not None:
-                    return self._move_prices(connection, query_id, present)
+                    return self._move_prices(query_id, present, transaction)
             else:
-                query = connection.execute(sql.OWNER, {"query": query_id}).first()
+                query = transaction.row(sql.OWNER, {"query": query_id})
                 if query is None:
                     raise LookupError(f"there is no query {query_id}")
-                if query.router != router:
+                if query["router"] != router:
                     raise TakenOver
-            return self._standings(present, connection)
+            return self._standings(present, transaction)
 
         return _ordered(await self._storage.run(end), budgets)
 
@@ -280,17 +261,17 @@ class SqlLedger:
         """As in Ledger."""
         if unknown := set(by) - set(BY):
             raise ValueError(f"a bill is by {', '.join(BY)}, not {', '.join(sorted(unknown))}")
-        statement, times = sql.bill(tuple(dict.fromkeys(by))), {"since": since, "until": until}
-        found = await self._storage.run(lambda to: to.execute(statement, times).all(), reads=True)
+        statement, values = sql.bill(tuple(by)), {"since": since, "until": until}
+        found = await self._storage.run(lambda transaction: transaction.rows(statement, values), reads=True)
         rows = [
             BillRow(
-                tuple(_key(name, _columns_of(row)[name]) for name in by),
-                row.queries,
-                _usage(_columns_of(row)),
-                row.unreconciled_flops,
+                tuple(_key(name, row[name]) for name in by),
+                row["queries"],
+                _usage(row),
+                row["unreconciled_flops"],
             )
             for row in found
-            if row.queries
+            if row["queries"]
         ]
         return sorted(rows, key=lambda row: (-row.usage.money, -row.usage.flops, row.keys))
 
@@ -298,159 +279,173 @@ class SqlLedger:
         """As in Ledger."""
         await self._storage.close()
 
-    # Routers.
+    # Routers and queries.
 
     async def _bury(self, now: float) -> None:
         """Charge what those have reserved that do not live any more."""
-        dead = {"now": now}
-        lost = await self._storage.run(lambda to: to.execute(sql.OF_THE_DEAD, dead).all(), reads=True)
-        for query_id, index in lost:
-            await self._storage.run(partial(self._lose, query_id, index))
-        await self._storage.run(lambda to: to.execute(sql.BURY, dead))
-
-    def _lose_all(self, connection: Connection, query_id: str) -> None:
-        for (index,) in connection.execute(sql.RUNNING, {"query": query_id}).all():
-            self._lose(query_id, index, connection)
-
-    def _lose(self, query_id: str, index: int, connection: Connection) -> None:
-        """Charge a round its worst case, unless another router has, or it was settled."""
-        values = {"query": query_id, "of": index, "now": self._clock()}
-        row = connection.execute(sql.LOSE, values).first()
-        if row is None:
-            return
-        action = Round.FromString(row.round).action
-        line = Usage(
-            stage=STAGE_GENERATION,
-            model=action.model,
-            strategy=action.strategy,
-            aborted_tokens=row.worst_tokens,
-            flops=row.worst_flops,
-            aborted_flops=row.worst_flops,
-            money=row.worst_money,
-            aborted_money=row.worst_money,
+        lost = await self._storage.run(
+            lambda transaction: transaction.rows(sql.OF_THE_DEAD, {"now": now}), reads=True
         )
-        self._charge(connection, query_id, index, row, [line], unreconciled=True)
-        _pay(connection, json.loads(row.held), _worst(row), _worst(row))
+        for row in lost:
+            await self._storage.run(partial(self._lose, row["query_id"], row["index"]))
+        await self._storage.run(lambda transaction: transaction.write(sql.BURY, {"now": now}))
 
-    # Queries.
-
-    def _begin(self, entry: Entry, connection: Connection) -> QueryKept | None:
-        values = {name: getattr(entry, name) for name in PLAIN} | {"request_id": entry.request_id or None}
-        # What is there may end in vain between two statements, and gives its request id away.
-        while not connection.execute(self._inserts.query, values).first():
-            of_request = {"tenant": entry.tenant, "request": entry.request_id}
-            same = self._get(sql.QUERY_OF_REQUEST, of_request, connection)
-            if same and same.entry.query_id != entry.query_id:
-                return same
-            if same or connection.execute(sql.OWNER, {"query": entry.query_id}).first():
-                return None
+    def _begin(self, entry: Entry, transaction: Transaction) -> QueryKept | None:
+        values = {name: getattr(entry, name) for name in ENTRY} | {"request_id": entry.request_id or None}
+        same = {"tenant": entry.tenant, "request": entry.request_id}
+        while not transaction.row(self._inserts.query, values):
+            if transaction.row(sql.OWNER, {"query": entry.query_id}):
+                return None  # It is this one: said for the second time.
+            if kept := self._get(sql.QUERY_OF_REQUEST, same, transaction):
+                return kept
+            # That one has ended in vain between two statements, and given its request id away.
         return None
 
     def _get(
-        self, statement: Select[Any], which: Mapping[str, str], connection: Connection
+        self, statement: Select[Any], which: dict[str, str], transaction: Transaction
     ) -> QueryKept | None:
-        row = connection.execute(statement, {**which, "now": self._clock()}).first()
-        if row is None:
+        query = transaction.row(statement, {**which, "now": self._clock()})
+        if query is None:
             return None
-        entry = Entry(**{name: _columns_of(row)[name] for name in PLAIN}, request_id=row.request_id or "")
+        of = {name: query[name] for name in ENTRY} | {"request_id": query["request_id"] or ""}
+        entry = Entry(**of)
         kept: list[RoundKept] = []
         estimate: list[Usage] = []
-        found = connection.execute(sql.ROUNDS, {"query": row.query_id}).all()
-        for index, lines in groupby(found, key=lambda one: _columns_of(one)["index"]):
-            first, *others = lines
-            usages = [_line(_columns_of(one)) for one in (first, *others) if one.line is not None]
+        rows = transaction.rows(sql.ROUNDS, {"query": entry.query_id})
+        for index, group in groupby(rows, key=lambda row: int(row["index"])):
+            lines = list(group)
+            row, charges = lines[0], [_line(line) for line in lines if line["line"] is not None]
             if index == ESTIMATE:
-                estimate = usages
+                estimate = charges
                 continue
             kept.append(
                 RoundKept(
                     index,
-                    Round.FromString(first.round),
-                    _worst(first),
-                    usages,
-                    settled=first.state != RESERVED,
-                    unreconciled=first.state == LOST,
-                    candidates=first.candidates or b"",
+                    Round.FromString(row["round"]),
+                    _worst(row),
+                    charges,
+                    settled=row["state"] != RESERVED,
+                    unreconciled=row["state"] == LOST,
+                    candidates=row["candidates"] or b"",
                 )
             )
-        result = None if row.result is None else SolveResponse.FromString(row.result)
-        return QueryKept(entry, row.outcome, row.ended, result, kept, estimate, row.address or "")
+        result = None if query["result"] is None else SolveResponse.FromString(query["result"])
+        address = query["address"] or ""
+        return QueryKept(entry, query["outcome"], query["ended"], result, kept, estimate, address)
 
     # Rounds.
 
     def _round_columns(
-        self, index: int, round: Round, state: str, worst: Cost, held: Held, candidates: bytes
+        self,
+        query_id: str,
+        index: int,
+        round: Round,
+        state: str,
+        worst: Cost,
+        held: Held,
+        candidates: bytes,
     ) -> dict[str, Any]:
         return {
+            "query": query_id,
             "index": index,
             "state": state,
             "at": self._clock(),
             "round": round.SerializeToString(),
-            **_columns("worst", worst),
+            **_amounts("worst", worst),
             "held": json.dumps(held),
             "candidates": candidates or None,
         }
 
+    def _settled_columns(self, settled: _Settled) -> dict[str, Any]:
+        return {
+            "query": settled.query_id,
+            "of": settled.index,
+            "now": self._clock(),
+            "what": settled.round.SerializeToString(),
+            "came": settled.candidates or None,
+        }
+
     def _change(
-        self, connection: Connection, query_id: str, router: str, index: int, worst: Cost
+        self, query_id: str, router: str, index: int, worst: Cost, transaction: Transaction
     ) -> tuple[Held, Cost]:
         """Reserve another amount for a round that is there: which windows pay, and how much more."""
-        query = connection.execute(sql.OWNER, {"query": query_id}).first()
-        if query is None or query.router != router or query.outcome:
+        query = transaction.row(sql.OWNER, {"query": query_id})
+        if query is None or query["router"] != router or query["outcome"]:
             raise TakenOver
         of = {"query": query_id, "of": index}
-        row = connection.execute(sql.ROUND, of).one()
-        if row.state == SETTLED or row.router != router:
+        row = transaction.row(sql.ROUND, of)
+        if row is None or row["state"] == SETTLED or row["router"] != router:
             raise ValueError(f"round {index} of query {query_id} was settled, or is another router's")
-        held, before = json.loads(row.held), _worst(row)
-        if row.state == LOST:
+        held, before = json.loads(row["held"]), _worst(row)
+        if row["state"] == LOST:
             # This router was late: it lives, and so does the round.
-            _pay(connection, held, Cost() - self._refund(connection, query_id, index), Cost())
+            _pay(held, Cost() - self._refund(query_id, index, transaction), Cost(), transaction)
             before = Cost()
-        connection.execute(sql.CHANGE, {**of, "state": RESERVED, **_columns("worst", worst)})
+        transaction.write(sql.CHANGE, {**of, "state": RESERVED, **_amounts("worst", worst)})
         return held, worst - before
 
-    def _take(self, connection: Connection, held: Held, more: Cost, present: Present) -> None:
+    def _take(self, held: Held, more: Cost, present: Present, transaction: Transaction) -> None:
         """Reserve so much more in each of these windows; raises Short."""
-        budgets = {one.name: (one, starts) for one, starts in present}
+        budgets = {one.name: one for one, _ in present}
         for name, starts in held:
             budget = budgets.get(name)  # None: there is no such budget any more.
-            most = _most(budget[0].limit if budget else UNLIMITED, more)
-            values = {"name": name, "from": starts, **_columns("more", more), **most}
-            if not connection.execute(sql.TAKE, values).rowcount and budget:
-                raise Short(self._standings([(budget[0], starts)], connection)[0])
+            most = _most(budget.limit if budget else UNLIMITED, more)
+            values = {"name": name, "from": starts, **_amounts("more", more), **most}
+            if not transaction.write(sql.TAKE, values) and budget:
+                raise Short(self._standings([(budget, starts)], transaction)[0])
 
-    def _settle_new(self, connection: Connection, settled: _Settled, held: Held) -> bool:
+    def _settle_new(self, settled: _Settled, held: Held, transaction: Transaction) -> bool:
         """Charge what was never reserved; whether it was not there yet."""
-        values = {
-            "query": settled.query_id,
-            **self._round_columns(settled.index, settled.round, SETTLED, Cost(), held, settled.candidates),
-        }
-        row = connection.execute(self._inserts.round, values).first()
-        if row:
-            self._charge(connection, settled.query_id, settled.index, row, settled.charges)
-            _pay(connection, held, settled.cost, Cost())
-        return row is not None
-
-    def _correct(self, connection: Connection, settled: _Settled) -> None:
-        """Charge this in place of what was charged."""
-        row = connection.execute(sql.ROUND, {"query": settled.query_id, "of": settled.index}).first()
+        query_id, index = settled.query_id, settled.index
+        values = self._round_columns(
+            query_id, index, settled.round, SETTLED, Cost(), held, settled.candidates
+        )
+        row = transaction.row(self._inserts.round, values)
         if row is None:
-            raise LookupError(f"there is no query {settled.query_id}")
-        before = self._refund(connection, settled.query_id, settled.index)
-        self._charge(connection, settled.query_id, settled.index, row, settled.charges)
-        _pay(connection, json.loads(row.held), settled.cost - before, Cost())
-        connection.execute(sql.CORRECT, settled.columns(self._clock()))
+            return False
+        self._charge(query_id, index, row, settled.charges, transaction)
+        _pay(held, settled.cost, Cost(), transaction)
+        return True
+
+    def _correct(self, settled: _Settled, transaction: Transaction) -> None:
+        """Charge this in place of what was charged."""
+        query_id, index = settled.query_id, settled.index
+        row = transaction.row(sql.ROUND, {"query": query_id, "of": index})
+        if row is None:
+            raise LookupError(f"there is no query {query_id}")
+        before = self._refund(query_id, index, transaction)
+        self._charge(query_id, index, row, settled.charges, transaction)
+        _pay(json.loads(row["held"]), settled.cost - before, Cost(), transaction)
+        transaction.write(sql.CORRECT, self._settled_columns(settled))
+
+    def _lose(self, query_id: str, index: int, transaction: Transaction) -> None:
+        """Charge a round its worst case, unless another router has, or it was settled."""
+        row = transaction.row(sql.LOSE, {"query": query_id, "of": index, "now": self._clock()})
+        if row is None:
+            return
+        action, worst = Round.FromString(row["round"]).action, _worst(row)
+        line = Usage(
+            stage=STAGE_GENERATION,
+            model=action.model,
+            strategy=action.strategy,
+            aborted_tokens=int(worst.tokens),
+            flops=worst.flops,
+            aborted_flops=worst.flops,
+            money=worst.money,
+            aborted_money=worst.money,
+        )
+        self._charge(query_id, index, row, [line], transaction, unreconciled=True)
+        _pay(json.loads(row["held"]), worst, worst, transaction)
 
     # Charges.
 
     def _charge(
         self,
-        connection: Connection,
         query_id: str,
         index: int,
-        row: Row[Any],
+        round: Row,
         lines: Sequence[Usage],
+        transaction: Transaction,
         *,
         unreconciled: bool = False,
     ) -> None:
@@ -460,23 +455,24 @@ class SqlLedger:
             "index": index,
             "at": now,
             "day": math.floor(now / DAY),
-            "tenant": row.tenant,
-            "tier": row.tier,
+            "tenant": round["tenant"],
+            "tier": round["tier"],
             "unreconciled": unreconciled,
         }
         names = ("stage", "model", "strategy", *SUMMED)
-        values = [
-            {**of, "line": number, **{name: getattr(line, name) for name in names}}
-            for number, line in enumerate(lines)
-        ]
-        if values:
-            connection.execute(sql.CHARGE, values)
+        transaction.write_each(
+            sql.CHARGE,
+            [
+                {**of, "line": number, **{name: getattr(line, name) for name in names}}
+                for number, line in enumerate(lines)
+            ],
+        )
 
-    def _refund(self, connection: Connection, query_id: str, index: int) -> Cost:
+    def _refund(self, query_id: str, index: int, transaction: Transaction) -> Cost:
         """Delete the charges of a round; what they were."""
         of = {"query": query_id, "of": index}
-        before = _cost(_line(_columns_of(row)) for row in connection.execute(sql.CHARGED, of))
-        connection.execute(sql.REFUND, of)
+        before = _cost(_line(row) for row in transaction.rows(sql.CHARGED, of))
+        transaction.write(sql.REFUND, of)
         return before
 
     # Budgets.
@@ -491,12 +487,12 @@ class SqlLedger:
             self._begun.update((one.name, starts) for one, starts in new)
         return present
 
-    def _begin_windows(self, new: Present, connection: Connection) -> None:
+    def _begin_windows(self, new: Present, transaction: Transaction) -> None:
         for one, starts in new:
             window = {"budget": one.name, "starts": starts, "ends": one.period.end(starts)}
-            connection.execute(self._inserts.window, window)
+            transaction.write(self._inserts.window, window)
             guess = {"budget": one.name, **_pace_columns(self._guess(one))}
-            connection.execute(self._inserts.price, guess)
+            transaction.write(self._inserts.price, guess)
 
     def _guess(self, budget: Budget) -> price.Pace:
         """Before the first query; one more of what has no limit buys nothing."""
@@ -504,56 +500,62 @@ class SqlLedger:
         return price.begin(window, self._worth(), now) if window else price.Pace(0.0, now)
 
     def _standings(
-        self, present: Present, connection: Connection, statement: Select[Any] = sql.STANDINGS
+        self, present: Present, transaction: Transaction, *, locked: bool = False
     ) -> list[Standing]:
-        """In the order of names."""
+        """In the order of names; with their prices `locked`, until the end of the transaction."""
         if not present:
             return []
-        found = connection.execute(statement, {"held": _held(present)})
-        rows = {row.budget: row for row in found}
-        return [self._standing(one, rows[one.name]) for one, _ in present]
+        values: dict[str, Any] = {}
+        for number, (budget, starts) in enumerate(present):
+            values[f"name{number}"], values[f"from{number}"] = budget.name, starts
+        rows = transaction.rows(sql.standings(len(present), locked=locked), values)
+        found = {row["budget"]: row for row in rows}
+        return [self._standing(budget, found[budget.name]) for budget, _ in present]
 
-    def _standing(self, budget: Budget, row: Row[Any]) -> Standing:
-        columns = _columns_of(row)
+    def _standing(self, budget: Budget, row: Row) -> Standing:
         # What was subtracted from sums of doubles may leave a little less than nothing.
-        spent, reserved = (
-            Cost(*(max(0.0, columns[f"{kind}_{unit}"]) for unit in UNITS)) for kind in ("spent", "reserved")
+        spent = Cost(max(0.0, row["spent_flops"]), max(0.0, row["spent_money"]), max(0, row["spent_tokens"]))
+        reserved = Cost(
+            max(0.0, row["reserved_flops"]), max(0.0, row["reserved_money"]), max(0, row["reserved_tokens"])
         )
-        window = _window(budget)
-        if window and row.price:
-            kept = price.Pace(row.price, row.at, 0.0, row.queries, row.watched)
-            pace = price.charge(window, kept, 0.0, self._clock())
+        window, now = _window(budget), self._clock()
+        if window is None:
+            pace = price.Pace(0.0, now, spent.flops)
         else:
-            pace = self._guess(budget)
-        return Standing(budget, row.starts, row.ends, spent, reserved, replace(pace, spent=spent.flops))
+            # Where it had no limit before, there is no price yet.
+            known = price.Pace(row["price"], row["at"], 0.0, row["queries"], row["watched"])
+            pace = price.charge(window, known if known.price else self._guess(budget), spent.flops, now)
+        return Standing(budget, row["starts"], row["ends"], spent, reserved, pace)
 
-    def _move_prices(self, connection: Connection, query_id: str, present: Present) -> list[Standing]:
+    def _move_prices(self, query_id: str, present: Present, transaction: Transaction) -> list[Standing]:
         """Each budget's price takes the step of a query that has ended."""
-        flops = connection.execute(sql.FLOPS, {"query": query_id}).scalar_one() or 0.0
-        moved = []
-        for standing in self._standings(present, connection, sql.LOCKED_STANDINGS):
+        sums = transaction.row(sql.FLOPS, {"query": query_id})
+        assert sums
+        flops, moved, moves = sums["flops"], [], []
+        for standing in self._standings(present, transaction, locked=True):
             pace, window = standing.pace, _window(standing.budget)
             if window:
                 # What it took in the window before is not in this one's: a little too much seems left, once.
                 others = replace(pace, spent=max(0.0, pace.spent - flops))
                 pace = replace(price.settle(window, others, flops, pace.at), spent=pace.spent)
-                connection.execute(sql.PRICE, {"name": standing.budget.name, **_pace_columns(pace)})
+                moves.append({"name": standing.budget.name, **_pace_columns(pace)})
             moved.append(replace(standing, pace=pace))
+        transaction.write_each(sql.PRICE, moves)
         return moved
 
     # What is too old.
 
-    def _purge(self, now: float, connection: Connection) -> bool:
+    def _purge(self, now: float, transaction: Transaction) -> bool:
         """Delete some of it; whether there may be more."""
         before = {"before": now - self._kept_query_seconds}
-        old = connection.execute(sql.OLD_QUERIES, {**before, "now": now}).scalars().all()
-        for statement in (sql.FORGET_ROUNDS, sql.FORGET_QUERIES):
-            connection.execute(statement, {"old": old})
+        queries = transaction.rows(sql.OLD_QUERIES, {**before, "now": now})
+        for statement in (sql.FORGET_ROUNDS, sql.FORGET_QUERY):
+            transaction.write_each(statement, [{"query": row["query_id"]} for row in queries])
         before = {"before": now - self._kept_bill_seconds}
-        billed = connection.execute(sql.OLD_CHARGES, before).scalars().all()
-        connection.execute(sql.FORGET_CHARGES, {"old": billed, **before})
-        connection.execute(sql.FORGET_WINDOWS, before)
-        return PURGED in (len(old), len(billed))
+        billed = transaction.rows(sql.OLD_CHARGES, before)
+        transaction.write_each(sql.FORGET_CHARGES, [{"query": row["query_id"], **before} for row in billed])
+        transaction.write(sql.FORGET_WINDOWS, before)
+        return PURGED in (len(queries), len(billed))
 
 
 def _ordered(standings: Sequence[Standing], budgets: Sequence[Budget]) -> Sequence[Standing]:
@@ -566,19 +568,18 @@ def _held(present: Present) -> Held:
     return [(one.name, starts) for one, starts in present]
 
 
-def _pay(connection: Connection, held: Held, spent: Cost, freed: Cost) -> None:
+def _pay(held: Held, spent: Cost, freed: Cost, transaction: Transaction) -> None:
     """What was spent, and what is not reserved any more, in each of these windows."""
-    amounts = {**_columns("pay", spent), **_columns("free", freed)}
-    if held:
-        connection.execute(sql.PAY, [{"name": name, "from": starts, **amounts} for name, starts in held])
+    amounts = {**_amounts("pay", spent), **_amounts("free", freed)}
+    transaction.write_each(sql.PAY, [{"name": name, "from": starts, **amounts} for name, starts in held])
 
 
-def _columns(kind: str, cost: Cost) -> dict[str, float]:
+def _amounts(kind: str, cost: Cost) -> dict[str, float]:
     return {f"{kind}_flops": cost.flops, f"{kind}_money": cost.money, f"{kind}_tokens": int(cost.tokens)}
 
 
 def _most(limit: Cost, more: Cost) -> dict[str, float]:
-    """Most that may be spent and reserved: no matter of what is not to be reserved."""
+    """Most that may be spent and reserved; what nothing more is reserved of does not matter."""
     tokens = more.tokens > 0 and limit.tokens < MOST_TOKENS
     return {
         "most_flops": limit.flops * (1 + ROUNDING) if more.flops > 0 else math.inf,
@@ -587,13 +588,8 @@ def _most(limit: Cost, more: Cost) -> dict[str, float]:
     }
 
 
-def _columns_of(row: Row[Any]) -> Mapping[str, Any]:
-    """By name: a row's own attributes hide some."""
-    return row._asdict()
-
-
-def _worst(row: Row[Any]) -> Cost:
-    return Cost(row.worst_flops, row.worst_money, row.worst_tokens)
+def _worst(round: Row) -> Cost:
+    return Cost(round["worst_flops"], round["worst_money"], round["worst_tokens"])
 
 
 def _cost(lines: Iterable[Usage]) -> Cost:
@@ -605,16 +601,16 @@ def _cost(lines: Iterable[Usage]) -> Cost:
     return total
 
 
-def _line(columns: Mapping[str, Any]) -> Usage:
-    usage = _usage(columns)
-    usage.stage, usage.model, usage.strategy = columns["stage"], columns["model"], columns["strategy"]
+def _line(charge: Row) -> Usage:
+    usage = _usage(charge)
+    usage.stage, usage.model, usage.strategy = charge["stage"], charge["model"], charge["strategy"]
     return usage
 
 
-def _usage(columns: Mapping[str, Any]) -> Usage:
-    usage = Usage(**{name: columns[name] for name in MEASURED})
+def _usage(row: Row) -> Usage:
+    usage = Usage(**{name: row[name] for name in MEASURED})
     for name in COUNTED:
-        setattr(usage, name, int(columns[name]))  # PostgreSQL's sums of whole numbers are decimals.
+        setattr(usage, name, int(row[name]))  # PostgreSQL's sums of whole numbers are decimals.
     return usage
 
 
@@ -632,4 +628,4 @@ def _window(budget: Budget) -> price.Window | None:
 
 
 def _pace_columns(pace: price.Pace) -> dict[str, float]:
-    return {"price": pace.price, "at": pace.at, "queries": pace.queries, "watched": pace.watched}
+    return {name: getattr(pace, name) for name in PACE}

@@ -5,6 +5,7 @@ Statements are made once: SQLAlchemy keeps them compiled.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -25,7 +26,6 @@ from sqlalchemy import (
     insert,
     or_,
     select,
-    tuple_,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -64,6 +64,13 @@ COUNTED = (
 MEASURED = ("flops", "flops_without_attention", "aborted_flops", "money", "aborted_money")
 SUMMED = COUNTED + MEASURED
 """What lines of a bill are added up by: columns of charges, fields of Usage."""
+
+
+ENTRY = ("query_id", "request_id", "asked", "tenant", "tier", "router", "began", "seed")
+"""Columns of a query that begins: fields of Entry."""
+
+PACE = ("price", "at", "queries", "watched")
+"""Columns of a price: fields of Pace."""
 
 
 def _now() -> ColumnElement[float]:
@@ -128,10 +135,11 @@ CORRECT = (
     .values(state=SETTLED, at=_now(), round=bindparam("what"), candidates=bindparam("came"))
 )
 RUNNING = select(rounds.c.index).where(rounds.c.query_id == bindparam("query"), IS_RESERVED)
-FORGET = (
+FORGET_CANDIDATES = (
     update(rounds)
-    .where(rounds.c.query_id == bindparam("query"), rounds.c.candidates.is_not(None))
+    .where(rounds.c.query_id == bindparam("query"), or_(rounds.c.candidates.is_not(None), IS_RESERVED))
     .values(candidates=None)
+    .returning(rounds.c.index, rounds.c.state)
 )
 ROUNDS = (
     select(rounds, *(column for column in charges.c if column.name not in rounds.c))
@@ -142,12 +150,15 @@ ROUNDS = (
 
 # Charges.
 
-CHARGE = insert(charges)
+CHARGE = insert(charges).values({column.name: bindparam(column.name) for column in charges.c})
 CHARGED = select(charges).where(_CHARGES_OF)
 REFUND = delete(charges).where(_CHARGES_OF)
-FLOPS = select(func.sum(charges.c.flops)).where(charges.c.query_id == bindparam("query"))
+FLOPS = select(func.coalesce(func.sum(charges.c.flops), 0.0).label("flops")).where(
+    charges.c.query_id == bindparam("query")
+)
 
 
+@cache
 def bill(by: tuple[str, ...]) -> Select[tuple[object, ...]]:
     """Sums of charges from `since` until `until`, by those columns."""
     sums = [func.sum(charges.c[name]).label(name) for name in SUMMED]
@@ -188,17 +199,28 @@ PAY = (
         | {f"reserved_{unit}": windows.c[f"reserved_{unit}"] - bindparam(f"free_{unit}") for unit in UNITS}
     )
 )
-STANDINGS = (
-    select(windows, *(column for column in prices.c if column.name != "budget"))
-    .join(prices, prices.c.budget == windows.c.budget)
-    .where(tuple_(windows.c.budget, windows.c.starts).in_(bindparam("held", expanding=True)))
-    .order_by(windows.c.budget)
-)
-LOCKED_STANDINGS = STANDINGS.with_for_update(of=prices)
+
+
+@cache
+def standings(count: int, *, locked: bool = False) -> Select[tuple[object, ...]]:
+    """So many windows (`name0` from `from0` on, ...) and their budgets' prices; these
+    `locked`, in the order of names."""
+    which = [
+        and_(windows.c.budget == bindparam(f"name{one}"), windows.c.starts == bindparam(f"from{one}"))
+        for one in range(count)
+    ]
+    found = (
+        select(windows, *(prices.c[name] for name in PACE))
+        .join(prices, prices.c.budget == windows.c.budget)
+        .where(or_(*which))
+    )
+    return found.order_by(windows.c.budget).with_for_update(of=prices) if locked else found
+
+
 PRICE = (
     update(prices)
     .where(prices.c.budget == bindparam("name"))
-    .values({column.name: bindparam(column.name) for column in prices.c if column.name != "budget"})
+    .values({name: bindparam(name) for name in PACE})
 )
 
 # What is too old.
@@ -208,11 +230,11 @@ OLD_QUERIES = (
     .where(queries.c.began < bindparam("before"), or_(queries.c.outcome != "", ~_lives(queries.c.router)))
     .limit(PURGED)
 )
-FORGET_ROUNDS = delete(rounds).where(rounds.c.query_id.in_(bindparam("old", expanding=True)))
-FORGET_QUERIES = delete(queries).where(queries.c.query_id.in_(bindparam("old", expanding=True)))
+FORGET_ROUNDS = delete(rounds).where(rounds.c.query_id == bindparam("query"))
+FORGET_QUERY = delete(queries).where(_ID)
 OLD_CHARGES = select(charges.c.query_id).where(charges.c.at < bindparam("before")).distinct().limit(PURGED)
 FORGET_CHARGES = delete(charges).where(
-    charges.c.query_id.in_(bindparam("old", expanding=True)), charges.c.at < bindparam("before")
+    charges.c.query_id == bindparam("query"), charges.c.at < bindparam("before")
 )
 FORGET_WINDOWS = delete(windows).where(windows.c.ends < bindparam("before"))
 
@@ -221,13 +243,14 @@ class Inserts:
     """Insertions of what may be there already, which either database says in its own way."""
 
     def __init__(self, dialect: str) -> None:
-        def new(table: Table) -> sqlite.Insert | postgresql.Insert:
-            return sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
+        def new(table: Table, *names: str) -> sqlite.Insert | postgresql.Insert:
+            insert = sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
+            return insert.values({name: bindparam(name) for name in names}) if names else insert
 
-        self.query = new(queries).on_conflict_do_nothing().returning(queries.c.query_id)
-        self.window = new(windows).on_conflict_do_nothing()
-        self.price = new(prices).on_conflict_do_nothing()
-        router = new(routers)
+        self.query = new(queries, *ENTRY).on_conflict_do_nothing().returning(queries.c.query_id)
+        self.window = new(windows, "budget", "starts", "ends").on_conflict_do_nothing()
+        self.price = new(prices, "budget", *PACE).on_conflict_do_nothing()
+        router = new(routers, "id", "address", "lease_until")
         leased = {name: router.excluded[name] for name in ("address", "lease_until")}
         self.router = router.on_conflict_do_update(index_elements=["id"], set_=leased)
         columns = ["query_id", "tenant", "tier", "router"]

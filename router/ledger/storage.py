@@ -1,8 +1,12 @@
-"""The database under the ledger: transactions, in threads of their own, that end in time.
+"""The database under the ledger: transactions that end in time.
 
-SQLite has one connection, in one thread, and files that processes of a machine may share; PostgreSQL several.
-Whatever keeps a transaction from being done is told as Unavailable. Transactions are said again where the
-connection had broken, or others stood in the way: each must be one that does the same once and twice.
+SQLite has one connection, and a file that processes of a machine may share; PostgreSQL several. Transactions
+wait in threads of their own, but for those on a temporary file, where there is nothing to wait for. Whatever
+keeps one from being done is told as Unavailable. One is said again where the connection had broken, or others
+stood in the way: each must be such that it does the same once and twice.
+
+SQLAlchemy makes the statements and connects; the drivers execute what it has compiled, once: with its own
+results a query's statements took as much time as the rest of the query.
 """
 
 from __future__ import annotations
@@ -12,20 +16,28 @@ import math
 import os
 import socket
 import sqlite3
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from isoflop.errors import FailedPrecondition, Unavailable
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError
-from sqlalchemy.pool import QueuePool
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.engine import URL, Dialect, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.pool import NullPool, StaticPool
+from sqlalchemy.sql import ClauseElement
 
 T = TypeVar("T")
+
+Row: TypeAlias = Mapping[str, Any]
+"""By the columns' names."""
+
+Values: TypeAlias = Mapping[str, Any]
+"""By the parameters' names."""
 
 TRIES = 5
 """Of a transaction that others stand in the way of."""
@@ -33,8 +45,72 @@ TRIES = 5
 CONFLICTS = {"40001", "40P01"}
 """SQLSTATEs of a transaction that has to be said again: serialization failure, deadlock."""
 
-BUGS = (DataError, IntegrityError, ProgrammingError)
-"""Errors of the driver that do not come from the database's health."""
+
+class Transaction:
+    """One transaction, as it is said."""
+
+    def __init__(self, cursor: Any, texts: Texts) -> None:
+        self._cursor = cursor
+        self._texts = texts
+
+    def rows(self, statement: ClauseElement, values: Values) -> Sequence[Row]:
+        """All rows."""
+        self._cursor.execute(*self._texts.of(statement, values))
+        found: Sequence[Row] = self._cursor.fetchall()
+        return found
+
+    def row(self, statement: ClauseElement, values: Values) -> Row | None:
+        """The row, where there is one."""
+        self._cursor.execute(*self._texts.of(statement, values))
+        found: Row | None = self._cursor.fetchone()
+        return found
+
+    def write(self, statement: ClauseElement, values: Values) -> int:
+        """How many rows it changed."""
+        self._cursor.execute(*self._texts.of(statement, values))
+        changed: int = self._cursor.rowcount
+        return changed
+
+    def write_each(self, statement: ClauseElement, values: Sequence[Values]) -> None:
+        """The same for several values, in order."""
+        said = [self._texts.of(statement, one) for one in values]
+        if len(said) > 1:
+            self._cursor.executemany(said[0][0], [one for _, one in said])
+        elif said:
+            self._cursor.execute(*said[0])
+
+
+class Texts:
+    """Statements as a database has them."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._kept: dict[ClauseElement, tuple[str, Values]] = {}
+
+    def of(self, statement: ClauseElement, values: Values) -> tuple[str, Values]:
+        """Its text, and all its values."""
+        kept = self._kept.get(statement)
+        if kept is None:
+            compiled: Any = statement.compile(dialect=self._dialect)
+            fixed = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
+            kept = self._kept[statement] = str(compiled), fixed
+        text, fixed_values = kept
+        return text, {**fixed_values, **values} if fixed_values else values
+
+
+@dataclass(eq=False)
+class _Line:
+    """A connection of the driver's."""
+
+    connection: Any
+    wire: socket.socket | None
+    """What it waits at, where that can be hung up: a descriptor of our own, as the driver's may be closed by
+    then, and be another's."""
+
+    def hang_up(self) -> None:
+        if self.wire:
+            with suppress(OSError):
+                self.wire.shutdown(socket.SHUT_RDWR)
 
 
 @dataclass
@@ -43,8 +119,13 @@ class _Task:
 
     abandoned: bool = False
     """Nobody does any more: it is rolled back if it still can be."""
-    wire: socket.socket | None = None
-    """That it waits at, where it can be hung up."""
+    line: _Line | None = None
+    """On which it is said."""
+
+    def still_wanted(self) -> None:
+        """Raises _Abandoned where nobody waits."""
+        if self.abandoned:
+            raise _Abandoned
 
 
 class _Abandoned(Exception):
@@ -52,36 +133,45 @@ class _Abandoned(Exception):
 
 
 class Storage:
-    """A database and its threads."""
+    """A database, and the threads that wait for it."""
 
     def __init__(self, url: str | None, connections: int, timeout_seconds: float) -> None:
-        """`url`: as SQLAlchemy has them, sqlite:/// or postgresql://; None: a private temporary file.
+        """`url`: as SQLAlchemy has them, sqlite:///FILE or postgresql://...; None: a temporary file that
+        nobody else sees. `connections`: to PostgreSQL, at most.
 
-        Nothing is asked of the database yet. Raises FailedPrecondition where the URL is of neither, or the
-        file cannot be made.
+        Nothing is asked of the database yet. Raises FailedPrecondition where the URL is none, or the file
+        cannot be made.
         """
-        self._timeout = timeout_seconds
-        self.temporary = url is None
+        parsed = None if url is None else _parsed(url)
+        self.temporary = parsed is None
         """Nobody else sees it."""
-        if url is None:
-            self.name, threads = "a temporary file", 1
-            self.engine = _sqlite("", timeout_seconds)
-        elif (parsed := _parsed(url)).get_backend_name() == "sqlite":
-            self.name, threads = str(parsed.database), 1
-            self.engine = _sqlite(_private(parsed), timeout_seconds)
-        else:
-            self.name, threads = f"{parsed.database} at {parsed.host}:{parsed.port or 5432}", connections
-            self.engine = _postgresql(parsed, connections, timeout_seconds)
-        self._threads = ThreadPoolExecutor(threads, "ledger")
-        self._wires: set[socket.socket] = set()
+        self.file = parsed is None or parsed.get_backend_name() == "sqlite"
+        """It is one of SQLite's."""
+        self.name = _name(parsed)
+        """In messages."""
+        self.engine = (
+            _sqlite(parsed, timeout_seconds)
+            if parsed is None or self.file
+            else _postgresql(parsed, timeout_seconds)
+        )
+        """For migrations."""
+        self._timeout = timeout_seconds
+        self._driver = self.engine.dialect.loaded_dbapi
+        self._texts = Texts(self.engine.dialect)
+        self._own = threading.local()
+        self._lines: set[_Line] = set()
+        threads = 1 if self.file else connections
+        self._threads = None if self.temporary else ThreadPoolExecutor(threads, "ledger")
 
-    async def run(self, work: Callable[[Connection], T], *, reads: bool = False) -> T:
-        """What `work` makes of a connection, in one transaction; one that only `reads` locks nobody out.
+    async def run(self, work: Callable[[Transaction], T], *, reads: bool = False) -> T:
+        """What `work` makes of a transaction; one that only `reads` locks nobody out.
 
         Raises Unavailable where the database does not answer, or not in time. A call that was cancelled, or
         raised that, may have been done or not.
         """
         task = _Task()
+        if self._threads is None:
+            return self._transact(work, task, reads)
         try:
             async with asyncio.timeout(self._timeout):
                 return await asyncio.get_running_loop().run_in_executor(
@@ -89,109 +179,139 @@ class Storage:
                 )
         except TimeoutError:
             # A server that is stopped answers nothing, not even to a cancellation.
-            if task.wire:
-                _hang_up(task.wire)
+            if task.line:
+                task.line.hang_up()
             raise Unavailable(f"the ledger, {self.name}, has not answered for {self._timeout:g} s") from None
         finally:
             task.abandoned = True
 
-    def now(self, work: Callable[[Connection], T]) -> T:
-        """The same in this thread, once; raises the driver's errors."""
-        return self._once(work, _Task(), False)
-
-    def unavailable(self, error: DBAPIError) -> Unavailable:
+    def unavailable(self, error: BaseException | None) -> Unavailable:
         """What a driver's error is to others."""
-        reason = str(error.orig).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0]
         return Unavailable(f"the ledger, {self.name}, does not answer: {reason}")
 
     async def close(self) -> None:
         """Wait for what runs, but not for what does not answer, and disconnect."""
-        patience = asyncio.get_running_loop().call_later(self._timeout, self._hang_up)
-        await asyncio.to_thread(self._threads.shutdown)
-        patience.cancel()
-        self.engine.dispose()
+        if self._threads:
+            patience = asyncio.get_running_loop().call_later(self._timeout, self._hang_up)
+            await asyncio.to_thread(self._threads.shutdown)
+            patience.cancel()
+        for line in self._lines:
+            line.connection.close()
 
     def _hang_up(self) -> None:
-        for wire in list(self._wires):
-            _hang_up(wire)
+        for line in list(self._lines):
+            line.hang_up()
 
-    def _transact(self, work: Callable[[Connection], T], task: _Task, reads: bool) -> T:
-        tries = 0
+    def _transact(self, work: Callable[[Transaction], T], task: _Task, reads: bool) -> T:
+        driver, tries = self._driver, 0
         while True:
             tries += 1
             try:
                 return self._once(work, task, reads)
-            except BUGS:
-                raise
-            except DBAPIError as error:
-                if not _again(error, tries) or task.abandoned:
+            except (driver.IntegrityError, driver.ProgrammingError, driver.DataError):
+                raise  # A bug.
+            except driver.Error as error:
+                broken = self._drop_broken(error)
+                again = tries < 2 if broken else _conflicts(error) and tries < TRIES
+                if not again or task.abandoned:
                     raise self.unavailable(error) from None
 
-    def _once(self, work: Callable[[Connection], T], task: _Task, reads: bool) -> T:
-        with self.engine.connect() as connection:
-            if reads:
-                connection.execution_options(isoflop_reads=True)
-            with connection.begin(), self._watched(connection, task):
-                result = work(connection)
-                if task.abandoned:
-                    raise _Abandoned
-            return result
-
-    @contextmanager
-    def _watched(self, connection: Connection, task: _Task) -> Iterator[None]:
-        """Know at which wire a task waits."""
-        wire: socket.socket | None = connection.connection.info.get("wire")
-        if wire is None:
-            yield
-            return
-        self._wires.add(wire)
-        task.wire = wire
+    def _once(self, work: Callable[[Transaction], T], task: _Task, reads: bool) -> T:
+        task.line = self._line()
+        connection = task.line.connection
         try:
-            yield
+            cursor = _cursor(connection)
+            if self.file:
+                # Who reads first and writes then might find that another has written between.
+                cursor.execute("begin" if reads else "begin immediate")
+            result = work(Transaction(cursor, self._texts))
+            task.still_wanted()
+            connection.commit()
+        except BaseException:
+            with suppress(self._driver.Error):
+                connection.rollback()
+            raise
         finally:
-            task.wire = None
-            self._wires.discard(wire)
+            task.line = None
+        return result
+
+    def _line(self) -> _Line:
+        """This thread's own, which it keeps."""
+        line: _Line | None = getattr(self._own, "line", None)
+        if line is None:
+            try:
+                connected = self.engine.raw_connection()
+            except DBAPIError as error:
+                raise error.orig or error from None
+            connection = connected.driver_connection
+            connected.detach()
+            line = self._own.line = _Line(connection, _wire(connection))
+            self._lines.add(line)
+        return line
+
+    def _drop_broken(self, error: Any) -> bool:
+        """Let go of this thread's connection if it is broken; whether it was."""
+        line: _Line | None = getattr(self._own, "line", None)
+        if line is None or not self.engine.dialect.is_disconnect(error, line.connection, None):
+            return False
+        with suppress(self._driver.Error):
+            line.connection.close()
+        self._lines.discard(line)
+        del self._own.line
+        return True
 
 
-def _hang_up(wire: socket.socket) -> None:
-    with suppress(OSError):
-        wire.shutdown(socket.SHUT_RDWR)
+def _conflicts(error: Exception) -> bool:
+    return getattr(error, "sqlstate", None) in CONFLICTS
 
 
-def _again(error: DBAPIError, tries: int) -> bool:
-    """Whether a transaction may be tried once more: all connections may have broken, but once."""
-    if error.connection_invalidated:
-        return tries < 2
-    return getattr(error.orig, "sqlstate", None) in CONFLICTS and tries < TRIES
+def _cursor(connection: Any) -> Any:
+    """Rows by the columns' names."""
+    cursor = connection.cursor()
+    if isinstance(connection, sqlite3.Connection):
+        cursor.row_factory = sqlite3.Row
+    else:
+        from psycopg.rows import dict_row
+
+        cursor.row_factory = dict_row
+    return cursor
+
+
+def _wire(connection: Any) -> socket.socket | None:
+    if isinstance(connection, sqlite3.Connection):
+        return None
+    return socket.socket(fileno=os.dup(connection.pgconn.socket))
 
 
 def _parsed(url: str) -> URL:
     try:
         parsed = make_url(url)
     except ArgumentError:
-        # What the URL is might have a password in it.
+        # It is not repeated: there might be a password in it.
         raise FailedPrecondition(
-            "the ledger's URL is none: postgresql://USER:PASSWORD@HOST/DATABASE"
+            "the ledger is at no URL: postgresql://USER:PASSWORD@HOST/DATABASE"
         ) from None
     kind = parsed.get_backend_name()
     if kind not in ("sqlite", "postgresql") or not parsed.database:
-        raise FailedPrecondition(f"a ledger is sqlite:///FILE or postgresql://..., not {kind}:// alone")
+        raise FailedPrecondition(
+            f"a ledger is at sqlite:///FILE or postgresql://HOST/DATABASE, not at {kind}:"
+        )
     return parsed
 
 
-def _private(url: URL) -> str:
-    """The file of a URL, made where there is none: what is asked and answered is nobody else's."""
-    path = Path(str(url.database))
-    try:
-        if not path.exists():
-            path.touch(0o600)
-    except OSError as error:
-        raise FailedPrecondition(f"the ledger cannot be kept in {path}: {error}; name another file") from None
-    return str(path)
+def _name(url: URL | None) -> str:
+    """Without user and password."""
+    if url is None:
+        return "a temporary file"
+    if url.get_backend_name() == "sqlite":
+        return str(url.database)
+    return f"{url.database} at {url.host or 'localhost'}:{url.port or 5432}"
 
 
-def _sqlite(path: str, timeout_seconds: float) -> Engine:
-    """One connection; an empty path: a file that nobody else sees, and that goes with it."""
+def _sqlite(url: URL | None, timeout_seconds: float) -> Engine:
+    """None: a file that nobody else sees, and that goes with its one connection."""
+    path = "" if url is None else _private(Path(str(url.database)))
 
     def connect() -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -202,27 +322,29 @@ def _sqlite(path: str, timeout_seconds: float) -> Engine:
         connection.execute("pragma synchronous = " + ("normal" if path else "off"))
         return connection
 
-    engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool, pool_size=1, max_overflow=0)
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        reads = connection.get_execution_options().get("isoflop_reads")
-        # Who reads first and writes then might find that another has written between.
-        connection.exec_driver_sql("begin" if reads else "begin immediate")
-
-    return engine
+    pool = NullPool if path else StaticPool
+    return create_engine("sqlite://", creator=connect, poolclass=pool, paramstyle="named")
 
 
-def _postgresql(url: URL, connections: int, timeout_seconds: float) -> Engine:
+def _private(path: Path) -> str:
+    """A file, made where there is none: what is asked and answered is nobody else's."""
+    try:
+        if not path.exists():
+            path.touch(0o600)
+    except OSError as error:
+        raise FailedPrecondition(f"the ledger cannot be kept in {path}: {error}; name another file") from None
+    return str(path)
+
+
+def _postgresql(url: URL, timeout_seconds: float) -> Engine:
     milliseconds = math.ceil(timeout_seconds * 1000)
     limits = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
-    engine = create_engine(
+    return create_engine(
         url.set(drivername="postgresql+psycopg"),
-        pool_size=connections,
-        max_overflow=0,
+        poolclass=NullPool,
         use_native_hstore=False,
         connect_args={
-            "application_name": "isoflop-router",
+            "application_name": "isoflop",
             "connect_timeout": max(2, math.ceil(timeout_seconds)),
             "options": " ".join(f"-c {limit}={milliseconds}" for limit in limits),
             # A machine that is gone says nothing: so many seconds, and tries, until that is noticed.
@@ -232,10 +354,3 @@ def _postgresql(url: URL, connections: int, timeout_seconds: float) -> Engine:
             "tcp_user_timeout": milliseconds,
         },
     )
-
-    @event.listens_for(engine, "connect")
-    def connected(connection: Any, record: Any) -> None:
-        # A descriptor of our own: the driver's may be closed, and be another's, when we hang up.
-        record.info["wire"] = socket.socket(fileno=os.dup(connection.pgconn.socket))
-
-    return engine

@@ -90,6 +90,7 @@ SOLVED = SolveResponse(
                 flops=2.1e8,
                 flops_without_attention=2e8,
                 money=1.5e-6,
+                aborted_flops=1.6e7,
             ),
             Usage(stage=Stage.STAGE_DIFFICULTY, model="features-1", calls=1, flops=1200.0),
         ],

@@ -36,6 +36,8 @@ class ScriptedRouter(RouterServiceServicer):
         """Set when a call that hangs is cancelled."""
         self.deadlines: list[float | None] = []
         """Seconds that each call had left."""
+        self.tenants: list[str | None] = []
+        """Who each call said that it is from."""
 
     def expect(self, method: str, *outcomes: Outcome) -> None:
         """The next call of `method` has these outcomes: events of a stream, or one response or error."""
@@ -48,6 +50,7 @@ class ScriptedRouter(RouterServiceServicer):
     async def _play(self, method: str, request: Any, context: Any) -> AsyncIterator[Any]:
         self.requests.append(request)
         self.deadlines.append(context.time_remaining())
+        self.tenants.append(dict(context.invocation_metadata()).get("isoflop-tenant"))
         self.called.set()
         assert self._script[method], f"{method} was not expected"
         outcomes = self._script[method].popleft()

@@ -286,6 +286,39 @@ async def test_the_address_is_the_environments_by_default(
         assert other.address == "localhost:50051"
 
 
+async def test_every_call_says_which_tenant_asks(
+    router: ScriptedRouter, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ISOFLOP_TENANT", "search")
+    for _ in range(3):
+        router.expect("Solve", SOLVED)
+        router.expect("StreamSolve", *EVENTS)
+
+    def in_thread(tenant: str | None) -> None:
+        with Client(address, tenant) as client:
+            client.solve("1+1")
+            assert list(client.stream("1+1")) == EVENTS
+
+    await asyncio.to_thread(in_thread, None)
+    for tenant in ("homework", ""):
+        async with AsyncClient(address, tenant=tenant) as client:
+            await client.solve("1+1")
+            assert [event async for event in client.stream("1+1")] == EVENTS
+    assert router.tenants == ["search", "search", "homework", "homework", None, None]
+    monkeypatch.delenv("ISOFLOP_TENANT")
+    router.expect("ListModels", MODELS)
+    async with AsyncClient(address) as client:
+        await client.models()
+    assert router.tenants[-1] is None
+
+
+@pytest.mark.parametrize("name", ["Prüfung", "two\nlines"])
+def test_what_no_call_can_name_is_no_tenant(name: str) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(InvalidArgument, match="tenant"):
+            kind("localhost:1", name)
+
+
 def test_a_request_says_what_was_asked() -> None:
     conversation = [Message(role="system", content="Be brief."), Message(role="user", content="1+1")]
     request = solve_request(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from isoflop.budget import PREFIXES, parse_budget
-from isoflop.text import si
+from isoflop.text import in_flops, si
 from isoflop.v1.router_pb2 import Budget
 
 
@@ -90,3 +90,10 @@ def test_any_text_is_a_budget_or_a_complaint(words: str) -> None:
 @given(st.floats(1, 9e20))
 def test_what_is_printed_can_be_given_as_a_budget(flops: float) -> None:
     assert parse_budget([f"{si(flops)}FLOPs"]).flops == pytest.approx(flops, rel=0.006)
+
+
+@pytest.mark.parametrize(
+    ("flops", "words"), [(0.0, "0 FLOPs"), (12.0, "12 FLOPs"), (999.6, "1.00 kFLOPs"), (2.1e8, "210 MFLOPs")]
+)
+def test_flops_as_people_read_them(flops: float, words: str) -> None:
+    assert in_flops(flops) == words

@@ -79,7 +79,7 @@ def test_who_asked_what_came_why_and_what_it_cost() -> None:
         "aborted 5 20.0 M 1e-07 USD",
         "generation abacus-l single 1 0 0 0 512 2.40 G 1.3e-05 USD",
         "aborted 512 2.40 G 1.3e-05 USD",
-        "total 586 tokens, 2.95 GFLOPs, 1.45e-05 USD",
+        "total 586 tokens, 2.95 GFLOPs (2.42 GFLOPs aborted), 1.45e-05 USD",
         "of it unreconciled 2.40 GFLOPs, 1.3e-05 USD",
     ]
     assert max(map(len, lines)) <= 100
@@ -100,7 +100,7 @@ def test_without_charges_it_is_the_bill_of_the_answer() -> None:
     lines = explain(GetQueryResponse(result=SOLVED, rounds=[ROUND]))
     assert fact(lines, "outcome") == "answered"
     assert "210 MFLOPs, 0.84 times the plan" in fact(lines, "came")
-    assert lines[-1] == "total  74 tokens, 210 MFLOPs, 1.5e-06 USD"
+    assert lines[-1] == "total  74 tokens, 210 MFLOPs (16.0 MFLOPs aborted), 1.5e-06 USD"
     assert not any(line.startswith(("asked by", "began")) for line in lines)
 
 

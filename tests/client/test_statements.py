@@ -134,9 +134,7 @@ def test_no_price_where_there_is_none() -> None:
 
 
 def test_no_budget() -> None:
-    assert budgets(GetBudgetResponse()) == [
-        "there is no budget: nothing limits what queries may cost together"
-    ]
+    assert budgets(GetBudgetResponse()) == ["there is no budget"]
 
 
 def test_colours_say_what_lasts() -> None:

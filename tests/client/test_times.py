@@ -40,7 +40,9 @@ def test_the_month_is_that_of_utc() -> None:
     "word", ["", "yesterday", "7", "7w", "-7d", "7.5d", "d", "2026-13-01", "2026-11-31", "months", "²d", "٣d"]
 )
 def test_what_is_no_time_is_told_what_is(word: str) -> None:
-    with pytest.raises(ValueError, match=r"is no time: write a date as 2026-11-01, .* or month$"):
+    with pytest.raises(
+        ValueError, match=r"is no time: write a date as 2026-11-01, .* or month for its first day$"
+    ):
         parse_time(word, NOW)
 
 

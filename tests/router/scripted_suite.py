@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,13 @@ class Suite:
         """Return when the ledger has done what it was asked before."""
         with suppress(NotFound):
             await self.router.query("")
+
+    async def settled(self) -> None:
+        """Let everything happen that can, in the ledger too."""
+        for _ in range(10):
+            await self.written()
+            for _ in range(10):
+                await asyncio.sleep(0)
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of a metric of the router; 0 where it has none."""

@@ -29,6 +29,7 @@ def ask(**fields: object) -> SolveRequest:
 
 
 async def standing(suite: Suite) -> BudgetStanding:
+    await suite.settled()
     (found,) = (await suite.router.budget(GetBudgetRequest())).budgets
     return found
 

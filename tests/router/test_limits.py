@@ -138,7 +138,8 @@ def test_tenants_that_ask_no_more_are_forgotten_but_not_what_they_owe_or_run(
         assert ask(limits, owing) > 0
     clock.now += 1e6
     ask(limits, FREE)
-    assert set(limits._uses) == {"search"}
+    ask(limits, replace(FREE, name="other"))
+    assert set(limits._uses) == {"search", "other"}
 
 
 @relaxed

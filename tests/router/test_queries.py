@@ -25,18 +25,10 @@ def ask(request_id: str = "", prompt: str = "17*24+13", **filters: Any) -> Solve
     return SolveRequest(prompt=prompt, request_id=request_id, filters=wanted)
 
 
-async def settle(suite: Suite) -> None:
-    """Let everything happen that can, in the ledger too."""
-    for _ in range(10):
-        await suite.written()
-        for _ in range(10):
-            await asyncio.sleep(0)
-
-
 async def begin(suite: Suite, request: SolveRequest) -> asyncio.Task[SolveResponse]:
     """A call that is under way: its first sample has come, or is waited for."""
     task = asyncio.create_task(suite.router.solve(request))
-    await settle(suite)
+    await suite.settled()
     assert suite.generation.running
     return task
 
@@ -85,10 +77,10 @@ class TestLateScores:
         assert (result.answer, result.status) == ("421", STATUS_DEGRADED)
         found = await suite.router.query(result.query_id)
         assert (found.running, found.result.answer) == (False, "421")
-        await settle(suite)
+        await suite.settled()
         assert suite.metric("samples_total", **COUNTED) == 0
         late.gate.set()
-        await settle(suite)
+        await suite.settled()
         assert suite.metric("samples_total", **COUNTED) == 4
         assert suite.metric("flops_total", **COUNTED) == 8
         assert suite.metric("queries_total", outcome="degraded") == 1
@@ -103,7 +95,7 @@ class TestLateScores:
         await late.begun.wait()
         await leave(task)
         late.gate.set()
-        await settle(suite)
+        await suite.settled()
         assert suite.metric("flops_total", **COUNTED) > 0
         assert suite.metric("queries_total", outcome="cancelled") == 1
         assert suite.metric("queries_running") == 0
@@ -124,7 +116,7 @@ class TestLeaving:
     ) -> None:
         suite = make_suite(listed(number(1), HOLD))
         await leave(await begin(suite, ask()))
-        await settle(suite)
+        await suite.settled()
         assert suite.generation.running == 0
         assert suite.generation.aborts == 1
         assert suite.metric("queries_total", outcome="cancelled") == 1
@@ -139,7 +131,7 @@ class TestLeaving:
             async for event in events:
                 if event.HasField("sample"):
                     break
-        await settle(suite)
+        await suite.settled()
         assert suite.generation.running == 0
         assert suite.metric("queries_total", outcome="cancelled") == 1
 
@@ -148,7 +140,7 @@ class TestLeaving:
         first = await begin(suite, ask("a"))
         second = await begin(suite, ask("a"))
         await leave(first)
-        await settle(suite)
+        await suite.settled()
         suite.generation.gate.set()
         assert (await second).answer == "421"
         assert suite.metric("queries_total", outcome="answered") == 1
@@ -207,7 +199,7 @@ class TestJoining:
         while not seen[-1].HasField("sample"):
             seen.append(await anext(stream))
         joined = asyncio.create_task(collect(suite, ask("a")))
-        await settle(suite)
+        await suite.settled()
         suite.generation.gate.set()
         seen += [event async for event in stream]
         assert await joined == seen
@@ -254,11 +246,11 @@ class TestJoining:
         slow = {"ending": asyncio.Event()}
         suite = make_suite(listed(number(1), HOLD), rejoin_seconds=0.0, generation=slow)
         await leave(await begin(suite, ask("a")))
-        await settle(suite)
+        await suite.settled()
         assert suite.generation.running == 1
         suite.generation.script = same(number(421))
         retry = asyncio.create_task(suite.router.solve(ask("a")))
-        await settle(suite)
+        await suite.settled()
         assert suite.generation.ending
         suite.generation.ending.set()
         assert (await retry).answer == "421"
@@ -275,7 +267,7 @@ class TestAsking:
     async def test_a_query_can_be_asked_about_while_it_runs_and_after(self, make_suite: MakeSuite) -> None:
         suite = make_suite(listed(number(421), LATE))
         query_id, stream = await first_id(suite, ask())
-        await settle(suite)
+        await suite.settled()
         running = await suite.router.query(query_id)
         assert running.running
         assert not running.HasField("result")
@@ -301,7 +293,7 @@ class TestAsking:
         query_id, stream = await first_id(suite, ask())
         with pytest.raises(Unavailable):
             _ = [event async for event in stream]
-        await settle(suite)
+        await suite.settled()
         found = await suite.router.query(query_id)
         assert (found.running, found.outcome) == (False, "failed_unavailable")
         assert len(found.rounds) == 1
@@ -310,7 +302,7 @@ class TestAsking:
     async def test_events_are_kept_no_longer_than_somebody_follows(self, make_suite: MakeSuite) -> None:
         suite = make_suite(same(number(421)))
         await suite.router.solve(ask("a"))
-        await settle(suite)
+        await suite.settled()
         assert [event.WhichOneof("event") for event in await collect(suite, ask("a"))] == ["final"]
 
 
@@ -327,9 +319,9 @@ class TestClosing:
     async def test_closing_waits_for_the_bill_of_a_query_that_was_left(self, make_suite: MakeSuite) -> None:
         suite = make_suite(listed(number(1), HOLD), generation={"ending": asyncio.Event()})
         await leave(await begin(suite, ask()))
-        await settle(suite)
+        await suite.settled()
         closing = asyncio.create_task(suite.router.close())
-        await settle(suite)
+        await suite.settled()
         assert not closing.done()
         assert suite.generation.ending
         suite.generation.ending.set()
@@ -346,7 +338,7 @@ class TestClosing:
         before = asyncio.all_tasks()
         suite = make_suite(listed(number(1), HOLD), rejoin_seconds=0.0)
         await leave(await begin(suite, ask()), await begin(suite, ask("a")))
-        await settle(suite)
+        await suite.settled()
         await suite.router.close()
-        await settle(suite)
+        await suite.settled()
         assert asyncio.all_tasks() <= before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from router.cost import Cost
 from router.following import following
 from router.ledger import Budget
 from router.period import Period
+from router.settings import RouterSettings
 from router.tenants import MOST_BUDGETS, Contents, File, Tenant, Tenants, TenantsError, load
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tenants.yaml"
@@ -82,6 +84,15 @@ def test_the_example_says_what_its_comments_say() -> None:
         "search/month",
         "homework/day",
     ]
+
+
+def test_what_readme_shows_is_a_tenants_file(tmp_path: Path) -> None:
+    (shown,) = re.findall(
+        r"```yaml\n(tiers:.*?)```", (EXAMPLE.parents[1] / "README.md").read_text(), re.DOTALL
+    )
+    found = load(put(tmp_path / "tenants.yaml", shown))
+    assert found.find("search").budgets[0].limit == Cost(1e15, INF, 5e7)
+    assert found.find("stranger").concurrent == 4
 
 
 def test_without_a_file_everybody_is_one_tenant_without_limits() -> None:
@@ -216,6 +227,12 @@ def test_a_file_that_is_no_good_is_one_line_that_says_where(tmp_path: Path, name
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(TenantsError, match=r"none\.yaml: No such file"):
         File(tmp_path / "none.yaml").read()
+
+
+def test_the_file_is_where_the_setting_says_and_then_says_the_budget_of_all() -> None:
+    assert RouterSettings(tenants=EXAMPLE).tenants == EXAMPLE
+    with pytest.raises(ValueError, match="budget_flops is for routers without tenants"):
+        RouterSettings(tenants=EXAMPLE, budget_flops=1e12)
 
 
 # A file that changes.

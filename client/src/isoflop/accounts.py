@@ -12,14 +12,11 @@ from isoflop.times import UTC, WAYS, parse_time
 
 
 def budget(parser: argparse.ArgumentParser) -> Run:
-    """show what budgets have left, how long that lasts, and what one more FLOP would buy"""
-    parser.add_argument(
-        "--tenant", default="", metavar="TENANT", help="whose; everybody's where none is given"
-    )
+    """show what budgets have left (all, or --tenant's), how long that lasts, what one more FLOP would buy"""
 
     def run(arguments: argparse.Namespace) -> int:
         with connect(arguments) as client:
-            standing = client.budget(arguments.tenant, timeout=arguments.timeout)
+            standing = client.budget(arguments.tenant or "", timeout=arguments.timeout)
         blocks = statements.BLOCKS if can_encode(statements.BLOCKS) else statements.ASCII
         now = datetime.now(UTC)
         return show(

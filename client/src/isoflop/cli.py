@@ -118,9 +118,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     where = "host:port of the router; by default the environment's ISOFLOP_ADDRESS, or localhost:50051"
+    who = "name of the tenant that asks; by default the environment's ISOFLOP_TENANT, or nobody in particular"
     parser.add_argument("--address", help=where)
+    parser.add_argument("--tenant", metavar="NAME", help=who)
     remote = _Parser(add_help=False)
     remote.add_argument("--address", default=argparse.SUPPRESS, help=where)
+    remote.add_argument("--tenant", default=argparse.SUPPRESS, metavar="NAME", help=who)
     remote.add_argument("--json", action="store_true", help="print JSON for machines")
     remote.add_argument(
         "--timeout", type=_seconds, metavar="SECONDS", help="time budget, which the router plans by"

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc
 from google.protobuf.message import Message as AnyMessage
 
-from isoflop.errors import Unavailable
+from isoflop.errors import InvalidArgument, Unavailable
 from isoflop.request import (
+    TENANT,
     BillKey,
     Options,
     bill_request,
@@ -66,6 +67,14 @@ def default_address() -> str:
     return os.environ.get("ISOFLOP_ADDRESS") or DEFAULT_ADDRESS
 
 
+def _metadata(tenant: str | None) -> tuple[tuple[str, str], ...]:
+    """What goes with each call; raises InvalidArgument for a name that cannot."""
+    name = os.environ.get("ISOFLOP_TENANT", "") if tenant is None else tenant
+    if not (name.isascii() and name.isprintable()):
+        raise InvalidArgument("tenant", "is no name of a tenant: those are of a-z, 0-9, dots, dashes")
+    return ((TENANT, name),) if name else ()
+
+
 class _Tries:
     """The tries of one call, all within its timeout.
 
@@ -98,14 +107,16 @@ class Client:
     """Calls a router. Use it as a context manager, or close it; threads may share it.
 
     `address` is `host:port`; where it is None, the environment's ISOFLOP_ADDRESS or
-    `localhost:50051`. A `timeout` is in seconds, and for a query it is the time budget: the
-    router plans by it. Every method raises the errors of `isoflop.errors`. Calls that spend
-    nothing, and those with a `request_id`, are tried up to three times while the router is
-    Unavailable.
+    `localhost:50051`. `tenant` says who asks, and so whose budgets and limits hold; where it is
+    None, the environment's ISOFLOP_TENANT or nobody in particular. The router takes the caller's
+    word for it. A `timeout` is in seconds, and for a query it is the time budget: the router plans
+    by it. Every method raises the errors of `isoflop.errors`. Calls that spend nothing, and those
+    with a `request_id`, are tried up to three times while the router is Unavailable.
     """
 
-    def __init__(self, address: str | None = None) -> None:
+    def __init__(self, address: str | None = None, tenant: str | None = None) -> None:
         self.address = address or default_address()
+        self._metadata = _metadata(tenant)
         self._channel = grpc.insecure_channel(self.address, CHANNEL_OPTIONS)
         self._stub = RouterServiceStub(self._channel)
 
@@ -200,7 +211,7 @@ class Client:
         tries = _Tries(self.address, timeout, repeatable)
         while True:
             try:
-                return method(request, timeout=tries.left())
+                return method(request, timeout=tries.left(), metadata=self._metadata)
             except grpc.RpcError as failure:
                 pause = tries.pause(failure)
             time.sleep(pause)
@@ -208,7 +219,7 @@ class Client:
     def _events(
         self, request: StreamSolveRequest, timeout: float | None
     ) -> Generator[StreamSolveResponse, None, None]:
-        call = self._stub.StreamSolve(request, timeout=timeout)
+        call = self._stub.StreamSolve(request, timeout=timeout, metadata=self._metadata)
         try:
             yield from call
         except grpc.RpcError as failure:
@@ -223,8 +234,9 @@ class AsyncClient:
     A task that is cancelled while it waits for a call cancels the call.
     """
 
-    def __init__(self, address: str | None = None) -> None:
+    def __init__(self, address: str | None = None, tenant: str | None = None) -> None:
         self.address = address or default_address()
+        self._metadata = _metadata(tenant)
         self._channel = grpc.aio.insecure_channel(self.address, CHANNEL_OPTIONS)
         self._stub: RouterServiceAsyncStub = RouterServiceStub(self._channel)
 
@@ -306,7 +318,7 @@ class AsyncClient:
         tries = _Tries(self.address, timeout, repeatable)
         while True:
             try:
-                return await method(request, timeout=tries.left())
+                return await method(request, timeout=tries.left(), metadata=self._metadata)
             except grpc.RpcError as failure:
                 pause = tries.pause(failure)
             await asyncio.sleep(pause)
@@ -314,7 +326,7 @@ class AsyncClient:
     async def _events(
         self, request: StreamSolveRequest, timeout: float | None
     ) -> AsyncGenerator[StreamSolveResponse, None]:
-        call = self._stub.StreamSolve(request, timeout=timeout)
+        call = self._stub.StreamSolve(request, timeout=timeout, metadata=self._metadata)
         try:
             async for event in call:
                 yield event

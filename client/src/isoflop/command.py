@@ -36,7 +36,7 @@ def connect(arguments: argparse.Namespace) -> Client:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from isoflop.client import Client
 
-    return Client(arguments.address)
+    return Client(arguments.address, arguments.tenant)
 
 
 def show(response: _M, as_text: Callable[[_M, Style], str], as_json: bool) -> int:

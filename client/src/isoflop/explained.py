@@ -8,7 +8,7 @@ from math import fsum
 
 from isoflop import text
 from isoflop.statements import summed
-from isoflop.text import Style, aligned, counted, line, money, si
+from isoflop.text import Style, aligned, counted, in_flops, line, money
 from isoflop.times import UTC, lasting, told
 from isoflop.v1.common_pb2 import Bill, Usage
 from isoflop.v1.difficulty_pb2 import Difficulty
@@ -27,7 +27,7 @@ GAP = ("", "")
 
 LOST = (
     "lost: its router died, and nobody knows what it took. It is charged at the most that it may have cost, "
-    "{}FLOPs, and marked unreconciled"
+    "{}, and marked unreconciled"
 )
 
 
@@ -95,7 +95,7 @@ def _round(each: Round, charges: Sequence[Charge], running: bool, style: Style) 
     return [
         (f"round {each.index + 1}", style.strong(text.action(planned)) + at),
         ("  why", why),
-        ("  planned", f"{planned.expected_accuracy:.0%} right, {si(planned.expected_flops)}FLOPs"),
+        ("  planned", text.expected(planned)),
         ("  came", _came(each, charges, running, style)),
     ]
 
@@ -103,7 +103,7 @@ def _round(each: Round, charges: Sequence[Charge], running: bool, style: Style) 
 def _came(each: Round, charges: Sequence[Charge], running: bool, style: Style) -> str:
     flops = fsum(charge.usage.flops for charge in charges) or each.flops
     if any(charge.unreconciled for charge in charges):
-        return style.tinted(LOST.format(si(flops)), RED)
+        return style.tinted(LOST.format(in_flops(flops)), RED)
     if not (each.completed or each.aborted or flops):
         return "it still runs" if running else "nothing, and it cost nothing"
     samples = f"{counted(each.completed, 'sample')} to the end"
@@ -117,9 +117,9 @@ def _against(flops: float, each: Round, style: Style) -> str:
     """What it took against what was expected."""
     expected = each.action.expected_flops
     if not expected:
-        return f"{si(flops)}FLOPs"
+        return in_flops(flops)
     times = f"{flops / expected:.3g} times the plan"
-    return f"{si(flops)}FLOPs, {style.tinted(times, YELLOW) if flops >= OFF * expected else times}"
+    return f"{in_flops(flops)}, {style.tinted(times, YELLOW) if flops >= OFF * expected else times}"
 
 
 def _end(reason: str, savings: Savings) -> list[tuple[str, str]]:
@@ -129,7 +129,7 @@ def _end(reason: str, savings: Savings) -> list[tuple[str, str]]:
         facts.append(("spared", text.spared(savings)))
     if savings.abandoned_flops:
         against = "by giving up, against the fixed plan that is best over all queries"
-        facts.append(("spared", f"{si(savings.abandoned_flops)}FLOPs {against}"))
+        facts.append(("spared", f"{in_flops(savings.abandoned_flops)} {against}"))
     return facts
 
 
@@ -141,7 +141,7 @@ def _bill(response: GetQueryResponse, style: Style) -> list[str]:
     lines = text.bill(_together([charge.usage for charge in response.charges], currency), style)
     if lost := [charge.usage for charge in response.charges if charge.unreconciled]:
         flops, cost = fsum(usage.flops for usage in lost), fsum(usage.money for usage in lost)
-        lines.append(f"of it unreconciled  {si(flops)}FLOPs, {money(cost, currency)}")
+        lines.append(f"of it unreconciled  {in_flops(flops)}, {money(cost, currency)}")
     return lines
 
 

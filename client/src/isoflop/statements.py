@@ -48,7 +48,7 @@ def budgets(response: GetBudgetResponse, style: Style, now: datetime, blocks: st
     `blocks`: what bars are made of, BLOCKS or ASCII.
     """
     if not response.budgets:
-        return "there is no budget: nothing limits what queries may cost together"
+        return "there is no budget"
     each = [_standing(standing, response.currency, style, now, blocks) for standing in response.budgets]
     return "\n\n".join("\n".join(lines) for lines in each)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import inf
 from unicodedata import east_asian_width
 
-from isoflop.v1.common_pb2 import Bill, Sample, SeedPromise, Stage, Usage
+from isoflop.v1.common_pb2 import Bill, Sample, SeedPromise, Stage
 from isoflop.v1.difficulty_pb2 import Difficulty
 from isoflop.v1.router_pb2 import (
     Action,
@@ -60,6 +60,12 @@ def si(value: float) -> str:
     thousands, shift = divmod(int(exponent), 3)
     digits = f"{float(mantissa) * 10**shift:.{2 - shift}f}"
     return f"{digits} {' kMGTPEZ'[thousands]}" if thousands else f"{float(digits):g}"
+
+
+def in_flops(value: float) -> str:
+    """An amount of computing, as in `1.23 GFLOPs` or `0 FLOPs`."""
+    amount = si(value)
+    return f"{amount}FLOPs" if " " in amount else f"{amount} FLOPs"
 
 
 def money(value: float, currency: str) -> str:
@@ -174,7 +180,7 @@ def solved(response: SolveResponse, style: Style) -> str:
 
 def spared(savings: Savings) -> str:
     """Samples that were not run to their end, and what they would have cost."""
-    return f"{counted(savings.samples, 'sample')}, {si(savings.flops)}FLOPs by ending early"
+    return f"{counted(savings.samples, 'sample')}, {in_flops(savings.flops)} by ending early"
 
 
 def rounds(bought: Iterable[Round]) -> list[tuple[str, str]]:
@@ -187,7 +193,7 @@ def decided(each: Round) -> str:
     story = f"{action(each.action)}: {line(each.reason)}"
     if not each.completed and not each.aborted:
         return story
-    came = [f"{each.confidence_before:.0%} to {each.confidence_after:.0%}", f"{si(each.flops)}FLOPs"]
+    came = [f"{each.confidence_before:.0%} to {each.confidence_after:.0%}", in_flops(each.flops)]
     if each.aborted:
         came.append(f"{each.aborted} aborted")
     return f"{story} ({', '.join(came)})"
@@ -217,7 +223,7 @@ def bill(bought: Bill, style: Style) -> list[str]:
     for usage in bought.lines:
         rows.append(
             (
-                stage(usage),
+                Stage.Name(usage.stage).removeprefix("STAGE_").lower(),
                 line(usage.model),
                 line(usage.strategy),
                 str(usage.calls),
@@ -234,18 +240,10 @@ def bill(bought: Bill, style: Style) -> list[str]:
             rows.append(("  aborted", *[""] * 6, str(usage.aborted_tokens), *of_it))
     header = ("stage", "model", "strategy", "calls", "prompt", "cached", "completion", "aborted", "FLOPs")
     lines = table("lllrrrrrrr", (*header, "money"), rows, style)
-    return [*lines, f"{style.faint('total')}  {style.strong(total(bought))}"]
-
-
-def stage(usage: Usage) -> str:
-    """Where it was spent."""
-    return Stage.Name(usage.stage).removeprefix("STAGE_").lower()
-
-
-def total(bought: Bill) -> str:
-    """Tokens, FLOPs and money."""
-    tokens = counted(bought.tokens, "token")
-    return f"{tokens}, {si(bought.flops)}FLOPs, {money(bought.money, bought.currency)}"
+    aborted = sum(usage.aborted_flops for usage in bought.lines)
+    told = in_flops(bought.flops) + (f" ({in_flops(aborted)} aborted)" if aborted else "")
+    total = f"{counted(bought.tokens, 'token')}, {told}, {money(bought.money, bought.currency)}"
+    return [*lines, f"{style.faint('total')}  {style.strong(total)}"]
 
 
 def planned(response: PlanResponse, style: Style) -> str:
@@ -253,10 +251,10 @@ def planned(response: PlanResponse, style: Style) -> str:
     chosen = action(response.action) if response.HasField("action") else "buy nothing"
     facts = [("why", line(response.reason))]
     if response.HasField("action"):
-        facts.append(("this round", _expected(response.action)))
+        facts.append(("this round", expected(response.action)))
     if response.HasField("outlook"):
         facts.append(
-            ("whole query", f"{counted(response.outlook.samples, 'sample')}, {_expected(response.outlook)}")
+            ("whole query", f"{counted(response.outlook.samples, 'sample')}, {expected(response.outlook)}")
         )
     if response.HasField("difficulty"):
         facts.append(("difficulty", difficulty(response.difficulty)))
@@ -374,8 +372,9 @@ def judged(response: SubmitFeedbackResponse, style: Style) -> str:
     return f"{verdict}  {clean(response.returned) or '(no answer)'}"
 
 
-def _expected(each: Action) -> str:
-    return f"{each.expected_accuracy:.0%} right, {si(each.expected_flops)}FLOPs"
+def expected(each: Action) -> str:
+    """What comes of it, and what it costs."""
+    return f"{each.expected_accuracy:.0%} right, {in_flops(each.expected_flops)}"
 
 
 def _capabilities(prefix: bool, logprobs: bool, seed: SeedPromise.ValueType) -> str:

@@ -13,7 +13,11 @@ AGO = {"h": timedelta(hours=1), "d": timedelta(days=1)}
 MONTH = "month"
 """The first of the month."""
 
-WAYS = "a date as 2026-11-01, a time as 2026-11-01T14:30 (UTC unless it has a zone), 24h or 7d ago, or month"
+WAYS = (
+    "a date as 2026-11-01, a time as 2026-11-01T14:30 (UTC unless it has a zone), 24h or 7d ago, "
+    "or month for its first day"
+)
+"""To name a time, in words."""
 
 
 def parse_time(word: str, now: datetime) -> datetime:
