@@ -1,7 +1,7 @@
 """What becomes of queries when parts fail, too many come, or callers hang up: `python -m benchmarks.faults`.
 
-The whole suite as real processes, a real Triton, a real PostgreSQL, 32 clients: see tests/cluster/parts.py. Each
-part is killed, stopped, made slow and cut off in turn. Writes benchmarks/results/faults.json and
+The whole suite as real processes, a real Triton, a real PostgreSQL, 32 clients: see tests/cluster/parts.py.
+Each part is killed, stopped, made slow and cut off in turn. Writes benchmarks/results/faults.json and
 docs/results/reliability.md; with --only a part of it, which is printed and written nowhere.
 """
 
@@ -20,8 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks import faults_overload as overload
 from benchmarks.faults_hangups import on_llamacpp, on_triton
-from benchmarks.faults_overload import overload
 from benchmarks.faults_report import page
 from benchmarks.overhead_report import machine
 from services.common import log
@@ -63,12 +63,13 @@ async def measure(only: Collection[str]) -> dict[str, Any]:
             figures["faults"] = [await _fault(suite, parts, fault) for parts in PARTS for fault in Fault]
         if "rolling" in only:
             figures["rolling"] = _row(await roll(suite, ROLLED), ROLLED, "SIGTERM", DEADLINE_SECONDS, suite)
-        if "overload" in only:
-            figures["overload"] = asdict(await overload(suite.address, seconds=20.0, pairs=4))
         if "hangups" in only:
             figures["hangups"] = [asdict(await on_triton(suite, HANGUPS))]
     if "hangups" in only:
-        figures["hangups"].append(asdict(await on_llamacpp(HANGUPS)))
+        figures["hangups"].insert(0, asdict(await on_llamacpp(HANGUPS)))
+    if "overload" in only:
+        with tempfile.TemporaryDirectory() as folder, FaultSuite(Path(folder), overload.OPTIONS) as suite:
+            figures["overload"] = asdict(await overload.measure(suite.address, seconds=20.0, pairs=4))
     if "go_on" in only:
         options = (*OPTIONS, "--ledger-down", "go_on")
         with tempfile.TemporaryDirectory() as folder, FaultSuite(Path(folder), options) as suite:

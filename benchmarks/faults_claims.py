@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any, Final
 
+from services.generation.backends.triton import UNSEEN_TOKENS
+
 RECOVERY_SECONDS: Final = 5.0
 GOODPUT: Final = 0.9
 """Beyond capacity, of that at it."""
@@ -141,17 +143,24 @@ def _overload(figures: Figures) -> Iterable[Claim]:
         f"{100 * fmean(ratios):.0f} % ({', '.join(f'{100 * ratio:.0f}' for ratio in ratios)})",
         fmean(ratios) >= GOODPUT,
     )
-    p99, bound = max(block["p99"] for block in beyond), figures["bound"]
+    full, wait, p99 = figures["full_p99"], figures["wait"], max(block["p99"] for block in beyond)
     yield Claim(
-        f"and the 99th percentile of the admitted stays below {bound:.0f} s, what a full queue takes",
-        f"{p99:.1f} s; at capacity {median(block['p99'] for block in at):.1f} s",
-        p99 <= bound,
+        "and the 99th percentile of the admitted is at most the longest wait for a turn, and what queries "
+        "take where all places are full",
+        f"{p99:.1f} s, of {wait:.1f} + {full:.1f}; at capacity {median(block['p99'] for block in at):.1f}",
+        p99 <= wait + full,
     )
-    refused = sum(
-        count for block in beyond for name, count in block["outcomes"].items() if name == "UNAVAILABLE"
+    urgent = [block["outcomes"]["urgent"] for block in beyond]
+    served, came = sum(one.get("answered", 0) for one in urgent), sum(sum(one.values()) for one in urgent)
+    yield Claim(
+        "Who is urgent is served: the urgent are fewer than can be answered",
+        f"{served:,} of {came:,} answered",
+        served == came,
     )
+    refused = sum(one.get("UNAVAILABLE", 0) for block in beyond for one in block["outcomes"].values())
     told = sum(block["told"] for block in beyond)
-    yield Claim("Who is shed is told when to come again", f"{told:,} of {refused:,}", told >= refused > 0)
+    text = "Who is shed is told when to come again"
+    yield Claim(text, f"{told:,} of {refused:,}", told >= refused > 0)
 
 
 def by_multiple(figures: Figures) -> tuple[list[Figures], list[Figures]]:
@@ -171,9 +180,9 @@ def _hangups(figures: Sequence[Figures]) -> Iterable[Claim]:
             )
         else:
             yield Claim(
-                f"A caller that hangs up ends the work in {one['backend']}: of a sample only a few tokens are "
-                "made after its stream was closed",
-                f"{one['unseen']:.1f} tokens a sample on the mean; from the hang-up on median "
+                f"and in {one['backend']}: a sample gets no more tokens after its stream was closed than are "
+                "told as unseen",
+                f"{one['unseen']:.1f} tokens on the mean, of {UNSEEN_TOKENS}; from the hang-up on median "
                 f"{median(steps):.0f} steps in {median(each['milliseconds'] for each in one['each']):.0f} ms",
-                one["unseen"] <= STEPS,
+                one["unseen"] <= UNSEEN_TOKENS,
             )

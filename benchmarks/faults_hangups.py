@@ -51,7 +51,8 @@ class Hangups:
     """From the caller to it."""
     each: Sequence[Hangup]
     unseen: float | None = None
-    """Tokens of a sample that the backend made after generation had closed its stream: on no bill. None: not told."""
+    """Tokens of a sample, on the mean, that were made after generation had closed its stream, and are on no
+    bill; None: generation sees all."""
 
 
 Steps = Callable[[], Awaitable[int]]
@@ -139,7 +140,7 @@ async def _engine() -> AsyncGenerator[tuple[Steps, Callable[[int], Awaitable[obj
 async def _hang_up(ask: Callable[[int], Awaitable[object]], seed: int, steps: Steps) -> Hangup:
     before = await steps()
     call = asyncio.ensure_future(ask(seed))
-    while await steps() < before + 10:
+    while await steps() < before + 10:  # noqa: ASYNC110 (another process counts them)
         await asyncio.sleep(LOOKED_SECONDS)
     await asyncio.sleep(RUNS_SECONDS)
     at = await steps()

@@ -12,7 +12,8 @@ from benchmarks.overhead_report import Machine
 INTRODUCTION: Final = """\
 # What becomes of queries when parts fail
 
-Written by `make bench-faults`; not edited by hand. The numbers behind it are in `benchmarks/results/faults.json`.
+Written by `make bench-faults`; not edited by hand. The numbers behind it are in
+`benchmarks/results/faults.json`.
 
 Real processes: two routers, two replicas of generation, verification, difficulty, aggregation; a real Triton
 has abacus-l; a real PostgreSQL has the ledger. Every connection goes through a proxy. {clients} clients of
@@ -30,38 +31,46 @@ both routers ask without a pause, planned queries and plans that need each part,
 FAULTS: Final = """
 ## Each fault
 
-Queries from the fault on until all was well again. *Errors* are those of the table. *Silent*: of those, how many only
-the client's own clock has ended. *Silence*: the longest time in which no query got an answer. *Well*: seconds from the
-part's return to the first query from which on all are answered as ever, by when they began. *Works*: seconds until the
-part has done some work. *Off*: tokens by which ledger, routers' metrics and services differ; a process that was killed
-has forgotten what it counted. *Lost, %*: FLOPs that are charged unreconciled because a router died, of all.
+Queries from the fault on until all was well again. *Errors* are those of the table. *Silent*: of those, how
+many only the client's own clock has ended. *Silence*: the longest time in which no query got an answer.
+*Well*: seconds from the part's return to the first query from which on all are answered as ever, by when they
+began. *Works*: seconds until the part has done some work. *Off*: tokens by which ledger, routers' metrics and
+services differ; a process that was killed has forgotten what it counted. *Unreconciled*: FLOPs that are
+charged at the worst case because a router died, of all.
 
 """
+COLUMNS: Final = (
+    *("part", "fault", "away s", "queries", "answered", "degraded", "errors", "lost", "silent"),
+    *("silence s", "well s", "works s", "off", "unreconciled, %"),
+)
 ROLLING: Final = """
 ## A rolling restart
 
-SIGTERM to both routers and both replicas of generation, one after the other; each is started again once it has ended.
+SIGTERM to both routers and both replicas of generation, one after the other; each is started again once it
+has ended.
 
 """
 GO_ON: Final = """
 ## Without a ledger, going on
 
-The same with `--ledger-down go_on`: rounds are bought while PostgreSQL is away, and written down when it is back.
+The same with `--ledger-down go_on`: rounds are bought while PostgreSQL is away, and written down when it is
+back.
 
 """
 OVERLOAD: Final = """
 ## Too many queries
 
-All are the same plan (8 samples of abacus-m, a vote). {capacity:.1f} answers a second are what {clients} clients
-get that wait for each. Then queries come as a Poisson process at that rate and at four times that, in turn, {seconds:.0f} s
-each, whatever becomes of those before them. *In time*: answered within these seconds.
+All are the same plan (8 samples of abacus-m, a vote). {capacity:.1f} answers a second are what {clients}
+clients get that wait for each. Then queries come as a Poisson process at that rate and at four times that, in
+turn, {seconds:.0f} s each, whatever becomes of those before them; who is refused does not try again. A fifth
+are of a more urgent tier. *In time*: answered within these seconds.
 
 """
 HANGUPS: Final = """
 ## Callers that hang up
 
-8 samples of a hard problem run, and their caller hangs up. Decode steps are the backend's own count; one of these tiny
-models takes a fraction of a millisecond, so that on the wire's way from the caller to Triton many go by.
+8 samples of a hard problem run, and their caller hangs up. Decode steps are the backend's own count; one of
+these tiny models takes a fraction of a millisecond, so that on the way from the caller to Triton many go by.
 
 """
 
@@ -85,10 +94,16 @@ def page(figures: Figures) -> str:
     told += OVERLOAD.format(
         capacity=overload["capacity"], clients=figures["clients"], seconds=overload["blocks"][0]["seconds"]
     )
-    columns = ("times capacity", "offered/s", "in time/s", "outcomes", "p50 s", "p99 s")
-    told += _table(columns, (_block(block) for block in [*at, *beyond]), "rrrlrr")
-    columns = ("backend", "from the caller to it", "hang-ups", "steps, median (most)", "ms, median (most)")
-    told += HANGUPS + _table(columns, map(_hangups, figures["hangups"]), "llrrr")
+    told += _table(
+        ("times capacity", "offered/s", "in time/s", "urgent", "others", "p50 s", "p99 s"),
+        (_block(block) for block in [*at, *beyond]),
+        "rrrllrr",
+    )
+    told += HANGUPS + _table(
+        ("backend", "from the caller to it", "hang-ups", "steps, median (most)", "ms, median (most)"),
+        map(_hangups, figures["hangups"]),
+        "llrrr",
+    )
     return told
 
 
@@ -97,9 +112,7 @@ def _claim(claim: Claim) -> list[str]:
 
 
 def _faults(rows: Sequence[Figures]) -> str:
-    columns = ("part", "fault", "away s", "queries", "answered", "degraded", "errors", "lost", "silent")
-    columns += ("silence s", "well s", "works s", "off", "lost, %")
-    told = _table(columns, map(_fault, rows), "llrrrrlrrrrrrr")
+    told = _table(COLUMNS, map(_fault, rows), "llrrrrlrrrrrrr")
     said = [f"- {', '.join(row['parts'])}, {row['fault']}: {_said(row)}" for row in rows if row["ill"]]
     return told + (
         "\nWhat those without a plain answer were told:\n\n" + "\n".join(said) + "\n" if said else ""
@@ -147,7 +160,10 @@ def _block(block: Figures) -> list[str]:
         str(block["multiple"]),
         f"{block['offered'] / block['seconds']:.1f}",
         f"{block['answered'] / block['seconds']:.1f}",
-        ", ".join(f"{count} {name}" for name, count in block["outcomes"].items()),
+        *(
+            ", ".join(f"{count} {name}" for name, count in outcomes.items())
+            for outcomes in block["outcomes"].values()
+        ),
         f"{block['p50']:.2f}",
         f"{block['p99']:.2f}",
     ]

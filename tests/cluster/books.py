@@ -52,7 +52,7 @@ class Counts:
         return Counts(tokens, self.flops - before.flops)
 
     def off(self, other: Counts) -> dict[str, float]:
-        """How much more there is here of each kind of tokens, and of FLOPs; nothing where they are the same."""
+        """How much more there is here of each kind of tokens, and of FLOPs: nothing where that is none."""
         more = {kind: count for kind, count in (self - other).tokens.items() if count}
         if not math.isclose(self.flops, other.flops, rel_tol=ROUNDING):
             more["flops"] = self.flops - other.flops

@@ -41,6 +41,16 @@ NAMES: Final = {
 }
 """The suite's own processes, and their modules."""
 STAGES: Final = ("generation", "verification", "difficulty", "aggregation")
+TENANTS: Final = {
+    "tiers": [{"name": "gold"}, {"name": "batch"}],
+    # More than is spent: to be paid from, and not to be short of.
+    "all": {"budgets": [{"period": "day", "flops": 1e18}]},
+    "tenants": [
+        {"name": "urgent", "tier": "gold", "budgets": [{"period": "hour", "tokens": 10**12}]},
+        {"name": "nightly", "tier": "batch"},
+    ],
+    "default": {"tier": "gold"},
+}
 SLOW_SECONDS: Final = 0.25
 """For each chunk in each direction: a network that nobody would want."""
 
@@ -206,11 +216,10 @@ class FaultSuite:
             },
         }
         generation = ["--catalog", str(self._catalog(links["triton"].address))]
-        router = [
-            "--ledger",
-            f"postgresql://postgres@{links['postgresql'].address}/postgres",
-            *router_options,
-        ]
+        tenants = self._folder / "tenants.yaml"
+        tenants.write_text(yaml.safe_dump(TENANTS))
+        ledger = f"postgresql://postgres@{links['postgresql'].address}/postgres"
+        router = ["--ledger", ledger, "--tenants", str(tenants), *router_options]
         for stage in STAGES:
             router += [
                 f"--{stage}",
