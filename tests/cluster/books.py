@@ -112,9 +112,15 @@ async def misbilled(client: AsyncClient, asked: Sequence[Asked]) -> list[str]:
             continue
         kept = await client.query(one.response.query_id)
         charged = Counts.added(charge.usage for charge in kept.charges)
-        if off := Counts.added(one.response.bill.lines).off(charged):
+        off = Counts.added(one.response.bill.lines).off(charged)
+        # Scores that came after the deadline are charged, and the answer did not wait for them.
+        if off and not (one.late and all(_late_score(kind, more) for kind, more in off.items())):
             wrong.append(f"{one}: told more than was charged by {off}")
     return wrong
+
+
+def _late_score(kind: str, more: float) -> bool:
+    return more < 0 and (kind == "flops" or kind.startswith("verification"))
 
 
 def _counted(suite: FaultSuite) -> Counts:

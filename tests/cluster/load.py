@@ -144,10 +144,11 @@ def summary(asked: Sequence[Asked]) -> Summary:
     )
 
 
-def silence(asked: Iterable[Asked], since: float) -> float:
-    """The longest time in seconds in which no query got an answer."""
-    ends = sorted(one.ended for one in asked if one.response is not None and one.ended >= since)
-    return max((after - before for before, after in pairwise([since, *ends])), default=float("inf"))
+def silence(asked: Sequence[Asked], since: float) -> float:
+    """The longest time in seconds in which no query got an answer, as long as anything new was asked."""
+    until = max((one.began for one in asked), default=since)
+    ends = sorted(one.ended for one in asked if one.response is not None and since <= one.ended <= until)
+    return max(after - before for before, after in pairwise([since, *ends, until]))
 
 
 def recovery(asked: Iterable[Asked], returned: float) -> float:

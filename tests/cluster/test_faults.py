@@ -37,6 +37,13 @@ async def provoke(suite: FaultSuite, names: list[str], fault: Fault) -> Observed
     else:
         seen = await fail(suite, names, fault, AWAY_SECONDS)
     check(seen)
+    # Who is killed has forgotten what it counted and billed before.
+    killed = set(names) if fault is Fault.KILL else set()
+    if not killed & suite.routers.keys():
+        assert not seen.spent.charged.off(seen.spent.billed)
+        if not killed & suite.counting.keys():
+            assert not seen.spent.billed.off(seen.spent.counted)
+        assert not seen.spent.unreconciled
     return seen
 
 
@@ -46,9 +53,7 @@ def check(seen: Observed) -> None:
     assert not [one for one in seen.ill if one.outcome in ("lost", "INTERNAL")], told
     assert seen.recovered <= RECOVERY_SECONDS, told
     assert seen.used <= RECOVERY_SECONDS
-    if seen.billed and seen.counted:
-        assert seen.billed.tokens == seen.counted.tokens
-        assert seen.billed.flops == pytest.approx(seen.counted.flops, rel=1e-9)
+    assert not seen.misbilled, "\n".join(seen.misbilled)
 
 
 def only(ill: list[Asked], *outcomes: str) -> bool:
@@ -108,6 +113,17 @@ async def test_one_of_two_routers_is_missed_by_nobody(faults: FaultSuite, fault:
         assert only(seen.ill, "DEADLINE_EXCEEDED")
     else:
         assert not seen.ill
+
+
+@EVERY
+async def test_without_the_ledger_nothing_is_bought_and_queries_are_refused(
+    faults: FaultSuite, fault: Fault
+) -> None:
+    seen = await provoke(faults, ["postgresql"], fault)
+    assert only(seen.ill, "UNAVAILABLE", "degraded", "DEADLINE_EXCEEDED")
+    assert not any(one.silent for one in seen.ill)
+    if fault in (Fault.KILL, Fault.RESET):
+        assert any(one.outcome == "UNAVAILABLE" and "ledger" in str(one.error) for one in seen.ill)
 
 
 async def test_a_rolling_restart_under_load_fails_no_query(faults: FaultSuite) -> None:

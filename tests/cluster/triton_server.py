@@ -119,11 +119,11 @@ class TritonServer:
             process.wait()
 
     def pause(self) -> None:
-        """SIGSTOP to Triton and its models."""
+        """SIGSTOP to Triton. Its models' processes go on: Triton would find them dead when it wakes first."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """SIGCONT to them."""
+        """SIGCONT to it."""
         self._signal(signal.SIGCONT)
 
     def restart(self) -> None:
@@ -144,7 +144,7 @@ class TritonServer:
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None
-        os.killpg(self._process.pid, number)
+        os.kill(self._process.pid, number)
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
