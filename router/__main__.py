@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry
 
+from router.aside import Aside
 from router.remote import connected
 from router.servicer import face
 from router.settings import DistributedSettings
@@ -21,8 +22,13 @@ async def router(settings: DistributedSettings, registry: CollectorRegistry) -> 
     services = connected(
         settings.generation, settings.verification, settings.difficulty, settings.aggregation
     )
-    async with started(settings, services, registry) as core:
-        yield [face(core)]
+    # Queries need the services until they have ended.
+    aside = Aside(registry)
+    try:
+        async with started(settings, services, registry, aside) as core:
+            yield [face(core)]
+    finally:
+        await aside.close()
 
 
 if __name__ == "__main__":

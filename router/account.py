@@ -60,9 +60,11 @@ class Account(Allowance):
         entry: Entry,
         standings: Sequence[Standing] = (),
         most: float = math.inf,
+        deadline: float = math.inf,
     ) -> None:
         """`own`: the caller's limit; `standings`: of the budgets that pay for the query; `most`: FLOPs that
-        it may have of them, as long as those pay for anything."""
+        it may have of them, as long as those pay for anything; `deadline`: in the event loop's time, after
+        which nobody waits for the ledger."""
         super().__init__(replace(own, flops=min(own.flops, most)))
         self.entry = entry
         self._own = own
@@ -71,6 +73,9 @@ class Account(Allowance):
         self._budgets: Sequence[Budget] = [standing.budget for standing in standings]
         self._held: Cost | None = None
         """What the ledger has reserved for the round that runs."""
+        self._deadline = deadline
+        self._writing: asyncio.Task[None] | None = None
+        """What is being written down, or was last."""
         self._estimate: Sequence[Usage] = ()
         """What is not charged yet of what it cost before its first round."""
 
@@ -112,39 +117,67 @@ class Account(Allowance):
 
     @property
     def holds(self) -> bool:
-        """Whether a round is reserved."""
+        """Whether a round is reserved, or may be."""
         return self._held is not None
 
     async def hold(self, round: Round, worst: Cost) -> None:
         """Reserve a round in the ledger, or more of the same one: `worst` is what it may cost at most in all.
 
-        Raises Short where a budget has no room for it any more: what is left is known then.
+        Raises Short where a budget has no room for it any more: what is left is known then. Unavailable where
+        the ledger does not answer in time; whether the round is reserved is not known then.
         """
-        await _surely(self._hold(round, worst))
+        if not await self._write(self._hold(round, worst)):
+            raise Unavailable("the ledger has not answered before the query's deadline")
 
     async def charge(self, round: Round, charges: Sequence[Usage], candidates: Sequence[Candidate]) -> None:
-        """The round that is reserved is over: it has cost and brought this."""
-        await _surely(self._charge(round, charges, candidates))
+        """The reserved round is over: it has cost and brought this. Waits no longer than the deadline."""
+        await self._write(self._charge(round, charges, candidates))
 
     async def close(self, outcome: str, result: SolveResponse | None) -> None:
-        """The query has ended, as the metrics call it."""
-        await _surely(self._close(outcome, result))
+        """The query has ended, as the metrics call it; its caller waits no more."""
+        self._deadline = math.inf
+        await self._write(self._close(outcome, result))
+
+    async def _write(self, write: Coroutine[Any, Any, None]) -> bool:
+        """Have it written down after what was before, whatever becomes of the caller: else what is reserved
+        would stay so. Whether that is done before the deadline."""
+        before = self._writing
+
+        async def in_turn() -> None:
+            if before:
+                await asyncio.wait({before})
+            await write
+
+        writing = self._writing = asyncio.create_task(in_turn(), name="account")
+        writing.add_done_callback(lambda task: task.cancelled() or task.exception())
+        try:
+            async with asyncio.timeout_at(self._deadline if math.isfinite(self._deadline) else None):
+                await asyncio.shield(writing)
+        except TimeoutError:
+            return False
+        except asyncio.CancelledError:
+            await asyncio.wait({writing})
+            raise
+        return True
 
     async def _hold(self, round: Round, worst: Cost) -> None:
-        entry = self.entry
+        entry, held = self.entry, self._held
         await self._charge_estimate()
+        # From now on it may be reserved.
+        self._held = worst
         try:
             told = await self._ledger.reserve(
                 entry.query_id, entry.router, round.index, round, worst, self._paying(round)
             )
         except Short as short:
+            self._held = held
             self._take([short.standing])
             raise
         except TakenOver:
+            self._held = held
             raise Unavailable(
                 "another router has taken the query over: ask again with the same request_id"
             ) from None
-        self._held = worst
         self._take(told)
 
     async def _charge(self, round: Round, charges: Sequence[Usage], candidates: Sequence[Candidate]) -> None:
@@ -207,18 +240,6 @@ class Account(Allowance):
             return min(shares, default=1.0)
 
         return min(self._standings, key=share_left)
-
-
-async def _surely(write: Coroutine[Any, Any, None]) -> None:
-    """Have it written to its end, whatever becomes of the caller: else what is reserved would stay so."""
-    writing = asyncio.ensure_future(write)
-    try:
-        await asyncio.shield(writing)
-    except asyncio.CancelledError:
-        await asyncio.wait({writing})
-        if not writing.cancelled():
-            writing.exception()
-        raise
 
 
 def _priced(budget: Budget) -> bool:

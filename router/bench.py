@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -57,16 +58,22 @@ class RoundBench:
         streamed: bool,
         abort_seconds: float,
         hold: Callable[[Cost], Awaitable[None]] | None = None,
+        again: Sequence[int] = (),
+        retry: Callable[[Unavailable], bool] = lambda error: False,
     ) -> None:
         """What it costs at most is set aside of the allowance, until `settle` takes what it did cost.
 
         `hold`: is told what it may cost at most in all, before more than at first is bought; raises Short
-        where that is not there.
+        where that is not there. `again`: numbers of samples that did not come when they were bought first:
+        they come before those from `first_sample` on. `retry`: whether a part of a chain that failed is to be
+        asked for again.
         """
         self._query = query
         self._action = action
         self.next_sample = first_sample
         """Number of the next one, among the model's."""
+        self._again = list(again)
+        self._retry = retry
         self._stages = stages
         self.meter = meter
         self._allowance = allowance
@@ -98,6 +105,8 @@ class RoundBench:
         """Seconds spent waiting for models and verifiers."""
         self.missing = ""
         """Why samples have no scores, where verification has become unavailable."""
+        self.failure: Unavailable | None = None
+        """What the model's backend has failed with last."""
         self.late: asyncio.Task[None] | None = None
         """Scores that nobody waits for any more. It ends within `abort_seconds`, and bills what has come."""
         self._scored = False
@@ -111,7 +120,8 @@ class RoundBench:
         Ends at the query's deadline. However it ends, samples that still run are aborted, and their bill
         is waited for.
         """
-        start = self._start([Branch(samples=self._action.samples)], self._action.max_tokens)
+        count = self._action.samples
+        start = self._start([Branch(samples=count)], self._action.max_tokens, self._numbers(count))
         start.stream_text = stream_text and self._streamed
         async with aclosing(self._play(start)) as items:
             async for item in items:
@@ -171,14 +181,51 @@ class RoundBench:
     ) -> list[Sample]:
         """Samples of these branches, of at most `limit` tokens each, after up to `before` tokens.
 
-        What they cost at most is set aside beyond what is; none where it is not there.
+        Where the model's backend fails, those that have come are kept, and the others are asked for again.
+        """
+        samples, numbers = list[Sample](), list[int]()
+        places = [place for place, branch in enumerate(branches) for _ in range(branch.samples)]
+        asked, lacking = branches, places
+        while True:
+            came = list[Sample]()
+            try:
+                await self._try(asked, before, limit, numbers, came, one_step=one_step)
+            except Unavailable as error:
+                there = {number_of(one) for one in came}
+                left = [pair for pair in zip(lacking, numbers, strict=False) if pair[1] not in there]
+                if error is not self.failure or (left and not self._retry(error)):
+                    raise
+            else:
+                left = []
+            for one in came:
+                one.branch = list(dict.fromkeys(lacking))[one.branch]
+            samples += came
+            if not left:
+                return samples
+            lacking, numbers = [place for place, _ in left], [number for _, number in left]
+            asked = [_narrowed(branches[place], count) for place, count in Counter(lacking).items()]
+
+    async def _try(
+        self,
+        branches: Sequence[Branch],
+        before: int,
+        limit: int,
+        numbers: list[int],
+        samples: list[Sample],
+        *,
+        one_step: bool,
+    ) -> None:
+        """As `_buy`, once; what comes is put into `samples`.
+
+        What they cost at most is set aside beyond what is; none where it is not there. `numbers` are those
+        of the samples; the next ones are put there where it is empty.
         """
         action, count = self._action, sum(branch.samples for branch in branches)
         prompt = self._prompt + before
         left = self.worst - self.spent + self._allowance.left
         room = cost.longest(action.model, count, prompt, limit, left, action.verifier)
         if room < 1 or sum(branch.ByteSize() for branch in branches) > MOST_BYTES:
-            return []
+            return
         # What is before them is read again, and so it is for their scores.
         most = self.spent + cost.samples(action.model, count, prompt, room, action.verifier)
         more = most.beyond(self.worst)
@@ -191,10 +238,11 @@ class RoundBench:
             # Other queries have it.
             self.worst -= more
             self._allowance.settle(more, Cost())
-            return []
-        start = self._start(branches, room)
+            return
+        numbers += [] if numbers else self._numbers(count)
+        start = self._start(branches, room, numbers)
         start.sampling.one_step = one_step
-        samples, begun = list[Sample](), self.spent.flops > 0
+        begun = self.spent.flops > 0
         try:
             async with aclosing(self._play(start)) as items:
                 async for item in items:
@@ -205,7 +253,6 @@ class RoundBench:
             # said of them, have become too long: there is no more of them.
             if not begun:
                 raise
-        return samples
 
     def settle(self) -> None:
         """The round is over: what it has spent is spent, and the rest of what was set aside is free."""
@@ -217,16 +264,24 @@ class RoundBench:
         measured = self._tokens * self._action.arm.seconds_per_token
         return self._seconds / measured if measured > 0 else 0.0
 
-    def _start(self, branches: Sequence[Branch], max_tokens: int) -> StartRound:
-        """What generation is asked for; samples are counted on from those of the round before."""
-        action, first = self._action, self.next_sample
-        self.next_sample += sum(branch.samples for branch in branches)
+    def _numbers(self, count: int) -> list[int]:
+        """Numbers for so many samples: those that are asked for again, then the next ones."""
+        again, self._again = self._again[:count], self._again[count:]
+        first = self.next_sample
+        self.next_sample += count - len(again)
+        return [*again, *range(first, self.next_sample)]
+
+    def _start(self, branches: Sequence[Branch], max_tokens: int, numbers: Sequence[int]) -> StartRound:
+        """What generation is asked for."""
+        action, first = self._action, numbers[0]
+        follow = list(numbers) == list(range(first, first + len(numbers)))
         return StartRound(
             query_id=self._query.query_id,
             model=action.model.name,
             messages=self._messages,
             branches=branches,
             first_sample=first,
+            indices=() if follow else numbers,
             sampling=Sampling(temperature=action.temperature, max_tokens=max_tokens, seed=self._query.seed),
         )
 
@@ -268,6 +323,8 @@ class RoundBench:
                 round.exception()  # Raised below, where the caller is still there.
             self.spent += self.meter.generation(self._action.model, self._action.strategy, told.usage)
         if round.done():
+            failed = round.exception()
+            self.failure = failed if isinstance(failed, Unavailable) else None
             round.result()
 
     async def _round(
@@ -300,13 +357,15 @@ class RoundBench:
         """What is billed of a sample where the round never tells its usage; and how long it took."""
         usage = told.usage
         usage.samples += 1
+        context = attended(1, sample.tokens, self._action.model.shape.window)
         if sample.finish_reason == FINISH_REASON_ABORTED:
             usage.aborted_tokens += sample.tokens
+            usage.aborted_context_tokens += context
         else:
             self._seconds += seconds * told.paced
             self._tokens += sample.tokens * told.paced
             usage.completion_tokens += sample.tokens
-        usage.context_tokens += attended(1, sample.tokens, self._action.model.shape.window)
+        usage.context_tokens += context
 
     async def score(self, samples: Sequence[Sample]) -> Sequence[ChainScore]:
         """Scores of the samples' steps, in order.
@@ -391,6 +450,21 @@ def joined(chain: Sample, step: Sample, branch: int) -> Sample:
         logprob=None if None in logprobs else math.fsum(one or 0.0 for one in logprobs),
         steps=[*chain.steps, *steps],
     )
+
+
+def number_of(sample: Sample) -> int:
+    """Its number among its model's samples."""
+    return int(sample.id.rpartition("/")[2])
+
+
+def _narrowed(branch: Branch, samples: int) -> Branch:
+    """The branch with so many samples."""
+    if branch.samples == samples:
+        return branch
+    fewer = Branch()
+    fewer.CopyFrom(branch)
+    fewer.samples = samples
+    return fewer
 
 
 def _logprob(of: Sample | Step) -> float | None:

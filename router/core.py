@@ -23,13 +23,15 @@ from router import account, frontier
 from router.account import Account
 from router.accounts import bill_asked, bill_message, query_message, standing_message
 from router.admission import Admission
+from router.breakers import Breakers, State
 from router.catalog import Catalog, describe
 from router.feedback import Feedback
+from router.guarded import guarded
 from router.ledger import Entry, Ledger
 from router.ledger.journal import Journal
 from router.ledger.sql import open_ledger
 from router.limits import Limits
-from router.metrics import Metrics
+from router.metrics import Metrics, failure
 from router.once import Once
 from router.opening import Opening
 from router.pace import Pace
@@ -41,7 +43,7 @@ from router.query import Bounds, Query, admit
 from router.settings import RouterSettings
 from router.shadow import Shadow
 from router.solve import Life
-from router.stages import Stages
+from router.stages import Aggregation, Stages
 from router.strategies import STRATEGIES
 from router.tenants import Tenant, Tenants
 from router.truths import SqliteTruths
@@ -68,25 +70,39 @@ class Router:
         profile: Profile | InForce,
         registry: CollectorRegistry,
         tenants: Tenants | None = None,
+        aside: Aggregation | None = None,
     ) -> None:
-        """`tenants`: who may ask; None: everybody, as the settings say."""
+        """`tenants`: who may ask; None: everybody, as the settings say. `aside` counts votes where
+        aggregation is down; None: it is in this process."""
         # A decision is many small products of matrices: threads that wait for each other make it slower.
         threadpool_limits(1, user_api="blas")
         self._settings = settings
-        self._stages = stages
-        self._metrics = Metrics(registry)
+        self._metrics = Metrics(registry, settings.core_flops)
+        self._breakers = Breakers(settings.terms, self._hear)
+        self._stages = guarded(
+            stages,
+            self._breakers,
+            stage_seconds=settings.stage_seconds,
+            score_seconds=settings.score_seconds,
+            aside=aside,
+            fell_back=self._metrics.pools.fallback,
+        )
         self._known: Catalog | None = None
         self._planners: dict[Loaded, Planner] = {}
         self._changed = asyncio.Event()
         self._in_force = profile if isinstance(profile, InForce) else InForce(Loaded(profile))
         self._take(self._in_force)
         self._pace = Pace()
-        self._shadow = Shadow(self._metrics, settings.shadow_waiting)
+        self._metrics.pools.follow(self._pace)
+        self._shadow = Shadow(self._metrics.profiles, settings.shadow_waiting)
         self._id = uuid.uuid4().hex
-        self._tenants = tenants or Tenants.open(settings.budget_flops, settings.budget_window_seconds)
         self._limits = Limits()
         self._admission = Admission(settings.max_running, settings.max_waiting, settings.max_wait_seconds)
-        self._ledger = Journal(self._open_ledger(), go_on=settings.ledger_down == "go_on")
+        self._tenants = tenants or Tenants.open(settings.budget_flops, settings.budget_window_seconds)
+        self.admit(self._tenants)
+        self._ledger = Journal(
+            self._open_ledger(), self._metrics.ledger, go_on=settings.ledger_down == "go_on"
+        )
         self._once = Once(self._ledger, self._id)
         self._queries = Queries(settings.rejoin_seconds)
         self._bounds = Bounds(
@@ -99,7 +115,8 @@ class Router:
         self._feedback: Feedback | None = None
         if settings.feedback:
             truths = SqliteTruths(settings.feedback, settings.kept_feedback_days)
-            self._feedback = Feedback(settings, truths, stages.aggregation, self._metrics)
+            aggregation = self._stages.aggregation
+            self._feedback = Feedback(settings, truths, aggregation, self._metrics.profiles)
         if settings.pin_model:
             log.warning("nothing is planned", pin_model=settings.pin_model, pin_samples=settings.pin_samples)
 
@@ -137,29 +154,32 @@ class Router:
         self, request: pb.SolveRequest, who: Tenant, deadline: float, streamed: bool, running: Running
     ) -> AsyncGenerator[pb.StreamSolveResponse, None]:
         """Admit a query, and solve it: unless an earlier call with its request id does, or has."""
-        life = await self._life(request, deadline, who, streamed=streamed)
-        begun = False
-        if request.request_id:
-            # Who only comes back needs no place.
-            async with aclosing(self._once.begin(life, request, deadline)) as events:
-                async for event in events:
-                    yield event
-                    if event.HasField("final"):
-                        return
-            begun = True
+        life, written = None, False
         try:
+            life = await self._life(request, deadline, who, streamed=streamed)
+            if request.request_id:
+                # Who only comes back needs no place.
+                async with aclosing(self._once.begin(life, request, deadline)) as events:
+                    async for event in events:
+                        yield event
+                        if event.HasField("final"):
+                            return
+                written = True
             with self._limits.hold(who):
                 async with self._admission.place(who.rank, life.query.deadline):
-                    if not begun:
+                    if not written:
                         await self._ledger.begin(life.account.entry)
-                        begun = True
+                        written = True
                     running.life = life
                     async with aclosing(life.solve()) as events:
                         async for event in events:
                             yield event
-        finally:
-            if begun and not life.began:
-                await life.account.close("shed", None)
+        except BaseException as error:
+            if life is None or not life.began:
+                self._metrics.refused(failure(error), who.tier)
+                if life and written:
+                    await life.account.close(failure(error), None)
+            raise
 
     async def plan(
         self, request: pb.SolveRequest, seconds: float = math.inf, tenant: str = ""
@@ -261,6 +281,10 @@ class Router:
             raise FailedPrecondition("the query still runs: give feedback to it when it has a result")
         raise FailedPrecondition("the query was not recorded when it ended: the router's log says why")
 
+    async def end(self) -> None:
+        """Cancel the queries that run: their callers are told to ask again, and what they took is counted."""
+        await self._queries.close()
+
     @asynccontextmanager
     async def living(self) -> AsyncIterator[None]:
         """Tell the ledger that this router lives, while the context lasts; in the end cancel what runs."""
@@ -307,10 +331,14 @@ class Router:
     def admit(self, tenants: Tenants) -> None:
         """These may ask, from the next query on."""
         known, self._tenants = self._tenants.faults, tenants
+        self._metrics.ledger.configured(tenants.budgets)
+        for rank, tier in enumerate(tenants.tiers):
+            self._metrics.waiting(tier, partial(lambda rank: self._admission.waiting[rank], rank))
         for fault in tenants.faults:
             if fault not in known:
                 log.error("the tenants' file is not used", reason=fault)
-        log.info("tenants", named=len(tenants.named), budgets=len(tenants.budgets))
+        if tenants.named:
+            log.info("tenants in force", tenants=len(tenants.named), budgets=len(tenants.budgets))
 
     async def check(self, strict: bool) -> None:
         """See that settings fit the models.
@@ -341,14 +369,19 @@ class Router:
 
     async def catalog(self, verifier: str = "") -> Catalog:
         """What the services offer: asked for once they answer, and again for a verifier that is not among it,
-        since one that could not be described is left out."""
-        if self._known is None or (verifier and verifier not in self._known.verifiers):
+        since one that could not be described is left out; and as long as nobody knows which there are."""
+        known = self._known
+        if known is None or known.unverified or (verifier and verifier not in known.verifiers):
             catalog = await describe(self._stages)
-            first, self._known = self._known is None, catalog
-            self._planners.clear()
-            if first:
+            if catalog != known:
+                self._known = catalog
+                self._planners.clear()
+                for model in catalog.models:
+                    self._metrics.pools.pool(model)
+            if known is None:
                 self._meet(catalog)
-        return self._known
+            return catalog
+        return known
 
     async def _life(
         self, request: pb.SolveRequest, deadline: float, who: Tenant, *, streamed: bool = False
@@ -372,6 +405,7 @@ class Router:
             account=account,
             opening=Opening(request, planner, self._feedback, compare, who),
             pace=self._pace,
+            breakers=self._breakers,
             streamed=streamed,
             abort_seconds=settings.abort_seconds,
             give_up_below=settings.give_up_below,
@@ -394,10 +428,16 @@ class Router:
         said = request.effort or request.objective.WhichOneof("kind") or query.samples
         worth = None if said else account.worth(standings)
         if worth is None:
-            return query, Account(query.limit, self._ledger, entry, standings)
+            return query, Account(query.limit, self._ledger, entry, standings, deadline=query.deadline)
         query = replace(query, objective=replace(query.objective, worth=worth))
         most = account.share(standings, time.time())
-        return query, Account(query.limit, self._ledger, entry, standings, most)
+        return query, Account(query.limit, self._ledger, entry, standings, most, query.deadline)
+
+    def _hear(self, part: str, state: State) -> None:
+        """A part's breaker is in this state now."""
+        self._metrics.pools.breaker(part, state)
+        if state != "half_open":
+            log.warning("a part is down" if state == "open" else "a part is back", part=part)
 
     def _open_ledger(self) -> Ledger:
         """As the settings say; raises FailedPrecondition where it cannot be used, and Unavailable."""
@@ -445,7 +485,7 @@ class Router:
         self._in_force = found
         self._planners.clear()
         new = [fault for fault in found.faults if fault not in known_faults]
-        self._metrics.profiles(found, len(new))
+        self._metrics.profiles.in_force(found, len(new))
         for fault in new:
             log.error("a profile is not used", reason=fault)
         for role, loaded in found.roles.items():

@@ -25,7 +25,7 @@ from isoflop.v1.generation_pb2 import RoundUsage
 from isoflop.v1.verification_pb2 import ScoreResponse, Verifier
 from numpy.typing import NDArray
 
-from services.common.flops import attention, of_round
+from services.common.flops import attention, of_aborted, of_round
 
 Number = TypeVar("Number", float, NDArray[np.float64])
 """One, or one for each type of query."""
@@ -33,8 +33,10 @@ Number = TypeVar("Number", float, NDArray[np.float64])
 TEMPLATE_TOKENS = 64
 """Tokens that a chat template may add to a prompt, at most, where a worst case is reckoned."""
 
-SUMMED = [field.name for field in Usage.DESCRIPTOR.fields if field.name not in ("stage", "model", "strategy")]
-"""Fields of a line that add up."""
+AMOUNTS = tuple(
+    field.name for field in Usage.DESCRIPTOR.fields if field.name not in ("stage", "model", "strategy")
+)
+"""What is added up of a bill's lines."""
 
 FLOPS_A_STEP = 2.0
 """Of a verifier that computes no tokens: a division and an exponential."""
@@ -110,6 +112,12 @@ def sample(
         read = read - (read - verifier.context) * (read > verifier.context)
     more = _run(verifier.shape, verifier.price, read, verifier.completion_tokens + 0.0 * completion)
     return flops + more[0], money + more[1], tokens + more[2]
+
+
+def cached(model: Model, prompt: float) -> tuple[float, float]:
+    """FLOPs and money that a sample costs less where its prompt is in the engine's cache."""
+    flops, money, _ = sample(model, prompt, 0.0)
+    return flops, money - prompt * model.price.per_million_cached_tokens / 1e6
 
 
 def _run(
@@ -223,6 +231,8 @@ class Meter:
         line.rejected_tokens += usage.rejected_tokens
         line.draft_tokens += usage.draft_tokens
         line.flops_without_attention += without_attention
+        line.aborted_flops += of_aborted(model, usage)
+        line.aborted_money += usage.aborted_tokens * price.per_million_completion_tokens / 1e6
         return self._add(line, cost)
 
     def verification(self, verifier: Verifier, strategy: str, response: ScoreResponse) -> Cost:
@@ -254,10 +264,10 @@ class Meter:
         return self._add(line, Cost(flops=response.flops))
 
     def add(self, lines: Iterable[Usage]) -> None:
-        """Add lines of other bills."""
+        """Add the lines of another bill, in the same currency."""
         for other in lines:
             line = self._line(other.stage, other.model, other.strategy)
-            for name in SUMMED:
+            for name in AMOUNTS:
                 setattr(line, name, getattr(line, name) + getattr(other, name))
 
     @property

@@ -123,6 +123,8 @@ class Decision:
     """The best three others."""
     rejected: Sequence[Rejected] = ()
     """The same, with what speaks against each."""
+    cut_short: bool = False
+    """It stops for want of time, or of a model to ask, and not because more would not be worth its price."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from isoflop.v1.router_pb2 import (
 
 from router.decision import Decision
 from router.explore import Draw, draw
-from router.metrics import Metrics
+from router.metrics_profiles import ProfileMetrics
 from router.planner import Planner
 from router.settings import RouterSettings
 from router.shadow import First
@@ -64,7 +64,7 @@ class Feedback:
     """Draws first rounds, records what came, and takes the truth."""
 
     def __init__(
-        self, settings: RouterSettings, truths: Truths, aggregation: Aggregation, metrics: Metrics
+        self, settings: RouterSettings, truths: Truths, aggregation: Aggregation, metrics: ProfileMetrics
     ) -> None:
         self._settings = settings
         self._truths = truths

@@ -213,7 +213,7 @@ class Menu:
 
 
 def _options(query: Query, profile: Profile, catalog: Catalog, most: int) -> Iterator[Option]:
-    for model in _models(query, profile, catalog):
+    for model in models(query, profile, catalog):
         for strategy in query.strategies or ("single", "majority", "weighted"):
             single, verifies = strategy == "single", STRATEGIES[strategy].verifies
             if (query.samples > 1 and single) or not STRATEGIES[strategy].serves(model):
@@ -275,7 +275,7 @@ def _deep_options(model: Model, query: Query, profile: Profile, catalog: Catalog
         )
 
 
-def _models(query: Query, profile: Profile, catalog: Catalog) -> list[Model]:
+def models(query: Query, profile: Profile, catalog: Catalog) -> list[Model]:
     """Those that are named; else those that were measured; else all."""
     if query.models:
         return [model for model in catalog.models.values() if model.name in query.models]

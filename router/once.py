@@ -32,8 +32,8 @@ class Once:
         """Write down that a query begins, which is to be solved then: nothing is yielded.
 
         Where an earlier call with its request id began it, its events: of one that runs elsewhere as they
-        come, of one that has ended its result. Without a result at the end it is to be solved all the same: by
-        now the earlier one has failed, or its router has died, and the life goes on with what is left of it.
+        come, of one that has ended its result. Without a result at the end it is to be solved all the same:
+        the earlier one has failed, or its router has died, and the life goes on with what is left of it.
         `deadline`: of the caller, in the event loop's time. Raises InvalidArgument where that call asked for
         something else.
         """

@@ -103,8 +103,14 @@ class Outlook:
             if at != first and (action := self.action(*divmod(at, len(self.menu.horizons)))):
                 yield action
 
-    def action(self, row: int, column: int) -> Action | None:
-        """The action, or None where it does not fit the budget."""
+    @property
+    def any_fits(self) -> bool:
+        """Whether anything can be bought."""
+        return any(self._fit(*at) for at in np.argwhere(self.open).tolist())
+
+    def _fit(self, row: int, column: int) -> tuple[int, int, Cost] | None:
+        """Samples to be bought at once, most tokens of each, and what the whole horizon is expected to cost;
+        None where it does not fit the budget."""
         option, horizon = self.menu.options[row], int(self.menu.horizons[column])
         whole = self.query.samples or option.blind
         samples = horizon if whole else min(horizon, self.round_samples)
@@ -119,12 +125,20 @@ class Outlook:
         # What makes chains in parts costs more than what it reserves at first.
         if max_tokens < max(1.0, wanted) or (option.deep and not price.within(self.state.left)):
             return None
+        return samples, max_tokens, price
+
+    def action(self, row: int, column: int) -> Action | None:
+        """The action, or None where it does not fit the budget."""
+        fit = self._fit(row, column)
+        if fit is None:
+            return None
+        option, (samples, max_tokens, price) = self.menu.options[row], fit
         return Action(
             model=option.model,
             arm=option.arm,
             strategy=option.strategy,
             samples=samples,
-            horizon=horizon,
+            horizon=int(self.menu.horizons[column]),
             max_tokens=max_tokens,
             accuracy=float(self.accuracy[row, column]),
             cost=price,
@@ -135,7 +149,7 @@ class Outlook:
             verified=option.verified,
             search=option.search_for(samples),
             deep=option.deep,
-            tokens=float(self.menu.completion[row] @ belief),
+            tokens=float(self.menu.completion[row] @ self.state.posterior.difficulty),
         )
 
     def room(self, row: int, samples: int) -> int:

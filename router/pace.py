@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-HALF_LIFE = 60.0
+HALF_LIFE = 30.0
 """Seconds after which an observation counts half as much."""
+
+STEP = math.log(4)
+"""So far, in log ratios, an observation counts from what is known: samples that ran while a process stood
+still are no sign of how long others will take, and a load that lasts is learnt all the same."""
 
 
 @dataclass
@@ -20,7 +24,9 @@ class Pace:
         """A sample took `ratio` times as long a token as was measured; `now` in seconds of any clock."""
         if math.isfinite(ratio) and ratio > 0:
             weight, total = self._faded(model, now)
-            self._seen[model] = weight + 1.0, total + math.log(ratio), now
+            known = total / (1.0 + weight)
+            seen = min(max(math.log(ratio), known - STEP), known + STEP)
+            self._seen[model] = weight + 1.0, total + seen, now
 
     def at(self, now: float) -> dict[str, float]:
         """By model that was observed: how many times as long a sample takes; with time it comes back to 1."""

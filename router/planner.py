@@ -27,7 +27,7 @@ from router.cost import Cost
 from router.decision import UNLIMITED, Action, Decision, Later, State
 from router.lengths import Array
 from router.lookahead import best_probe
-from router.menu import Menu
+from router.menu import Menu, models
 from router.outlook import HEADROOM, Outlook
 from router.profile import MOST_VOTES, SAMPLES_WORTH, Profile
 from router.prompt import prompt_bound
@@ -43,6 +43,15 @@ PROBED = 3
 
 KEPT = 256
 """Menus, and first decisions, that are kept for queries that are alike."""
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A fixed plan for a query."""
+
+    samples: int
+    cost: Cost
+    """Expected."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ class Planner:
         actions = outlook.actions(value)
         best = next(actions, None)
         if best is None:
-            return Decision(None, self._nothing_fits(outlook))
+            return self._nothing_fits(outlook)
         if target is None and state.spent >= worth:
             # Where two answers stay level each further round looks worth its price, and none ever is.
             return Decision(None, f"{_si(state.spent)}FLOP spent: no less than a right answer is worth")
@@ -113,12 +122,20 @@ class Planner:
 
     def outlook(self, query: Query, state: State) -> Outlook:
         """All that can be bought."""
+        return Outlook(query, state, self.menu(query), self.round_samples)
+
+    def menu(self, query: Query) -> Menu:
+        """What there is, whatever is known of the query; kept for queries that are alike."""
         key = _key(query)
         menu = self._menus.get(key)
         if menu is None:
             menu = Menu.of(query, self.profile, self.catalog, self.max_samples)
             _keep(self._menus, key, menu)
-        return Outlook(query, state, menu, self.round_samples)
+        return menu
+
+    def models(self, query: Query) -> tuple[str, ...]:
+        """Names of the models that a query may be given."""
+        return tuple(model.name for model in models(query, self.profile, self.catalog))
 
     def offers(self, query: Query, state: State) -> Iterator[Action]:
         """Actions that the filters, the backends, the budget and the deadline leave, the cheapest first."""
@@ -158,6 +175,29 @@ class Planner:
         row, column = divmod(int(value.argmax()), value.shape[1])
         return float(outlook.menu.flops[row] @ state.posterior.difficulty * outlook.menu.horizons[column])
 
+    def baseline(self, query: Query, difficulty: Array) -> Fixed | None:
+        """What the profile's fixed plan for the query's effort is expected to cost on it.
+
+        `difficulty` is what is believed of its type, shape (D,), when it has ended. Its prompt is counted
+        once, as if it were cached from then on. Over queries like those of calibration the sum is right. None
+        where the query asks for more than an effort, the profile has no such plan, or the catalogue lacks its
+        model.
+        """
+        plan = self.profile.baselines.get(query.objective.effort)
+        if plan is None or not _is_free(query):
+            return None
+        menu = self.menu(query)
+        for row, option in enumerate(menu.options):
+            verifier = option.verifier.name if option.verifier else ""
+            its = option.model.name, option.temperature, verifier
+            if option.search is None and its == (plan.model, plan.temperature, plan.verifier):
+                prompt = query.prompt_bytes * option.arm.prompt_tokens_per_byte
+                once = Cost(*(float(one[row] @ difficulty) for one in (menu.flops, menu.money, menu.tokens)))
+                again = Cost(*cost.cached(option.model, prompt), prompt).times(plan.samples - 1)
+                right = plan.flops / (plan.expected_flops or plan.flops)
+                return Fixed(plan.samples, (once.times(plan.samples) - again).times(right))
+        return None
+
     def worth(self, outlook: Outlook) -> float:
         """FLOPs that a right answer is worth to this query.
 
@@ -191,24 +231,43 @@ class Planner:
         return replace(action, probe=True, max_tokens=probe.cap, cost=price), probe.worth
 
     def _fixed(self, outlook: Outlook) -> Decision:
-        """The caller's own plan: all samples at once, of the model that is worth most."""
-        query = outlook.query
-        if sum(outlook.state.bought.values()):
+        """The caller's own plan: all samples at once, of the model that is worth most; and what of them did
+        not come, once more. What a search has brought before it failed is what there is of it."""
+        query, bought = outlook.query, sum(outlook.state.bought.values())
+        if bought >= query.samples or (bought and query.search):
             return Decision(None, f"the {query.samples} samples that were asked for have been bought")
         strategies = query.strategies or (("majority",) if query.samples > 1 else ("single",))
         strategy = next(name for name in strategies if name != "single" or query.samples == 1)
-        if query.strategies != (strategy,):
-            outlook = self.outlook(replace(query, strategies=(strategy,)), outlook.state)
+        if bought or query.strategies != (strategy,):
+            query = replace(query, strategies=(strategy,), samples=query.samples - bought)
+            outlook = self.outlook(query, outlook.state)
         best = next(outlook.actions(outlook.accuracy * self.worth(outlook) - outlook.flops), None)
         if best is None:
-            return Decision(None, self._nothing_fits(outlook))
+            return self._nothing_fits(outlook)
         return Decision(best, f"{best.name}: the caller's own plan")
 
-    def _nothing_fits(self, outlook: Outlook) -> str:
-        """Why there is no offer. Raises where nothing has been spent yet."""
+    def check(self, query: Query, state: State) -> None:
+        """Raises as `decide` does where no action fits, before anything was spent: however easy it may be."""
+        outlook = self.outlook(query, state)
+        if outlook.menu.options and state.left == UNLIMITED and math.isinf(state.seconds):
+            return
+        if not outlook.any_fits and not any(
+            replace(outlook, state=replace(state, posterior=update(belief, NO_VOTES))).any_fits
+            for belief in self.profile.certain
+        ):
+            self._nothing_fits(outlook)
+
+    def _nothing_fits(self, outlook: Outlook) -> Decision:
+        """To stop, and why there is no offer. Raises where nothing has been bought yet."""
         query, state = outlook.query, outlook.state
         if state.bought:
-            return "no further round fits in what is left of the budget and the time"
+            late = (
+                math.isfinite(state.seconds)
+                and replace(outlook, state=replace(state, seconds=math.inf)).any_fits
+            )
+            if late:
+                return Decision(None, "no further round fits in the time that is left", cut_short=True)
+            return Decision(None, "no further round fits in what is left of the budget")
         offers = list(self.offers(query, replace(state, left=UNLIMITED, seconds=math.inf)))
         if not offers:
             raise FailedPrecondition(
@@ -236,6 +295,22 @@ class Planner:
             math.ceil(max(1.0, offer.tokens * HEADROOM)) + 1,
             offer.verifier,
         )
+
+
+def _is_free(query: Query) -> bool:
+    """Whether it says nothing of how it is to be answered but an effort."""
+    asked = (
+        query.models or query.strategies or query.samples or query.max_tokens or query.temperature is not None
+    )
+    objective = query.objective
+    return not (
+        asked
+        or query.verifier
+        or query.scoring
+        or objective.worth is not None
+        or objective.target is not None
+        or query.limit != UNLIMITED
+    )
 
 
 def _key(query: Query) -> object:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from isoflop.v1.common_pb2 import Model
@@ -165,6 +165,48 @@ class DeepRecord(BaseModel):
     """Measured accuracy of a vote of n of its chains, by n; none: it is bought once."""
 
 
+class BaselineRecord(BaseModel):
+    """The fixed plan that the planner is compared with at one effort: so many samples of one model.
+
+    It is the cheapest that is at least as often right as the planner was on the same calibration queries;
+    where none is, the one that is most often right. Means over these queries; prompts are counted once a
+    query and model. `training.baselines` measures both.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    model: str
+    """The model's name."""
+    temperature: float = Field(ge=0)
+    """Of its samples; it has an arm at that."""
+    strategy: Literal["single", "majority", "weighted"]
+    """The strategy's name."""
+    samples: int = Field(ge=1)
+    """Of each query."""
+    verifier: str = ""
+    """That weighs the samples; empty: none."""
+    accuracy: float = Field(ge=0, le=1)
+    """Share of queries that it is right on."""
+    flops: float = Field(gt=0)
+    """Of a query, scores included."""
+    expected_flops: float | None = Field(default=None, gt=0)
+    """What `Planner.baseline` reckons of it from curves and beliefs, in the mean over the same queries: of
+    others it is set right by the ratio. None: it was not measured."""
+    money: float = Field(default=0.0, ge=0)
+    """Likewise, in the catalogue's currency."""
+    policy_accuracy: float = Field(ge=0, le=1)
+    """That of the planner, on curves that were fitted without the query."""
+    policy_flops: float = Field(ge=0)
+    """Likewise; without the estimate of difficulty and the router's own work."""
+    queries: int = Field(ge=1)
+    """That both were measured on."""
+
+    @property
+    def reaches(self) -> bool:
+        """Whether it is at least as often right as the planner."""
+        return self.accuracy >= self.policy_accuracy
+
+
 class ProfileRecord(BaseModel):
     """A profile as the file has it."""
 
@@ -186,6 +228,8 @@ class ProfileRecord(BaseModel):
     """FLOPs that a right answer is worth at effort low, medium, high, and `most`: as good as no limit."""
     scaling: list[ScalingRecord] = []
     """Scaling laws of models and strategies, over all queries and by bin of difficulty."""
+    baselines: dict[str, BaselineRecord] = {}
+    """Fixed plans to compare with, by effort; none: it was not measured."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ProfileRecord:
@@ -238,6 +282,18 @@ class ProfileRecord(BaseModel):
                 raise ValueError(f"{name}: votes are of one chain each, without scores")
             if one.model not in sampled:
                 raise ValueError(f"{name}: its model has no arm at a temperature")
+        arms = {(arm.model, arm.temperature) for arm in self.arms}
+        for effort, plan in self.baselines.items():
+            if effort not in self.efforts:
+                raise ValueError(f"baseline {effort}: there is no such effort")
+            if (plan.model, plan.temperature) not in arms:
+                raise ValueError(
+                    f"baseline {effort}: {plan.model} has no arm at temperature {plan.temperature:g}"
+                )
+            if (plan.strategy == "weighted") != bool(plan.verifier):
+                raise ValueError(
+                    f"baseline {effort}: a verifier goes with strategy weighted, and with no other"
+                )
         return self
 
 
@@ -380,6 +436,8 @@ class Profile:
     """Scaling laws, as calibration fitted them."""
     deep: tuple[Deep, ...] = ()
     """Strategies that make chains in parts."""
+    baselines: Mapping[str, BaselineRecord] = field(default_factory=dict)
+    """Fixed plans to compare with, by effort."""
 
     def belief(self, mean: float, sd: float) -> Array:
         """The belief over the types of queries that an estimate of difficulty leaves, shape (D,), sums to 1.
@@ -392,6 +450,11 @@ class Profile:
         likelier = 0.5 * np.minimum(self.grid**2, 9.0) - 0.5 * ((self.grid - mean) / min(sd, 1.0)) ** 2
         weight = self.prior * np.exp(likelier - likelier.max()) + 1e-12
         return np.asarray(weight / weight.sum())
+
+    @cached_property
+    def certain(self) -> Array:
+        """Shape (D, D): by type, the belief that a query is of it, as good as for sure."""
+        return np.asarray(np.eye(len(self.grid)) * (1 - 1e-9) + 1e-9 / len(self.grid))
 
     def bins(self, count: int) -> Array:
         """Share of each type in each of `count` bins of equally many queries: see `equal_bins`."""
@@ -482,6 +545,7 @@ def parse(data: Any) -> Profile:
         record.efforts,
         tuple(record.scaling),
         tuple(_deep(one, arms) for one in record.deep),
+        record.baselines,
     )
 
 

@@ -7,7 +7,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from router import profile_diff, profiles, replay
 from router.catalog import Catalog
-from router.profile import ProfileError
+from router.profile import BaselineRecord, ProfileError
 from router.profiles import REPLAYS, ROLLOUT, Loaded, Rollout
 from services.common import log
 from services.common.catalog import CatalogError
@@ -277,6 +277,7 @@ def _show(arguments: argparse.Namespace) -> int:
             "sha256": sha256,
             "efforts": loaded.profile.efforts,
             "arms": [asdict(arm) for arm in arms],
+            "baselines": {effort: plan.model_dump() for effort, plan in loaded.profile.baselines.items()},
         }
         print(json.dumps(facts, indent=2))
         return 0
@@ -285,7 +286,32 @@ def _show(arguments: argparse.Namespace) -> int:
     print("\n".join(_arms(arms)))
     worth = ", ".join(f"{name} {si(flops)}FLOPs" for name, flops in loaded.profile.efforts.items())
     print(f"\na right answer is worth: {worth}")
+    if loaded.profile.baselines:
+        print("\n".join(["", *_baselines(loaded.profile.baselines)]))
     return 0
+
+
+def _baselines(plans: Mapping[str, BaselineRecord]) -> list[str]:
+    """What the planner is compared with; where a plan is less often right, it is the best that there is."""
+    rows = [
+        (
+            effort,
+            plan_name(plan),
+            f"{plan.accuracy:.1%}",
+            f"{plan.policy_accuracy:.1%}",
+            si(plan.flops),
+            si(plan.policy_flops),
+        )
+        for effort, plan in plans.items()
+    ]
+    header = ("effort", "fixed plan", "right", "planner", "FLOPs", "planner")
+    return table("llrrrr", header, rows, PLAIN)
+
+
+def plan_name(plan: BaselineRecord) -> str:
+    """A fixed plan in words."""
+    name = f"{line(plan.model)} × {plan.strategy} × {plan.samples}"
+    return f"{name}, greedy" if plan.temperature == 0 else name
 
 
 def _arms(arms: Sequence[profile_diff.Curves]) -> list[str]:

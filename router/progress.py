@@ -41,6 +41,8 @@ class Progress:
         self.rounds: list[Round] = []
         self.bought: dict[str, int] = {}
         """Samples started, by model."""
+        self.lost: dict[str, list[int]] = {}
+        """Numbers of samples that were bought and did not come, by model: they are asked for again first."""
         self.numbered: dict[str, int] = {}
         """Samples that ran, by model: those of a search that it did not return, too."""
         self.deep: set[Arm] = set()
@@ -61,27 +63,47 @@ class Progress:
             explored=explored,
         )
 
+    def numbers(self, action: Action) -> tuple[list[int], int]:
+        """Numbers of its samples that are asked for again, and the first of the others, among the model's."""
+        lost = [] if action.search else self.lost.get(action.model.name, [])
+        return lost[: action.samples], self.numbered.get(action.model.name, 0)
+
     def begin(self, round: Round, action: Action) -> None:
         """A round begins: its samples are bought."""
         self.rounds.append(round)
-        name = action.model.name
+        name, (again, first) = action.model.name, self.numbers(action)
+        if again:
+            self.lost[name] = self.lost[name][len(again) :]
         self.bought[name] = self.bought.get(name, 0) + action.samples
-        self.numbered[name] = self.numbered.get(name, 0) + action.samples
+        self.numbered[name] = first + action.samples - len(again)
         if action.arm.greedy:
             self.greedy.add(name)
         if action.deep and action.deep.once:
             self.deep.add(action.arm)
 
-    def end(self, round: Round, action: Action, flops: float, numbered: int) -> None:
-        """A round has ended, and took so many FLOPs; what has not come of it was aborted.
+    def end(self, round: Round, action: Action, flops: float, numbered: int, lost: int = 0) -> None:
+        """A round has ended, and took so many FLOPs; what has not come of it and was not `lost` was aborted.
 
         But for a search: where its chains are the same, it has fewer. The model's next sample is number
         `numbered`.
         """
         self.numbered[action.model.name] = numbered
-        round.aborted = 0 if action.search else action.samples - round.completed
+        round.aborted = 0 if action.search else action.samples - round.completed - lost
         round.flops = flops
         round.confidence_after = self.confidence
+
+    def lose(self, action: Action, numbers: Sequence[int]) -> None:
+        """Samples that were bought did not come, as their backend failed: as if they were not bought."""
+        name = action.model.name
+        self.bought[name] -= len(numbers)
+        if not self.bought[name]:
+            del self.bought[name]
+        if action.arm.greedy:
+            self.greedy.discard(name)
+        if action.search:
+            self.deep.discard(action.arm)
+        else:
+            self.lost[name] = sorted([*self.lost.get(name, ()), *numbers])
 
     def unweigh(self) -> None:
         """Each sample so far has one vote, whatever its score."""

@@ -78,4 +78,5 @@ def face(core: Router) -> Face:
         RouterServicer(core),
         rpc.add_RouterServiceServicer_to_server,
         core.well,
+        core.end,
     )

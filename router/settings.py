@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from router.breakers import Terms
 from services.common.settings import MODELS, ServiceSettings
 
 
@@ -42,6 +43,18 @@ class RouterSettings(ServiceSettings):
     """So long before a call's deadline the best answer so far is returned."""
     abort_seconds: float = Field(default=10.0, gt=0)
     """How long an aborted round may take to tell its bill."""
+    core_flops: float = Field(default=5e9, ge=0, allow_inf_nan=False)
+    """FLOPs that a second of the router's own work counts as where it is compared with a fixed plan."""
+    stage_seconds: float = Field(default=2.0, gt=0)
+    """How long an estimate of difficulty or a count of votes may take; then that service is done without."""
+    score_seconds: float = Field(default=300.0, gt=0)
+    """How long the scores of one request may take; then samples have none."""
+    breaker_failures: int = Field(default=3, ge=1)
+    """Failures in a row after which a model, a verifier or a service is left alone for a while."""
+    breaker_longest_seconds: float = Field(default=4.0, gt=0)
+    """How long it is left alone, at most, before it is tried again."""
+    retry_share: float = Field(default=0.2, ge=0, le=1)
+    """Rounds that may be retries, as a share of all rounds of a model, beyond the first few."""
     budget_flops: float | None = Field(default=None, ge=1, allow_inf_nan=False)
     """FLOPs that all queries of a calendar window may take together; none: there is no budget."""
     budget_window_seconds: float = Field(default=86400.0, ge=1, allow_inf_nan=False)
@@ -107,6 +120,11 @@ class RouterSettings(ServiceSettings):
         if self.explore_share and self.feedback is None:
             raise ValueError("explore_share needs feedback: without it nothing is learnt")
         return self
+
+    @property
+    def terms(self) -> Terms:
+        """When breakers open."""
+        return Terms(self.breaker_failures, self.breaker_longest_seconds, self.retry_share)
 
 
 class DistributedSettings(RouterSettings):

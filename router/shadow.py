@@ -17,7 +17,7 @@ from isoflop.v1.difficulty_pb2 import Difficulty
 
 from router.belief import NO_VOTES, update
 from router.decision import Decision, State
-from router.metrics import Metrics
+from router.metrics_profiles import ProfileMetrics
 from router.planner import Planner
 from router.query import Query
 
@@ -37,7 +37,7 @@ class First:
 class Shadow:
     """Decides again."""
 
-    def __init__(self, metrics: Metrics, most_waiting: int) -> None:
+    def __init__(self, metrics: ProfileMetrics, most_waiting: int) -> None:
         self._metrics = metrics
         self._most = most_waiting
         self._waiting: deque[tuple[Planner, First]] = deque()

@@ -1,8 +1,9 @@
 """The life of a query, in six steps: admit, estimate, plan, act, update, finish.
 
-It begins admitted: see `router.admission`. What is none of the steps is elsewhere: `account` knows what a
-query may spend, and has it written down; `opening` who learns from its first decision; `bench` buys a round
-and bills it; `tally` counts votes, and `progress` keeps what has come.
+It begins admitted: see `router.core` and `router.query.admit`. What is none of the steps is elsewhere:
+`account` knows what a query may spend, and has it written down; `opening` who learns from its first decision;
+`buying` plays a round, and `bench` meters it; `recourse` knows which models may be asked; `tally` counts
+votes, and `progress` keeps what has come.
 """
 
 from __future__ import annotations
@@ -13,20 +14,17 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import KW_ONLY, dataclass, replace
-from functools import partial
 
 from isoflop.errors import Unavailable
 from isoflop.v1.aggregation_pb2 import SELECTION_SUM, AggregateRequest, AggregateResponse
-from isoflop.v1.common_pb2 import ANSWER_TYPE_PATTERN, TextDelta
+from isoflop.v1.common_pb2 import ANSWER_TYPE_PATTERN
 from isoflop.v1.difficulty_pb2 import Difficulty, EstimateRequest
 from isoflop.v1.difficulty_pb2 import Query as QueryMessage
 from isoflop.v1.router_pb2 import (
     STATUS_ABANDONED,
     STATUS_ANSWERED,
     STATUS_DEGRADED,
-    Growth,
     QueryStarted,
-    Round,
     RoundCandidates,
     SolveResponse,
     Stopped,
@@ -34,9 +32,12 @@ from isoflop.v1.router_pb2 import (
 from isoflop.v1.router_pb2 import StreamSolveResponse as Event
 
 from router.account import Account
-from router.bench import RoundBench, late_bills
+from router.bench import late_bills
+from router.breakers import Breakers
+from router.buying import Buying, told
 from router.cost import Cost, Meter
 from router.decision import Action, Decision, State
+from router.feedback import LATE_SECONDS
 from router.ledger import QueryKept, Short
 from router.metrics import Metrics, failure, outcome
 from router.opening import Opening
@@ -44,12 +45,18 @@ from router.pace import Pace
 from router.planner import Planner
 from router.progress import Progress
 from router.query import Query
+from router.recourse import Recourse
 from router.shadow import First
 from router.stages import Stages
 from router.strategies import STRATEGIES
-from router.strategies.scored import comes_to
-from router.strategies.strategy import Candidate, together
+from router.strategies.strategy import Candidate
 from router.tally import count
+
+UNKNOWN = Difficulty(mean=0.0, sd=1.0)
+"""Of a query that was not estimated: by the profile's prior."""
+
+UNSCORED = ("single", "majority")
+"""What the planner chooses among where samples cannot be scored."""
 
 
 @dataclass
@@ -68,6 +75,8 @@ class Life:
     """Who learns from its first decision."""
     pace: Pace
     """How long samples take now; that of all queries of a router."""
+    breakers: Breakers
+    """Which parts are down; those of all queries of a router."""
     streamed: bool
     """Somebody reads along: the text of a single sample is wanted as it comes, and each vote."""
     abort_seconds: float
@@ -76,16 +85,22 @@ class Life:
     """A query that stops with less confidence than this was abandoned."""
 
     def __post_init__(self) -> None:
+        self.began = 0.0
+        """When; 0: it has not."""
         self.difficulty = Difficulty()
         self.progress = Progress(self.planner.profile.prior)
         self.before = Meter(self.planner.catalog.currency)
         """What it cost before its first round here."""
-        self.benches: list[RoundBench] = []
-        self.uncharged: list[tuple[Round, RoundBench, list[Candidate]]] = []
-        """Rounds whose scores are late: they are charged at the query's end."""
+        self.bought: list[Buying] = []
         self.earlier: QueryKept | None = None
         """What another router did of it before it died."""
-        self.began = False
+        self.asked = self.query
+        """As the planner was asked last: without the models that are down."""
+        self.recourse = Recourse(self.breakers)
+        self.lacks: list[str] = []
+        """What was missing on the way, in words."""
+        self.unverified = ""
+        """Why the planner may not have samples scored."""
         self.halted = ""
         """Why nothing more can be bought."""
 
@@ -98,20 +113,18 @@ class Life:
 
     async def solve(self) -> AsyncGenerator[Event, None]:
         """What happens, as it happens; the last event is `final`. Closing it ends all that runs."""
-        begin, ended, final, self.began = time.perf_counter(), "cancelled", None, True
-        self.metrics.began()
+        self.began, ended, final = time.perf_counter(), "cancelled", None
+        self.metrics.began(self.account.entry.tier)
         try:
             await self.estimate()
             await self.resume()
             yield Event(started=QueryStarted(query_id=self.query.query_id, difficulty=self.difficulty))
-            decision = self.opening.draw(First(self.query, self.difficulty, *self.plan()))
+            planned = self.plan()
+            decision = self.opening.draw(First(self.asked, self.difficulty, *planned))
             while decision.action:
                 async with aclosing(self.act(decision.action, decision.reason)) as events:
-                    try:
-                        async for event in events:
-                            yield event
-                    except Short:
-                        pass  # Other queries have it; what is left is known now.
+                    async for event in events:
+                        yield event
                 _, decision = self.plan()
             final = self.finish(decision)
             await self.opening.record(final)
@@ -123,22 +136,36 @@ class Life:
             ended = failure(error)
             raise
         finally:
-            overhead = time.perf_counter() - begin - sum(bench.waited for bench in self.benches)
+            benches = [buying.bench for buying in self.bought]
+            overhead = time.perf_counter() - self.began - sum(bench.waited for bench in benches)
             try:
                 # The answer has gone out, and does not have them.
-                await late_bills(self.benches)
+                await late_bills(benches)
             finally:
                 await self.close(ended, overhead, final)
 
     async def estimate(self) -> None:
-        """A belief about the query's latent difficulty."""
-        response = await self.stages.difficulty.estimate(
-            EstimateRequest(queries=[QueryMessage(messages=self.query.messages)])
-        )
-        self.difficulty = response.difficulties[0]
-        if not self.earlier or not self.earlier.estimate:
-            cost = self.before.difficulty(response)
-            self.account.estimated(self.before.lines, cost)
+        """A belief about the query's latent difficulty; the profile's prior where none is to be had.
+
+        Raises as `plan` does where the query cannot be done, however easy it is, before that costs anything.
+        """
+        seconds, models = self.seconds, self.planner.models(self.query)
+        if models and not self.recourse.among(models):
+            raise self.recourse.error(models)
+        self.account.afford(lambda left: self.planner.check(self.query, self.state(left, seconds)))
+        request = EstimateRequest(queries=[QueryMessage(messages=self.query.messages)])
+        try:
+            async with asyncio.timeout_at(self.query.deadline if math.isfinite(seconds) else None):
+                response = await self.stages.difficulty.estimate(request)
+            self.difficulty = response.difficulties[0]
+            if not self.earlier or not self.earlier.estimate:
+                cost = self.before.difficulty(response)
+                self.account.estimated(self.before.lines, cost)
+        except (Unavailable, TimeoutError) as error:
+            self.metrics.pools.fallback("difficulty")
+            self.difficulty = UNKNOWN
+            why = str(error) or "there was no time for it"
+            self.lacks.append(f"its difficulty was not estimated: {why}")
         self.progress = Progress(self.planner.profile.belief(self.difficulty.mean, self.difficulty.sd))
         if self.query.format.type == ANSWER_TYPE_PATTERN:
             # A pattern that cannot be searched is refused before it costs.
@@ -152,7 +179,7 @@ class Life:
         for kept in self.earlier.rounds:
             self.before.add(kept.charges)
             action = self.planner.recall(self.query, kept.round.action)
-            if not kept.settled or action is None:
+            if not kept.settled or kept.unreconciled or action is None:
                 self.progress.rounds.append(kept.round)
                 continue
             self.progress.begin(kept.round, action)
@@ -162,18 +189,39 @@ class Life:
 
     def plan(self) -> tuple[State, Decision]:
         """All that is known so far; given that, the most worthwhile next round, or stop."""
-        seconds = self.query.deadline - asyncio.get_running_loop().time()
+        seconds, models = self.seconds, self.planner.models(self.query)
+        up = self.recourse.among(models)
+        self.asked = replace(self.query, models=tuple(up)) if 0 < len(up) < len(models) else self.query
 
         def plan(left: Cost) -> tuple[State, Decision]:
             state = self.state(left, seconds)
-            return state, self.planner.decide(self.query, state)
+            return state, self.planner.decide(self.asked, state)
 
         state, decision = self.account.afford(plan)
         if self.halted:
-            decision = Decision(None, self.halted)
+            return state, Decision(None, self.halted, cut_short=True)
+        if decision.action and not up:
+            error = self.recourse.error(models)
+            if not self.progress.clusters:
+                raise error
+            return state, Decision(
+                None, f"no model is left to ask: the best answer so far; {error}", cut_short=True
+            )
+        verifier = decision.action.verifier if decision.action else None
+        if verifier and not (self.query.strategies or self.progress.rounds):
+            down = self.recourse.refusal(verifier)
+            if down:
+                self.unverified = str(down)
+                self.query = replace(self.query, strategies=UNSCORED)
+                return self.plan()
         if self.query.pinned and decision.action:
             decision = replace(decision, reason=f"{decision.action.name}: pinned by the router's settings")
         return state, decision
+
+    @property
+    def seconds(self) -> float:
+        """Time left; infinite where there is no deadline."""
+        return self.query.deadline - asyncio.get_running_loop().time()
 
     def state(self, left: Cost, seconds: float) -> State:
         """All that is known, with so much money and time left."""
@@ -182,65 +230,41 @@ class Life:
 
     async def act(self, action: Action, reason: str) -> AsyncGenerator[Event, None]:
         """Reserve the round's worst case, buy it, settle it to what it really cost."""
-        query, progress = self.query, self.progress
-        round = progress.round(action, reason, explored=self.opening.explored and not progress.rounds)
-        came: list[Candidate] = []
-        bench = RoundBench(
-            query,
-            action,
-            progress.numbered.get(action.model.name, 0),
-            self.stages,
-            Meter(self.planner.catalog.currency),
-            self.account,
-            streamed=self.streamed,
-            abort_seconds=self.abort_seconds,
-            hold=partial(self.account.hold, round),
-        )
+        explored = self.opening.explored and not self.progress.rounds
+        buying = Buying(self, action, reason, explored=explored)
         try:
-            await self.account.hold(round, bench.worst)
-            progress.begin(round, action)
-            self.benches.append(bench)
-            yield Event(round=round)
-            async with aclosing(STRATEGIES[action.strategy].play(bench)) as batches:
-                # A fixed plan that nobody watches is tallied once, and so is what counts as one sample.
-                one = action.deep and action.deep.once
-                at_once = one or (query.samples and not self.streamed)
-                async for batch in together(batches) if at_once else batches:
-                    if isinstance(batch, TextDelta):
-                        yield Event(text=batch)
+            await buying.begin()
+            self.bought.append(buying)
+            yield Event(round=buying.round)
+            # A fixed plan that nobody watches is tallied once.
+            at_once = bool(self.query.samples and not self.streamed)
+            async with aclosing(buying.batches(at_once=at_once)) as batches:
+                async for batch in batches:
+                    if not isinstance(batch, list):
+                        yield told(batch)
                         continue
-                    if isinstance(batch, Growth):
-                        yield Event(growth=batch)
-                        continue
+                    if not self.progress.samples:
+                        self.metrics.first_sample(time.perf_counter() - self.began)
                     for candidate in batch:
                         yield Event(sample=candidate.sample)
                         if candidate.scores.id:
                             yield Event(scores=candidate.scores)
-                    if one:
-                        batch = [Candidate(comes_to(batch).sample)]
-                        if bench.missing:
-                            # Unscored it is worth no more than another sample.
-                            own = self.planner.profile.arm(action.model, False, action.temperature)
-                            action = replace(action, arm=own)
-                    came += batch
-                    await self.update(action, batch)
-                    yield Event(tally=progress.tally())
-                    round.completed += len(batch)
-                    if round.completed < action.samples and self.enough(action, round):
+                    votes = buying.votes(batch)
+                    await self.update(buying.action, votes)
+                    yield Event(tally=self.progress.tally())
+                    if buying.note(votes) and self.enough(buying):
                         break
+        except Short:
+            pass  # Other queries have what was left; what is left now is known.
         except Unavailable as error:
-            if bench in self.benches or not progress.rounds:
+            if buying.begun:
+                buying.failed(error)
+            elif not self.progress.rounds:
                 raise
-            self.halted = f"nothing more could be bought: {error}"
+            else:
+                self.halted = f"nothing more could be bought: {error}"
         finally:
-            bench.settle()
-            if bench in self.benches:
-                self.pace.observe(action.model.name, bench.slowness, time.monotonic())
-                progress.end(round, action, bench.spent.flops, bench.next_sample)
-            if bench.late:
-                self.uncharged.append((round, bench, came))
-            elif self.account.holds:
-                await self.account.charge(round, bench.meter.lines, came)
+            await buying.end()
 
     async def update(self, action: Action, candidates: list[Candidate]) -> None:
         """Tally the answers, update the belief."""
@@ -252,17 +276,26 @@ class Life:
             progress.unweigh()
             if not self.query.strategies:
                 # What the planner chooses is scored no more.
-                self.query = replace(self.query, strategies=("single", "majority"))
+                self.query = replace(self.query, strategies=UNSCORED)
         before = AggregateResponse(clusters=progress.clusters, stability=progress.stability)
-        tally, blanks = await count(self.stages.aggregation, self.query.format, selection, before, candidates)
+        latest = self.query.deadline + LATE_SECONDS
+        try:
+            async with asyncio.timeout_at(latest if math.isfinite(latest) else None):
+                tally, blanks = await count(
+                    self.stages.aggregation, self.query.format, selection, before, candidates
+                )
+        except TimeoutError:
+            self.lacks.append(f"{len(candidates)} samples were not counted before the deadline")
+            return
         progress.take(action, candidates, tally, blanks, by_scores=by_scores)
 
     @property
     def missing(self) -> str:
         """Why samples have no scores, where verification has become unavailable."""
-        return next((bench.missing for bench in self.benches if bench.missing), "")
+        missing = (buying.bench.missing for buying in self.bought)
+        return next((why for why in missing if why), self.unverified)
 
-    def enough(self, action: Action, round: Round) -> bool:
+    def enough(self, buying: Buying) -> bool:
         """Whether what still runs of the round is not worth its price any more.
 
         That is asked as if it were still to be bought: what it has reserved and been counted for is free
@@ -270,18 +303,20 @@ class Life:
         """
         if self.query.samples:
             return False
-        state = self.state(self.account.unspent, math.inf)
-        runs = action.samples - round.completed
-        had = {**state.bought, action.model.name: state.bought[action.model.name] - runs}
+        state, name = self.state(self.account.unspent, math.inf), buying.action.model.name
+        runs = buying.action.samples - buying.round.completed
+        had = {**state.bought, name: state.bought[name] - runs}
         return self.planner.decide(self.query, replace(state, bought=had)).action is None
 
     def finish(self, decision: Decision) -> SolveResponse:
         """The answer with a confidence, and the bill."""
         progress, query, savings = self.progress, self.query, self.progress.savings()
         leader = progress.clusters[0] if progress.clusters else None
-        given_up = not query.samples and progress.confidence < self.give_up_below
-        late = query.deadline <= asyncio.get_running_loop().time()
-        status = STATUS_DEGRADED if self.missing or self.halted else STATUS_ANSWERED
+        late = self.seconds <= 0
+        cut_short = late or decision.cut_short
+        given_up = not (query.samples or cut_short) and progress.confidence < self.give_up_below
+        lacks = [*self.lacks, *([f"samples without scores: {self.missing}"] if self.missing else [])]
+        status = STATUS_DEGRADED if lacks or cut_short else STATUS_ANSWERED
         if leader is None or given_up:
             status = STATUS_ABANDONED
             fixed = self.planner.fixed_flops(query, self.state(self.account.left, math.inf))
@@ -290,7 +325,7 @@ class Life:
         return SolveResponse(
             query_id=query.query_id,
             status=status,
-            reason=f"{reason}; samples without scores: {self.missing}" if self.missing else reason,
+            reason="; ".join([reason, *lacks]),
             answer=leader.answer if leader else "",
             text=progress.samples[leader.best_member].text if leader else "",
             confidence=progress.confidence,
@@ -308,17 +343,19 @@ class Life:
     def meter(self) -> Meter:
         """What it has cost so far."""
         meter = Meter(self.planner.catalog.currency)
-        for part in (self.before, *(bench.meter for bench in self.benches)):
+        for part in (self.before, *(buying.bench.meter for buying in self.bought)):
             meter.add(part.lines)
         return meter
 
     async def close(self, ended: str, overhead: float, final: SolveResponse | None) -> None:
         """Count how it has ended, and pay for it."""
-        meter, progress = self.meter, self.progress
-        self.metrics.ended(ended, meter.lines, overhead, progress.savings().samples)
-        self.metrics.decided(self.planner.profile.version, ended, meter.bill().flops, progress.confidence)
-        for round, bench, came in self.uncharged:
-            await self.account.charge(round, bench.meter.lines, came)
+        meter, progress, planner, tier = self.meter, self.progress, self.planner, self.account.entry.tier
+        fixed = planner.baseline(self.query, progress.posterior.difficulty) if final else None
+        self.metrics.ended(ended, tier, meter.lines, overhead, progress.savings().samples, fixed)
+        flops, confidence = meter.bill().flops, progress.confidence
+        self.metrics.profiles.decided(planner.profile.version, ended, flops, confidence)
+        for buying in self.bought:
+            await buying.charge()
         await self.account.close(ended, final)
 
 

@@ -12,16 +12,22 @@ from router.following import following
 from router.profile import ProfileError
 from router.profiles import Files
 from router.settings import RouterSettings
-from router.stages import Stages
+from router.stages import Aggregation, Stages
 from router.tenants import File, TenantsError
 from services.common.server import CannotServe
 
 
 @asynccontextmanager
 async def started(
-    settings: RouterSettings, services: AbstractAsyncContextManager[Stages], registry: CollectorRegistry
+    settings: RouterSettings,
+    services: AbstractAsyncContextManager[Stages],
+    registry: CollectorRegistry,
+    aside: Aggregation | None = None,
 ) -> AsyncIterator[Router]:
-    """A router, as long as the context lasts; raises CannotServe where a file is missing or wrong."""
+    """A router, as long as the context lasts; raises CannotServe where a file is missing or wrong.
+
+    `aside`: see Router.
+    """
     profiles = Files(settings.profile)
     tenants = File(settings.tenants) if settings.tenants else None
     try:
@@ -30,7 +36,7 @@ async def started(
         raise CannotServe(str(error)) from None
     async with AsyncExitStack() as stack:
         stages = await stack.enter_async_context(services)
-        router = Router(settings, stages, in_force, registry, known)
+        router = Router(settings, stages, in_force, registry, known, aside)
         await stack.enter_async_context(router.living())
         await stack.enter_async_context(following(profiles, settings.profile_poll_seconds, router.adopt))
         if tenants:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from router import profile
+from router.catalog import Catalog
 from router.cost import Cost
 from router.embedded import open_stages
 from router.profile import ProfileError
@@ -43,6 +45,8 @@ from services.common.settings import MODELS
 if TYPE_CHECKING:
     from training.calibration import Ended, Job, Plan
     from training.deep import Asked
+    from training.difficulty_answers import Answers
+    from training.difficulty_figures import Held
     from training.labelled import Labelled
     from training.recordings import Recordings
 
@@ -50,6 +54,8 @@ UNKNOWN_TOKENS = 512.0
 """Expected of a sample of a model of which nothing was measured."""
 TEMPERATURE = 0.7
 """Of samples, where nothing else is said."""
+PRIOR = (0.0, 1.0)
+"""Mean and standard deviation of a query's difficulty where nothing is known of it."""
 TIMED = 10
 """Queries whose greedy answers, one at a time, say how fast a model is."""
 INTERRUPTED = 130
@@ -145,6 +151,8 @@ class _Gathered:
 
     found: Recordings
     models: Sequence[Model]
+    verifiers: Sequence[Verifier]
+    """That are served."""
     faults: Sequence[str] = ()
     """Of the run, a sentence each; the profile is made from what there is."""
 
@@ -196,6 +204,7 @@ async def _gather(arguments: argparse.Namespace) -> _Gathered:
         models = await _models(stages, arguments.models)
         if arguments.queries:
             return await _recorded(arguments, stages, models)
+        verifiers = await _verifiers(stages, None)
     if arguments.strategies:
         raise _Wrong("--strategies are played on --queries")
     found = _read(arguments.recordings, arguments.models)
@@ -207,20 +216,27 @@ async def _gather(arguments: argparse.Namespace) -> _Gathered:
         )
     if arguments.temperature and found.temperature not in (None, arguments.temperature):
         raise _Wrong(f"the samples were recorded at temperature {found.temperature:g}")
-    return _Gathered(found, [by_name[name] for name in found.models])
+    return _Gathered(found, [by_name[name] for name in found.models], verifiers)
 
 
 def _write(arguments: argparse.Namespace, gathered: _Gathered) -> int:
     """The files and what is said; the exit status."""
     from training.calibrate_report import summary, tables
 
-    found = gathered.found
-    data = _fit(arguments, found, gathered.models)
-    files = [arguments.output]
-    # One after the other, so that a profile is there where an estimator cannot be made.
-    write(arguments.output, (json.dumps(data, indent=1) + "\n").encode())
+    found, estimated, wrong = gathered.found, None, None
     if arguments.estimator:
-        write(arguments.estimator, _estimator(arguments, found).encode())
+        try:
+            estimated = _estimated(found)
+        except _Wrong as error:
+            # A profile is there all the same.
+            wrong = error
+    data = _fit(arguments, gathered, estimated)
+    files = [arguments.output]
+    write(arguments.output, (json.dumps(data, indent=1) + "\n").encode())
+    if wrong:
+        raise wrong
+    if estimated:
+        write(arguments.estimator, _estimator(arguments.estimator.stem, estimated).encode())
         files.append(arguments.estimator)
     if arguments.json:
         print(json.dumps(summary(data, found) | {"faults": gathered.faults, "files": list(map(str, files))}))
@@ -313,7 +329,8 @@ async def _recorded(arguments: argparse.Namespace, stages: Stages, models: Seque
         except RecordingError as error:
             raise _Wrong("; ".join(faults) or str(error)) from None
         timed = await _time(arguments, found, queries, models, plan, file, most)
-    return _Gathered(replace(found, seconds_per_token=timed), models, faults)
+    served = await _verifiers(stages, None)
+    return _Gathered(replace(found, seconds_per_token=timed), models, served, faults)
 
 
 def _left_out(reasons: Mapping[str, str]) -> str:
@@ -442,35 +459,57 @@ async def _time(
     return told
 
 
-def _fit(arguments: argparse.Namespace, found: Recordings, models: Sequence[Model]) -> dict[str, Any]:
-    """The profile's data, checked."""
+def _fit(
+    arguments: argparse.Namespace, gathered: _Gathered, estimated: tuple[Answers, Held] | None
+) -> dict[str, Any]:
+    """The profile's data, checked. `estimated` are estimates of difficulty, made without each query."""
+    from training.baselines import FOLDS, baselines
+    from training.difficulty_answers import folds
     from training.profile_scaling import laws
     from training.profiles import fit
 
+    found, models = gathered.found, gathered.models
     version = arguments.version_name or f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M}"
     temperature = found.temperature
     if temperature is None:
         temperature = arguments.temperature or TEMPERATURE
-    data = fit(
-        found.queries, models, version, temperature=temperature, seconds_per_token=found.seconds_per_token
+    fitted = partial(
+        fit,
+        models=models,
+        version=version,
+        temperature=temperature,
+        seconds_per_token=found.seconds_per_token,
     )
+    data = fitted(found.queries)
     data["scaling"] = [
         law.model_dump(mode="json", exclude_defaults=True)
         for law in laws(found.queries, found.models, temperature)
     ]
     try:
-        profile.parse(data)
+        read = profile.parse(data)
     except ValidationError as error:
         fault = error.errors()[0]
         raise _Wrong(f"the samples make no profile: {fault['loc']}: {fault['msg']}") from None
-    return data
+    beliefs = dict.fromkeys((query.query_id for query in found.queries), PRIOR)
+    if estimated:
+        answers, held = estimated
+        beliefs |= zip(answers.query_ids, zip(held.mean.tolist(), held.sd.tolist(), strict=True), strict=True)
+    compared = baselines(
+        found.queries,
+        Catalog.of(models, gathered.verifiers),
+        read,
+        folds([query.prompt or query.query_id for query in found.queries], FOLDS),
+        partial(fitted, likeness=data["arms"][0]["alike"]),
+        list(beliefs.values()),
+    )
+    return data | ({"baselines": compared} if compared else {})
 
 
-def _estimator(arguments: argparse.Namespace, found: Recordings) -> str:
-    """The file of an estimator of difficulty, with what it is worth held out."""
+def _estimated(found: Recordings) -> tuple[Answers, Held]:
+    """What an estimator of difficulty is trained on, and what it says of each query where it is not."""
     from training import difficulty
+    from training.baselines import FOLDS
     from training.difficulty_answers import Answers, AnswersError
-    from training.difficulty_figures import figures
     from training.recordings import counts
 
     known = [query for query in found.queries if query.prompt]
@@ -483,7 +522,15 @@ def _estimator(arguments: argparse.Namespace, found: Recordings) -> str:
         difficulty.check(answers)
     except AnswersError as error:
         raise _Wrong(str(error)) from None
-    trained = difficulty.train(answers, arguments.estimator.stem)
-    held, _ = difficulty.held_out(answers, 5)
+    return answers, difficulty.held_out(answers, FOLDS)[0]
+
+
+def _estimator(name: str, estimated: tuple[Answers, Held]) -> str:
+    """The file of an estimator of difficulty, with what it is worth held out."""
+    from training import difficulty
+    from training.difficulty_figures import figures
+
+    answers, held = estimated
     told = figures(held, answers.models, answers.right, answers.samples)
+    trained = difficulty.train(answers, name)
     return difficulty.text(trained.record.model_copy(update={"figures": told})) + "\n"

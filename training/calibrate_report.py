@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from isoflop.text import si
 from rich.table import Table
 
+from router.profile import BaselineRecord
+from router.profile_commands import plan_name
 from router.strategies.strategy import Search
 from training.measured import spelt
 from training.profiles import thirds
@@ -42,6 +45,7 @@ def summary(data: dict[str, Any], found: Recordings) -> dict[str, Any]:
             }
             for one in data.get("deep", [])
         ],
+        "baselines": data.get("baselines", {}),
     }
 
 
@@ -57,13 +61,34 @@ def tables(data: dict[str, Any], found: Recordings) -> list[Table]:
             else f"{arm['model']} at {arm['temperature']:g}"
         )
         samples.add_row(name, *_cells(arm["right"], [f"{tokens:.0f}" for tokens in arm["tokens"]]))
-    if not told["deep"]:
-        return [samples]
-    deep = _table("strategies that make chains in parts", "the best chain of", "costs samples")
-    for one in told["deep"]:
-        name = f"{one['model']} {spelt(one['strategy'], Search(**one['search']))}"
-        deep.add_row(name, *_cells(one["right"], [f"{times:.3g}" for times in one["times"]]))
-    return [samples, deep]
+    shown = [samples]
+    if told["deep"]:
+        deep = _table("strategies that make chains in parts", "the best chain of", "costs samples")
+        for one in told["deep"]:
+            name = f"{one['model']} {spelt(one['strategy'], Search(**one['search']))}"
+            deep.add_row(name, *_cells(one["right"], [f"{times:.3g}" for times in one["times"]]))
+        shown.append(deep)
+    if told["baselines"]:
+        shown.append(_compared(told["baselines"]))
+    return shown
+
+
+def _compared(plans: Mapping[str, dict[str, Any]]) -> Table:
+    """The planner beside the fixed plan for each effort."""
+    table = Table(title="the planner, and the cheapest fixed plan as often right", title_justify="left")
+    table.add_column("effort")
+    table.add_column("plan", overflow="fold")
+    for column in ("right", "planner", "FLOPs", "planner"):
+        table.add_column(column, justify="right")
+    for effort, data in plans.items():
+        plan = BaselineRecord.model_validate(data)
+        table.add_row(
+            effort,
+            plan_name(plan),
+            *(f"{right:.3f}" for right in (plan.accuracy, plan.policy_accuracy)),
+            *(si(flops) for flops in (plan.flops, plan.policy_flops)),
+        )
+    return table
 
 
 def _table(title: str, rows: str, beside: str) -> Table:

@@ -5,7 +5,7 @@ Types are found by `training.query_types`. Pure: numbers in, numbers out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -123,11 +123,13 @@ def fit(
     temperature: float = 0.7,
     seconds_per_token: Mapping[str, float] | None = None,
     difficulty: Array | None = None,
+    likeness: float | None = None,
 ) -> dict[str, Any]:
     """The profile of some models as the file has it, from queries of which all of them have samples.
 
     `difficulty` is each query's, shape (Q,), where it is known: mean 0, sd 1. Else an item-response model
-    tells it from how often each model was right. Raises FitError.
+    tells it from how often each model was right. `likeness` is how alike models are, where that is known.
+    Raises FitError.
     """
     if len(queries) < FEWEST_QUERIES:
         raise FitError(f"a profile needs {FEWEST_QUERIES} queries at least, and there are {len(queries)}")
@@ -137,6 +139,17 @@ def fit(
         return _fit([queries[at] for at in some], models, version, temperature, seconds_per_token or {}, own)
 
     profile = of(range(len(queries)))
+    if likeness is None:
+        likeness = _likeness(of, queries, models)
+    for arm in profile["arms"]:
+        arm["alike"] = likeness
+    return profile
+
+
+def _likeness(
+    of: Callable[[Sequence[int]], dict[str, Any]], queries: Sequence[Measured], models: Sequence[Model]
+) -> float:
+    """How alike models are; `of` makes the profile of some of the queries."""
     halves = np.random.default_rng(0).permutation(len(queries)) % 2
     parts = [np.flatnonzero(halves == half).tolist() for half in range(2)]
     # Each half is judged by what the other one says: types fit those that they were found in too well.
@@ -145,10 +158,7 @@ def fit(
         for own, other in (parts, parts[::-1])
         if len(models) > 1 and min(len(own), len(other)) >= FEWEST_QUERIES
     )
-    found = alike.fit(judged)
-    for arm in profile["arms"]:
-        arm["alike"] = found
-    return profile
+    return alike.fit(judged)
 
 
 def _fit(

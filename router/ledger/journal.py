@@ -21,6 +21,7 @@ from isoflop.v1.router_pb2 import Round, SolveResponse
 from router.cost import Cost
 from router.decision import UNLIMITED
 from router.ledger import BillRow, Budget, Entry, Ledger, QueryKept, Short, Standing, TakenOver
+from router.metrics_ledger import LedgerMetrics
 
 log = structlog.get_logger()
 
@@ -33,9 +34,10 @@ MOST = 100_000
 class Journal:
     """A `Ledger` in front of another one."""
 
-    def __init__(self, ledger: Ledger, *, go_on: bool) -> None:
+    def __init__(self, ledger: Ledger, metrics: LedgerMetrics, *, go_on: bool) -> None:
         """`go_on`: rounds may begin while the ledger is down."""
         self._ledger = ledger
+        self._metrics = metrics
         self._go_on = go_on
         self._waiting: deque[tuple[str, Write]] = deque()
         self._behind: Counter[str] = Counter()
@@ -66,7 +68,8 @@ class Journal:
     async def alive(self, router: str, address: str, lease_seconds: float) -> None:
         """As in Ledger; what waits is written down first, so that no round of this router's is lost."""
         await self.replay()
-        await self._ledger.alive(router, address, lease_seconds)
+        with self._metrics.asked("alive"):
+            await self._ledger.alive(router, address, lease_seconds)
 
     async def gone(self, router: str) -> None:
         """As in Ledger."""
@@ -76,7 +79,8 @@ class Journal:
     async def begin(self, entry: Entry) -> QueryKept | None:
         """As in Ledger; where that is down and queries go on, a retry is not known as one."""
         try:
-            return await self._ledger.begin(entry)
+            with self._metrics.asked("begin"):
+                return await self._ledger.begin(entry)
         except Unavailable:
             self._or_refuse()
             self._later(entry.query_id, partial(self._ledger.begin, entry))
@@ -84,12 +88,14 @@ class Journal:
 
     async def take_over(self, query_id: str, dead: str, router: str) -> bool:
         """As in Ledger."""
-        return await self._ledger.take_over(query_id, dead, router)
+        with self._metrics.asked("take_over"):
+            return await self._ledger.take_over(query_id, dead, router)
 
     async def standings(self, budgets: Sequence[Budget]) -> Sequence[Standing]:
         """As in Ledger; where that is down and queries go on, as they were told last."""
         try:
-            return self._told(await self._ledger.standings(budgets))
+            with self._metrics.asked("standings"):
+                return self._told(await self._ledger.standings(budgets))
         except Unavailable:
             known = self._last(budgets)
             if not (self._go_on and known):
@@ -101,7 +107,8 @@ class Journal:
         write = partial(self._ledger.estimated, query_id, charges, budgets)
         if not self._behind[query_id]:
             try:
-                await write()
+                with self._metrics.asked("estimated"):
+                    await write()
             except Unavailable:
                 pass
             else:
@@ -114,7 +121,10 @@ class Journal:
         """As in Ledger."""
         if not self._behind[query_id]:
             try:
-                return self._told(await self._ledger.reserve(query_id, router, index, round, worst, budgets))
+                with self._metrics.asked("reserve"):
+                    return self._told(
+                        await self._ledger.reserve(query_id, router, index, round, worst, budgets)
+                    )
             except Unavailable:
                 pass
         self._or_refuse()
@@ -135,7 +145,7 @@ class Journal:
         """As in Ledger."""
         kept = Round.FromString(round.SerializeToString())
         write = partial(self._ledger.settle, query_id, index, kept, list(charges), candidates, budgets)
-        return await self._write(query_id, write, budgets)
+        return await self._write("settle", query_id, write, budgets)
 
     async def end(
         self,
@@ -147,15 +157,17 @@ class Journal:
     ) -> Sequence[Standing]:
         """As in Ledger."""
         write = partial(self._ledger.end, query_id, router, outcome, result, budgets)
-        return await self._write(query_id, write, budgets)
+        return await self._write("end", query_id, write, budgets)
 
     async def get(self, query_id: str) -> QueryKept | None:
         """As in Ledger."""
-        return await self._ledger.get(query_id)
+        with self._metrics.asked("get"):
+            return await self._ledger.get(query_id)
 
     async def bill(self, since: float, until: float, by: Sequence[str]) -> Sequence[BillRow]:
         """As in Ledger."""
-        return await self._ledger.bill(since, until, by)
+        with self._metrics.asked("bill"):
+            return await self._ledger.bill(since, until, by)
 
     async def close(self) -> None:
         """As in Ledger; what waits even now is lost, and logged."""
@@ -166,12 +178,17 @@ class Journal:
         await self._ledger.close()
 
     async def _write(
-        self, query_id: str, write: Callable[[], Awaitable[Sequence[Standing]]], budgets: Sequence[Budget]
+        self,
+        operation: str,
+        query_id: str,
+        write: Callable[[], Awaitable[Sequence[Standing]]],
+        budgets: Sequence[Budget],
     ) -> Sequence[Standing]:
         """What has happened is written down, now or later."""
         if not self._behind[query_id]:
             try:
-                return self._told(await write())
+                with self._metrics.asked(operation):
+                    return self._told(await write())
             except Unavailable:
                 pass
         self._later(query_id, write)
@@ -191,6 +208,7 @@ class Journal:
 
     def _told(self, standings: Sequence[Standing]) -> Sequence[Standing]:
         self._known.update((standing.budget.name, standing) for standing in standings)
+        self._metrics.standings(standings)
         return standings
 
     def _last(self, budgets: Sequence[Budget]) -> Sequence[Standing]:

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from isoflop.errors import Unavailable
 from isoflop.v1.aggregation_pb2 import SELECTION_SUM, Selection
 from isoflop.v1.common_pb2 import Message, Model, Sample, TextDelta
 from isoflop.v1.router_pb2 import Growth
@@ -119,12 +120,18 @@ class Strategy(ABC):
 
 
 async def together(batches: AsyncIterator[Batch]) -> AsyncGenerator[Batch, None]:
-    """The same candidates in one batch, when the last has come."""
+    """The same candidates in one batch, when the last has come; those before a failure, too."""
     candidates: list[Candidate] = []
-    async for batch in batches:
-        if isinstance(batch, list):
-            candidates += batch
-        else:
-            yield batch
+    failure: Unavailable | None = None
+    try:
+        async for batch in batches:
+            if isinstance(batch, list):
+                candidates += batch
+            else:
+                yield batch
+    except Unavailable as error:
+        failure = error
     if candidates:
         yield candidates
+    if failure:
+        raise failure

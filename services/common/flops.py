@@ -46,6 +46,15 @@ def of_round(model: Model, usage: RoundUsage) -> tuple[float, float]:
     )
 
 
+def of_aborted(model: Model, usage: RoundUsage) -> float:
+    """Of the FLOPs of a round, those of the tokens that aborted samples had generated.
+
+    Not their prompts, which others share, nor what a draft model did for them: drafts are not told apart by
+    sample.
+    """
+    return with_attention(model.shape, usage.aborted_tokens, usage.aborted_context_tokens)
+
+
 def attention(shape: Shape) -> float:
     """FLOPs of a token for each token that it attends to."""
     return 4.0 * shape.layers * shape.heads * shape.head_size

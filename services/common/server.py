@@ -7,7 +7,7 @@ import signal
 import sys
 from argparse import ArgumentParser
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -35,13 +35,20 @@ SERVER_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # The suite's own parts ping every 5 s: see `services.common.channels`.
+    ("grpc.http2.min_ping_interval_without_data_ms", 4_000),
     ("grpc.keepalive_permit_without_calls", 1),
     # Callers come back through the resolver now and then, and so find new replicas.
     ("grpc.max_connection_age_ms", 300_000),
     ("grpc.max_connection_age_grace_ms", 600_000),
 ]
 
+LAST_WORD_SECONDS = 1.0
+"""How long callers may take to hear how their calls have ended."""
+LONGEST_SECONDS = 86_400.0
+"""Longer than any drain."""
 
 OpenService: TypeAlias = Callable[[S, CollectorRegistry], AbstractAsyncContextManager[Sequence["Face"]]]
 """Makes a service's faces from its settings, and closes what they need."""
@@ -62,6 +69,8 @@ class Face:
     """The generated `add_..._to_server`."""
     well: Callable[[Callable[[str, bool], Awaitable[None]]], Awaitable[None]] | None = None
     """Runs while it is served, and tells health whether parts of the service are well, by name."""
+    end: Callable[[], Awaitable[None]] | None = None
+    """Ends what still runs when a drain has no more time: callers are told, and what it took is counted."""
 
 
 @asynccontextmanager
@@ -72,7 +81,8 @@ async def serving(
 
     Raises CannotServe where a port is in use.
     """
-    server = grpc.aio.server(interceptors=[StatusInterceptor(registry)], options=SERVER_OPTIONS)
+    calls = StatusInterceptor(registry)
+    server = grpc.aio.server(interceptors=[calls], options=SERVER_OPTIONS)
     for face in faces:
         face.add(face.servicer, server)
     servicer = health.HealthServicer()
@@ -116,14 +126,31 @@ async def serving(
             part.cancel()
         await asyncio.gather(*parts, return_exceptions=True)
         await servicer.enter_graceful_shutdown()
-        await server.stop(settings.drain_seconds)
+        await asyncio.sleep(settings.drain_notice_seconds)
+        await _drain(server, calls, faces, settings.drain_seconds)
         if metrics:
             await asyncio.to_thread(metrics.shutdown)
             metrics.server_close()
 
 
+async def _drain(
+    server: grpc.aio.Server, calls: StatusInterceptor, faces: Sequence[Face], seconds: float
+) -> None:
+    """Take no more calls, let those that run go on for so long, and then have them end."""
+    stopping = asyncio.create_task(server.stop(LONGEST_SECONDS))
+    await asyncio.sleep(0)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await calls.idle()
+    await asyncio.gather(*(face.end() for face in faces if face.end))
+    # Who watches health does not leave by itself.
+    await asyncio.wait({stopping}, timeout=LAST_WORD_SECONDS)
+    await server.stop(0)
+    await stopping
+
+
 async def until_signal() -> None:
-    """Return at the first SIGINT or SIGTERM."""
+    """Return at the first SIGINT or SIGTERM. A second one ends the process at once."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -133,6 +160,7 @@ async def until_signal() -> None:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
 
 
 def main(kind: type[S], open_service: OpenService[S]) -> int:

@@ -45,8 +45,10 @@ class ServiceSettings(BaseSettings):
     """Least severe messages that are logged."""
     log_format: Literal["text", "json"] = "text"
     """How log lines are written."""
+    drain_notice_seconds: float = Field(default=0.0, ge=0)
+    """On SIGTERM: how long new calls are still taken, so that load balancers hear of it first."""
     drain_seconds: float = Field(default=5.0, ge=0)
-    """On SIGTERM: how long calls that are running may take to end."""
+    """On SIGTERM, after that: how long calls that are running may take to end."""
     reflection: bool = True
     """Serve the description of the contract to tools such as grpcurl."""
 

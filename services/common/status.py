@@ -47,6 +47,13 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
             buckets=SECONDS,
             registry=registry,
         )
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Return when no call runs."""
+        await self._idle.wait()
 
     async def intercept_service(
         self,
@@ -71,7 +78,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
 
     def _unary(self, method: str, behaviour: Any) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            begin, code = time.perf_counter(), "OK"
+            begin, code = self._begin(), "OK"
             try:
                 return await behaviour(request, context)
             except asyncio.CancelledError:
@@ -90,7 +97,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
 
     def _streaming(self, method: str, behaviour: Any) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            begin, code = time.perf_counter(), "OK"
+            begin, code = self._begin(), "OK"
             try:
                 async for response in behaviour(request, context):
                     yield response
@@ -108,7 +115,15 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
 
         return call
 
+    def _begin(self) -> float:
+        self._running += 1
+        self._idle.clear()
+        return time.perf_counter()
+
     def _record(self, method: str, code: str, begin: float) -> None:
+        self._running -= 1
+        if not self._running:
+            self._idle.set()
         self._calls.labels(method, code).inc()
         self._seconds.labels(method).observe(time.perf_counter() - begin)
 

@@ -139,7 +139,16 @@ class LlamaCppEntry(ModelEntry):
     """A small model that drafts for it; none: it makes one token after the other."""
 
 
-class TritonEntry(ModelEntry):
+class StreamedEntry(ModelEntry):
+    """What every model has whose server may fall silent."""
+
+    first_token_seconds: float = Field(default=120.0, gt=0)
+    """How long a sample may take to begin, the server's queue included; of a Triton, a round's first one."""
+    next_token_seconds: float = Field(default=30.0, gt=0)
+    """How long a sample may take from one piece to the next; of a Triton, a round's samples together."""
+
+
+class TritonEntry(StreamedEntry):
     """A model on a Triton server, behind the tensors of the vLLM backend."""
 
     backend: Literal["triton"]
@@ -156,7 +165,7 @@ class TritonEntry(ModelEntry):
     does. Where it does not, every chain would end after its first step."""
 
 
-class OpenAIEntry(ModelEntry, HttpEntry):
+class OpenAIEntry(StreamedEntry, HttpEntry):
     """A model behind the OpenAI API: vLLM, SGLang, llama-server, Ollama, or a hosted one.
 
     `base_url` ends where the API begins, as in `http://vllm:8000/v1`.
@@ -191,10 +200,6 @@ class OpenAIEntry(ModelEntry, HttpEntry):
     """What the server calls the most tokens of a sample. OpenAI's reasoning models want the longer name."""
     extra: dict[str, JsonValue] = Field(default_factory=dict)
     """More fields of each request's body, such as `top_k`; they overrule this backend's own."""
-    first_token_seconds: float = Field(default=120.0, gt=0)
-    """How long a sample may take to begin, the server's queue included."""
-    next_token_seconds: float = Field(default=30.0, gt=0)
-    """How long a sample may take from one piece to the next."""
     retries: int = Field(default=3, ge=0, le=20)
     """How often a request is sent again that failed before the first piece came, with growing pauses."""
     max_wait_seconds: float = Field(default=60.0, ge=0)

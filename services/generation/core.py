@@ -6,9 +6,10 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing, suppress
+from itertools import count
 
 import structlog
-from isoflop.errors import InvalidArgument, NotFound
+from isoflop.errors import InvalidArgument, NotFound, Unavailable
 from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, FINISH_REASON_STEP, Message, Sampling, TextDelta
 from isoflop.v1.generation_pb2 import (
     Branch,
@@ -27,6 +28,9 @@ from services.generation.settings import GenerationSettings
 from services.generation.steps import Growing
 
 log = structlog.get_logger()
+
+ENDING_SECONDS = 0.1
+"""When to ask again a service that shuts down: another replica may be there at once."""
 
 
 class Metrics:
@@ -69,10 +73,20 @@ class Generation:
         self._settings = settings
         self._backends = {backend.model.name: backend for backend in backends}
         self._metrics = Metrics(registry)
+        self._rounds: set[Round] = set()
+        """Those that run."""
+        self._cut: set[Round] = set()
+        """Those that were ended because the service is."""
 
     async def describe(self, request: DescribeModelsRequest) -> DescribeModelsResponse:
         """The models, in the catalogue's order."""
         return DescribeModelsResponse(models=[backend.model for backend in self._backends.values()])
+
+    async def end(self) -> None:
+        """End the rounds that run: each tells its usage, and that it is to be asked for again."""
+        self._cut |= self._rounds
+        for round in self._rounds:
+            round.abort()
 
     async def close(self) -> None:
         """Let go of the engines."""
@@ -92,6 +106,7 @@ class Generation:
         branches, jobs = _jobs(start)
         metrics = self._metrics
         round = Round(jobs, start.stream_text)
+        self._rounds.add(round)
         growing = {job.sample_id: Growing(job, branch) for job, branch in zip(jobs, branches, strict=True)}
         usage = RoundUsage(samples=len(jobs))
         metrics.running.labels(start.model).inc(len(jobs))
@@ -116,9 +131,12 @@ class Generation:
             if not whole:
                 # Each sample has ended early: the backend may say why.
                 failure = await running
+            if round in self._cut:
+                failure = Unavailable("generation is shutting down: ask again", ENDING_SECONDS)
         except Exception as error:
             failure = error
         finally:
+            self._rounds.discard(round)
             aborts.cancel()
             if growing:
                 await self._give_up(backend, round, running, growing, usage)
@@ -141,6 +159,9 @@ class Generation:
             raise InvalidArgument("branches", f"1 to {self._settings.max_samples} samples in all")
         if start.first_sample < 0:
             raise InvalidArgument("first_sample", "must not be negative")
+        indices = set(start.indices) or set(range(wanted))
+        if len(indices) != wanted or len(start.indices) not in (0, wanted) or min(indices) < 0:
+            raise InvalidArgument("indices", "one for each sample, all different, none negative")
         if not start.messages or not any(message.content for message in start.messages):
             raise InvalidArgument("messages", "must not be empty")
         most, size = self._settings.max_prompt_bytes, _bytes(start.messages)
@@ -172,20 +193,19 @@ class Generation:
         usage.prompt_tokens += end.prompt_tokens
         usage.cached_tokens += end.cached_tokens
         usage.unseen_tokens += end.unseen_tokens
+        model, prompt = backend.model, end.cached_tokens + end.prompt_tokens
+        length = prompt + sample.tokens
         if end.reason == FINISH_REASON_ABORTED:
             usage.aborted_tokens += sample.tokens
+            usage.aborted_context_tokens += attended(prompt + 1, length, model.shape.window)
         else:
             usage.completion_tokens += sample.tokens
-        prompt = end.cached_tokens + end.prompt_tokens
-        usage.context_tokens += attended(
-            end.cached_tokens + 1, prompt + sample.tokens, backend.model.shape.window
-        )
-        model = backend.model
+        usage.context_tokens += attended(end.cached_tokens + 1, length, model.shape.window)
         if model.HasField("draft"):
             # It reads all that the model reads.
             window = model.draft.shape.window
             usage.draft_tokens += end.prompt_tokens + sample.tokens
-            usage.draft_context_tokens += attended(end.cached_tokens + 1, prompt + sample.tokens, window)
+            usage.draft_context_tokens += attended(end.cached_tokens + 1, length, window)
             for check in end.checks:
                 rejected = check.position + check.taken + 1, check.position + check.drafted
                 usage.rejected_tokens += check.drafted - check.taken
@@ -244,6 +264,7 @@ def _jobs(start: StartRound) -> tuple[list[int], list[Job]]:
     messages = [[*start.messages, *branch.turns] for branch in branches]
     samplings = [_sampling(start.sampling, branch.max_tokens) for branch in branches]
     numbers = [number for number, branch in enumerate(branches) for _ in range(branch.samples)]
+    indices = start.indices or count(start.first_sample)
     jobs = [
         Job(
             sample_id=f"{start.model}/{index}",
@@ -253,7 +274,7 @@ def _jobs(start: StartRound) -> tuple[list[int], list[Job]]:
             prefix=branches[branch].prefix,
             sampling=samplings[branch],
         )
-        for index, branch in enumerate(numbers, start=start.first_sample)
+        for index, branch in zip(indices, numbers, strict=False)
     ]
     return numbers, jobs
 

@@ -37,5 +37,8 @@ class GenerationServicer(rpc.GenerationServiceServicer):
 def face(core: Generation) -> Face:
     """The service, for `services.common.server`."""
     return Face(
-        "isoflop.v1.GenerationService", GenerationServicer(core), rpc.add_GenerationServiceServicer_to_server
+        "isoflop.v1.GenerationService",
+        GenerationServicer(core),
+        rpc.add_GenerationServiceServicer_to_server,
+        end=core.end,
     )

@@ -28,7 +28,15 @@ from isoflop import (
     solve_request,
 )
 from isoflop.v1.common_pb2 import AnswerType
-from isoflop.v1.router_pb2 import Effort, GetBillRequest, GetBudgetRequest, Search, SubmitFeedbackRequest
+from isoflop.v1.router_pb2 import (
+    Effort,
+    GetBillRequest,
+    GetBudgetRequest,
+    QueryStarted,
+    Search,
+    StreamSolveResponse,
+    SubmitFeedbackRequest,
+)
 from isoflop.v1.verification_pb2 import ChainScoring
 from scripted_answers import BILL, EVENTS, FRONTIER, JUDGED, MODELS, PLANNED, RUNNING, SOLVED, STANDING
 from scripted_router import HANG, ScriptedRouter
@@ -233,6 +241,46 @@ async def test_nobody_answers(nowhere: str, calls: Any) -> None:
         for method in ("solve", "stream"):
             with pytest.raises(Unreachable, match=f"{nowhere} does not answer"):
                 await call(method, "1+1")
+
+
+BROKEN = Unavailable("the connection broke", 0.01)
+
+
+async def test_a_stream_that_breaks_goes_on_where_it_broke(router: ScriptedRouter, call: Call) -> None:
+    router.expect("StreamSolve", *EVENTS[:3], BROKEN)
+    router.expect("StreamSolve", *EVENTS[:4], BROKEN)
+    router.expect("StreamSolve", *EVENTS)
+    assert await call("stream", "17*24+13", request_id="r") == EVENTS
+    assert [request.query.request_id for request in router.requests] == ["r", "r", "r"]
+    assert len({request.SerializeToString() for request in router.requests}) == 1
+
+
+async def test_a_stream_that_breaks_after_the_querys_end_has_its_result(
+    router: ScriptedRouter, call: Call
+) -> None:
+    router.expect("StreamSolve", *EVENTS[:3], BROKEN)
+    router.expect("StreamSolve", EVENTS[-1])
+    assert await call("stream", "17*24+13", request_id="r") == [*EVENTS[:3], EVENTS[-1]]
+
+
+async def test_where_the_query_had_to_begin_anew_all_of_its_events_are_told(
+    router: ScriptedRouter, call: Call
+) -> None:
+    started = StreamSolveResponse(started=QueryStarted(query_id="another"))
+    router.expect("StreamSolve", *EVENTS[:3], BROKEN)
+    router.expect("StreamSolve", started, *EVENTS[1:])
+    assert await call("stream", "17*24+13", request_id="r") == [*EVENTS[:3], started, *EVENTS[1:]]
+
+
+async def test_a_stream_is_tried_three_times_at_most_and_without_an_id_once(
+    router: ScriptedRouter, call: Call
+) -> None:
+    for options, tries in (({"request_id": "r"}, 3), ({}, 1)):
+        for _ in range(tries):
+            router.expect("StreamSolve", *EVENTS[:2], BROKEN)
+        with pytest.raises(Unavailable, match="the connection broke"):
+            await call("stream", "17*24+13", **options)
+        assert not router.unused()
 
 
 async def test_closing_a_stream_cancels_the_call(router: ScriptedRouter, address: str) -> None:

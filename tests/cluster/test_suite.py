@@ -47,9 +47,10 @@ def counted(suite: Suite) -> dict[str, float]:
 
 def billed(suite: Suite) -> dict[str, float]:
     """What the router has billed for generation, by kind of token."""
+    stages = {kind: "aborted" if kind == "aborted" else "generation" for kind in TOKEN_KINDS}
     return {
-        kind: suite.router.metrics("isoflop_router_tokens_total", kind=kind, stage="generation")
-        for kind in TOKEN_KINDS
+        kind: suite.router.metrics("isoflop_router_tokens_total", kind=kind, stage=stage)
+        for kind, stage in stages.items()
     }
 
 

@@ -7,8 +7,9 @@ from bisect import bisect_right
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, count
 
+from isoflop.errors import Unavailable
 from isoflop.v1.common_pb2 import (
     FINISH_REASON_ABORTED,
     FINISH_REASON_STEP,
@@ -49,6 +50,8 @@ class Said:
     """It never ends by itself."""
     late: bool = False
     """It comes when the test opens `gate`."""
+    broken: bool = False
+    """It breaks off, by its backend's fault."""
 
 
 def number(answer: object, **fields: object) -> Said:
@@ -73,6 +76,17 @@ def listed(*said: Said | Exception) -> Script:
     return lambda model, index: said[min(index, len(said) - 1)]
 
 
+def failing(script: Script, *calls: int, error: Exception | None = None) -> Script:
+    """The samples that are played as these, counted from 0, fail instead."""
+    played = count()
+
+    def said(model: str, index: int) -> Said | Exception:
+        failed = next(played) in calls
+        return (error or Unavailable("the engine is down")) if failed else script(model, index)
+
+    return said
+
+
 def by_model(**scripts: Script) -> Script:
     """A script for each model."""
     return lambda model, index: scripts[model](model, index)
@@ -87,6 +101,8 @@ class ScriptedGeneration:
     batch: int = 1
     """So many samples are sent without a pause between them."""
     tells_usage: bool = True
+    tells_failed: bool = False
+    """Of a round that fails it tells the usage, too."""
     unseen: int = 0
     """Tokens that it says may be unseen."""
     deaf: bool = False
@@ -115,19 +131,24 @@ class ScriptedGeneration:
         aborted = asyncio.Event()
         listening = asyncio.create_task(_listen(requests, aborted))
         usage = RoundUsage(unseen_tokens=self.unseen)
+        failure: Exception | None = None
         try:
             async for response in self._samples(start, usage, aborted):
                 yield response
             if self.ending:
                 await self.ending.wait()
+        except Exception as error:
+            failure = error
         finally:
             self.running -= 1
             self._count(start.model, usage)
             listening.cancel()
             with suppress(asyncio.CancelledError):
                 await listening
-        if self.tells_usage:
+        if self.tells_failed if failure else self.tells_usage:
             yield GenerateResponse(usage=usage)
+        if failure:
+            raise failure
 
     async def _samples(
         self, start: StartRound, usage: RoundUsage, aborted: asyncio.Event
@@ -139,7 +160,7 @@ class ScriptedGeneration:
             if number % self.batch == 0:
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
-            index = start.first_sample + number
+            index = start.indices[number] if start.indices else start.first_sample + number
             name = f"{start.model}/{index}"
             said = self.script(start.model, index)
             if isinstance(said, Exception):
@@ -148,10 +169,10 @@ class ScriptedGeneration:
                 await _first(self.gate, aborted)
             if said.hold and not aborted.is_set():
                 await aborted.wait()
-            if aborted.is_set():
+            if aborted.is_set() or said.broken:
                 if self.deaf:
                     await asyncio.Event().wait()
-                self.aborts += number < total and not usage.aborted_tokens
+                self.aborts += aborted.is_set() and not usage.aborted_tokens
                 _add(usage, 0, ABORTED_TOKENS)
                 yield GenerateResponse(
                     sample=Sample(id=name, tokens=ABORTED_TOKENS, finish_reason=FINISH_REASON_ABORTED)
@@ -193,6 +214,7 @@ def _add(usage: RoundUsage, completion: int, aborted: int) -> None:
     usage.completion_tokens += completion
     usage.aborted_tokens += aborted
     prompt = PROMPT_TOKENS + CACHED_TOKENS
+    usage.aborted_context_tokens += attended(prompt + 1, prompt + aborted)
     usage.context_tokens += attended(CACHED_TOKENS + 1, prompt + completion + aborted)
 
 

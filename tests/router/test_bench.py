@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -54,6 +54,7 @@ from router.stages import Stages
 from router.stages import Verification as VerificationStage
 from services.aggregation.core import Aggregation
 from services.common.channels import Channels
+from services.common.flops import with_attention
 from services.common.server import serving
 from services.verification.core import Verification
 from services.verification.servicer import face
@@ -124,6 +125,9 @@ class Table:
         for name in ("prompt_tokens", "cached_tokens", "completion_tokens", "aborted_tokens"):
             assert getattr(line, name) == getattr(counted, name)
         assert line.flops == pytest.approx(self.generation.flops())
+        shape = self.action.model.shape
+        aborted = with_attention(shape, counted.aborted_tokens, counted.aborted_context_tokens)
+        assert line.aborted_flops == aborted
         return line
 
 
@@ -196,6 +200,7 @@ async def test_closing_early_aborts_what_runs_and_bills_it(table: MakeTable) -> 
     assert at.generation.aborts == 1
     line = at.check()
     assert (line.completion_tokens, line.aborted_tokens) == (40, 3 * ABORTED_TOKENS)
+    assert 0 < line.aborted_flops < line.flops
 
 
 async def test_closing_early_waits_for_the_usage(table: MakeTable) -> None:
@@ -267,6 +272,16 @@ async def test_a_round_that_never_tells_its_usage_is_unavailable_and_what_came_i
     with pytest.raises(Unavailable, match="without its usage"):
         await at.all()
     assert at.billed().completion_tokens == 160
+
+
+async def test_of_aborted_samples_too_what_came_is_billed_apart(table: MakeTable) -> None:
+    at = table(listed(number(1), HOLD), seconds=0.1, tells_usage=False)
+    with suppress(Unavailable):
+        await at.all()
+    line, context = at.billed(), sum(range(1, ABORTED_TOKENS + 1))
+    assert (line.completion_tokens, line.aborted_tokens) == (40, 3 * ABORTED_TOKENS)
+    shape = at.action.model.shape
+    assert line.aborted_flops == with_attention(shape, 3 * ABORTED_TOKENS, 3 * context)
 
 
 async def test_a_generation_that_hangs_after_abort_is_given_up_and_what_came_is_billed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from isoflop.v1.common_pb2 import (
     Model,
     Price,
     Shape,
+    Usage,
 )
 from isoflop.v1.difficulty_pb2 import Difficulty, EstimateResponse
 from isoflop.v1.generation_pb2 import RoundUsage
@@ -87,6 +89,64 @@ def test_a_bill_has_a_line_for_each_stage_model_and_strategy() -> None:
     ]
     assert (scored, estimated) == (Cost(flops=8), Cost(flops=90))
     assert bill.currency == "USD"
+
+
+@st.composite
+def billed(draw: st.DrawFn) -> list[Any]:
+    """What is added to a meter: rounds, scores and estimates, as calls of its methods."""
+    verifier = Verifier(name="logprob", price=Price(per_million_prompt_tokens=0.3))
+    scores = st.builds(
+        lambda n, tokens: ScoreResponse(scores=[ChainScore()] * n, tokens=tokens), tokens, tokens
+    )
+    some = st.one_of(
+        st.tuples(st.just("generation"), models(), st.sampled_from(["single", "majority"]), usages()),
+        st.tuples(st.just("verification"), st.just(verifier), st.just("weighted"), scores),
+        st.tuples(
+            st.just("difficulty"),
+            st.builds(EstimateResponse, estimator=st.just("linear"), flops=st.floats(0, 1e6)),
+        ),
+    )
+    return draw(st.lists(some, max_size=8))
+
+
+@given(st.lists(billed(), max_size=4))
+@relaxed
+def test_bills_that_are_added_up_are_the_bill_of_all(bills: list[list[Any]]) -> None:
+    whole, merged = Meter("USD"), Meter("USD")
+    for calls in bills:
+        own = Meter("USD")
+        for name, *arguments in calls:
+            getattr(whole, name)(*arguments)
+            getattr(own, name)(*arguments)
+        lines = own.lines
+        merged.add(lines)
+        # What was added is not held on to.
+        merged.add(Usage(stage=line.stage, model=line.model, strategy=line.strategy) for line in lines)
+        assert own.lines == lines
+    assert len(merged.lines) == len(whole.lines)
+    for line, other in zip(merged.lines, whole.lines, strict=True):
+        for field, value in other.ListFields():
+            expected = pytest.approx(value, rel=1e-12) if isinstance(value, float) else value
+            assert getattr(line, field.name) == expected
+    assert merged.bill().flops == pytest.approx(whole.bill().flops, rel=1e-12)
+
+
+def test_what_aborted_samples_generated_is_told_apart() -> None:
+    model, meter = make_model(), Meter("USD")
+    usage = RoundUsage(
+        prompt_tokens=10,
+        aborted_tokens=20,
+        context_tokens=465,
+        aborted_context_tokens=410,
+        completion_tokens=0,
+    )
+    cost = meter.generation(model, "majority", usage)
+    (line,) = meter.lines
+    assert line.aborted_flops == with_attention(model.shape, 20, 410)
+    assert line.aborted_money == pytest.approx(20 * model.price.per_million_completion_tokens / 1e6)
+    prompt = Meter("USD").generation(model, "majority", RoundUsage(prompt_tokens=10, context_tokens=55))
+    assert cost.flops - line.aborted_flops == pytest.approx(prompt.flops)
+    assert cost.money - line.aborted_money == pytest.approx(prompt.money)
 
 
 def test_an_empty_bill_is_nothing() -> None:

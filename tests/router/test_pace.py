@@ -61,3 +61,15 @@ def test_a_pool_that_is_slow_now_is_not_planned_with_under_a_deadline() -> None:
     again = planner.decide(query, make_state(planner, HARD, seconds=0.1, pace=later)).action
     assert again
     assert again.model.name == first.model.name
+
+
+def test_samples_that_ran_while_a_process_stood_still_poison_nothing_and_lasting_load_is_learnt() -> None:
+    pace = Pace()
+    for _ in range(100):
+        pace.observe("m", 1.0, 0.0)
+    for _ in range(32):
+        pace.observe("m", 20.0, 0.0)
+    assert pace.at(0.0)["m"] < 1.6
+    for tenth in range(3000):
+        pace.observe("m", 20.0, tenth / 10)
+    assert pace.at(300.0)["m"] == pytest.approx(20.0, rel=0.05)

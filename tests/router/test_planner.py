@@ -561,7 +561,32 @@ class TestLimits:
         state = make_state(PLANNER, MIDDLE, make_votes((SAMPLED["s"], [1], 0)), left=Cost(1.0, 1.0, 1.0))
         decision = PLANNER.decide(make_query(PLANNER), state)
         assert decision.action is None
-        assert "no further round fits" in decision.reason
+        assert "no further round fits in what is left of the budget" in decision.reason
+        assert not decision.cut_short
+
+    def test_where_time_is_what_is_lacking_the_answer_is_cut_short(self) -> None:
+        votes = make_votes((SAMPLED["s"], [1], 0))
+        decision = PLANNER.decide(make_query(PLANNER), make_state(PLANNER, MIDDLE, votes, seconds=1e-6))
+        assert decision.action is None
+        assert decision.reason == "no further round fits in the time that is left"
+        assert decision.cut_short
+
+    @pytest.mark.parametrize("limits", [{"seconds": 1e-6}, {"left": Cost(1.0, 1.0, 1.0)}])
+    def test_what_no_query_could_do_is_refused_by_a_check_and_what_an_easy_one_could_is_not(
+        self, limits: dict[str, Any]
+    ) -> None:
+        query, prior = make_query(PLANNER), make_state(PLANNER, 0.0, sd=1.0, **limits)
+        with pytest.raises((DeadlineExceeded, FailedPrecondition)) as refused:
+            PLANNER.check(query, prior)
+        with pytest.raises(type(refused.value), match=re.escape(str(refused.value))):
+            PLANNER.decide(query, prior)
+        PLANNER.check(query, replace(prior, left=UNLIMITED, seconds=math.inf))
+        # Too little for a query of which nothing is known, and enough for an easy one: it may be one.
+        for hard in (
+            make_state(PLANNER, 0.0, sd=1.0, seconds=58e-5),
+            make_state(PLANNER, EASY, seconds=58e-5),
+        ):
+            PLANNER.check(query, hard)
 
 
 class TestReasons:

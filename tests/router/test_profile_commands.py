@@ -184,6 +184,28 @@ def test_show_is_of_the_live_one_by_default(call: Call, folder: Path) -> None:
     shown = call("show", "v2")
     assert "v2" in shown
     assert "right: easy" in shown
+    assert "fixed plan" not in shown
+    assert told["baselines"] == {}
+
+
+def test_show_tells_what_the_planner_is_compared_with(call: Call, folder: Path) -> None:
+    plan = {
+        "model": "m",
+        "temperature": 0.0,
+        "strategy": "single",
+        "samples": 1,
+        "accuracy": 0.7,
+        "flops": 3e8,
+        "policy_accuracy": 0.65,
+        "policy_flops": 2e8,
+        "queries": 100,
+    }
+    vote = plan | {"temperature": 0.8, "strategy": "majority", "samples": 4}
+    put(folder / "v3.json", record(version="v3", baselines={"low": plan, "high": vote}))
+    assert json.loads(call("show", "v3", "--json"))["baselines"]["low"]["flops"] == 3e8
+    rows = [" ".join(line.split()) for line in call("show", "v3").splitlines()]
+    assert "low m × single × 1, greedy 70.0% 65.0% 300 M 200 M" in rows
+    assert "high m × majority × 4 70.0% 65.0% 300 M 200 M" in rows
 
 
 # How they differ.

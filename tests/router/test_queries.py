@@ -121,7 +121,7 @@ class TestLeaving:
         assert suite.generation.aborts == 1
         assert suite.metric("queries_total", outcome="cancelled") == 1
         assert suite.metric("queries_running") == 0
-        labels = {"stage": "generation", "model": "m", "strategy": "majority"}
+        labels = {"model": "m", "strategy": "majority"}
         assert suite.metric("tokens_total", **labels, kind="aborted") == 3 * ABORTED_TOKENS
         assert suite.metric("flops_total", **labels) == pytest.approx(suite.generation.flops())
 
@@ -229,17 +229,18 @@ class TestJoining:
 
     async def test_a_retry_of_what_failed_begins_anew(self, make_suite: MakeSuite) -> None:
         suite = make_suite(same(Unavailable("down")))
-        with pytest.raises(Unavailable):
+        with pytest.raises(Unavailable) as failed:
             await suite.router.solve(ask("a"))
+        await asyncio.sleep(failed.value.retry_after)
         suite.generation.script = same(number(421))
         assert (await suite.router.solve(ask("a"))).answer == "421"
 
     async def test_a_failure_reaches_all_who_follow(self, make_suite: MakeSuite) -> None:
-        suite = make_suite(listed(LATE, Unavailable("the engine is down")))
+        suite = make_suite(listed(LATE, NotFound("the model has gone")))
         calls = [await begin(suite, ask("a")), await begin(suite, ask("a"))]
         suite.generation.gate.set()
         for failed in await asyncio.gather(*calls, return_exceptions=True):
-            assert isinstance(failed, Unavailable)
+            assert isinstance(failed, NotFound)
 
     async def test_a_retry_while_the_query_is_cancelled_begins_anew(self, make_suite: MakeSuite) -> None:
         """An abort may take seconds: whoever comes in that time has not been cancelled."""
@@ -289,13 +290,13 @@ class TestAsking:
         assert len(str(raised.value)) < 150
 
     async def test_of_a_query_that_failed_it_is_kept_how(self, make_suite: MakeSuite) -> None:
-        suite = make_suite(listed(number(1), Unavailable("down")))
+        suite = make_suite(listed(number(1), NotFound("the model has gone")))
         query_id, stream = await first_id(suite, ask())
-        with pytest.raises(Unavailable):
+        with pytest.raises(NotFound):
             _ = [event async for event in stream]
         await suite.settled()
         found = await suite.router.query(query_id)
-        assert (found.running, found.outcome) == (False, "failed_unavailable")
+        assert (found.running, found.outcome) == (False, "failed_not_found")
         assert len(found.rounds) == 1
         assert not found.HasField("result")
 
@@ -326,7 +327,7 @@ class TestClosing:
         assert suite.generation.ending
         suite.generation.ending.set()
         await closing
-        labels = {"stage": "generation", "model": "m", "strategy": "majority"}
+        labels = {"model": "m", "strategy": "majority"}
         assert suite.metric("tokens_total", **labels, kind="aborted") == 3 * ABORTED_TOKENS
 
     async def test_closing_what_is_idle_is_nothing(self, make_suite: MakeSuite) -> None:

@@ -19,11 +19,11 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "recordings"
 QUERIES = 12
 
 
-def played(folder: Path, models: tuple[str, ...] = ("a", "b")) -> list[str]:
-    """Options for a catalogue whose models play recorded samples of QUERIES queries, in two groups."""
+def played(folder: Path, models: tuple[str, ...] = ("a", "b"), count: int = QUERIES) -> list[str]:
+    """Options for a catalogue whose models play recorded samples of so many queries, in two groups."""
     rng = random.Random(1)
     rows, queries = [], []
-    for number in range(QUERIES):
+    for number in range(count):
         prompt, answer = f"What is {number}+1? (no. {number})", str(number + 1)
         queries.append(
             {
@@ -109,6 +109,32 @@ def test_a_recording_alone_makes_the_same_profile(options: list[str], tmp_path: 
     again = ["--recordings", tmp_path / "p.recording.jsonl", *options, "--output", tmp_path / "again.json"]
     assert command(*again, "--version-name", "v") == 0
     assert json.loads((tmp_path / "again.json").read_text()) == made
+
+
+def test_the_planner_is_compared_with_fixed_plans_where_queries_are_enough(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*played(tmp_path, count=40), "--queries", str(tmp_path / "queries.jsonl")]
+    told = {}
+    for name, more in (("plain", []), ("estimated", ["--estimator", str(tmp_path / "e.json")])):
+        output = tmp_path / f"{name}.json"
+        recording = ["--recording", str(tmp_path / "r.jsonl"), "--version-name", "v"]
+        assert command(*options, *recording, "--output", output, *more) == 0
+        told[name] = json.loads(capsys.readouterr().out)["baselines"]
+        read = profile.load(output)
+        assert list(read.baselines) == ["low", "medium", "high"]
+        for effort, plan in read.baselines.items():
+            assert plan.model_dump(exclude_defaults=True) == told[name][effort]
+            assert (plan.queries, plan.model in ("a", "b")) == (40, True)
+    # All else is the same, with an estimator or without.
+    plain, estimated = (json.loads((tmp_path / f"{name}.json").read_text()) for name in told)
+    assert plain | {"baselines": {}} == estimated | {"baselines": {}}
+    table = [*options, "--recording", str(tmp_path / "r.jsonl")]
+    table.remove("--json")
+    assert command(*table) == 0
+    assert "the cheapest fixed plan" in capsys.readouterr().out
+    assert command(*options, "--first", "20", "--recording", tmp_path / "few.jsonl") == 0
+    assert json.loads(capsys.readouterr().out)["baselines"] == {}
 
 
 def test_the_first_of_the_queries_take_turns_by_group(options: list[str], tmp_path: Path) -> None:

@@ -103,6 +103,33 @@ class _Tries:
         return error.retry_after
 
 
+class _Heard:
+    """The events that a caller has had of a query, over all tries: none is told twice.
+
+    To a call that joins a query the router tells all events from the first on, or after its end the last one.
+    Where the query could not be joined, and has begun anew, all of its events are new.
+    """
+
+    def __init__(self) -> None:
+        self._query_id = ""
+        self._told = 0
+        self._next = 0
+
+    def again(self) -> None:
+        """Another call begins."""
+        self._next = 0
+
+    def is_new(self, event: StreamSolveResponse) -> bool:
+        """Whether the caller has not had this next event of the call."""
+        if event.HasField("started") and event.started.query_id != self._query_id:
+            self._query_id, self._told = event.started.query_id, 0
+        self._next += 1
+        if self._next <= self._told and not event.HasField("final"):
+            return False
+        self._told = self._next
+        return True
+
+
 class Client:
     """Calls a router. Use it as a context manager, or close it; threads may share it.
 
@@ -111,7 +138,8 @@ class Client:
     None, the environment's ISOFLOP_TENANT or nobody in particular. The router takes the caller's
     word for it. A `timeout` is in seconds, and for a query it is the time budget: the router plans
     by it. Every method raises the errors of `isoflop.errors`. Calls that spend nothing, and those
-    with a `request_id`, are tried up to three times while the router is Unavailable.
+    with a `request_id`, are tried up to three times while the router is Unavailable, or the
+    connection breaks: a query that runs is joined, and not billed again.
     """
 
     def __init__(self, address: str | None = None, tenant: str | None = None) -> None:
@@ -133,7 +161,8 @@ class Client:
         """The events of a query as they happen; the last one is `final`.
 
         The query starts with the first event that is asked for. Closing the generator
-        (`contextlib.closing`) cancels it.
+        (`contextlib.closing`) cancels it. With a `request_id` a stream that breaks goes on where it
+        broke, within its tries; where the query had to begin anew, with a `started` of another query.
         """
         request = StreamSolveRequest(query=solve_request(query, **options))
         return self._events(request, timeout)
@@ -219,13 +248,19 @@ class Client:
     def _events(
         self, request: StreamSolveRequest, timeout: float | None
     ) -> Generator[StreamSolveResponse, None, None]:
-        call = self._stub.StreamSolve(request, timeout=timeout, metadata=self._metadata)
-        try:
-            yield from call
-        except grpc.RpcError as failure:
-            raise from_rpc_error(failure, self.address) from failure
-        finally:
-            call.cancel()
+        tries, heard = _Tries(self.address, timeout, bool(request.query.request_id)), _Heard()
+        while True:
+            call = self._stub.StreamSolve(request, timeout=tries.left(), metadata=self._metadata)
+            try:
+                yield from filter(heard.is_new, call)
+            except grpc.RpcError as failure:
+                pause = tries.pause(failure)
+            else:
+                return
+            finally:
+                call.cancel()
+            heard.again()
+            time.sleep(pause)
 
 
 class AsyncClient:
@@ -326,11 +361,18 @@ class AsyncClient:
     async def _events(
         self, request: StreamSolveRequest, timeout: float | None
     ) -> AsyncGenerator[StreamSolveResponse, None]:
-        call = self._stub.StreamSolve(request, timeout=timeout, metadata=self._metadata)
-        try:
-            async for event in call:
-                yield event
-        except grpc.RpcError as failure:
-            raise from_rpc_error(failure, self.address) from failure
-        finally:
-            call.cancel()
+        tries, heard = _Tries(self.address, timeout, bool(request.query.request_id)), _Heard()
+        while True:
+            call = self._stub.StreamSolve(request, timeout=tries.left(), metadata=self._metadata)
+            try:
+                async for event in call:
+                    if heard.is_new(event):
+                        yield event
+            except grpc.RpcError as failure:
+                pause = tries.pause(failure)
+            else:
+                return
+            finally:
+                call.cancel()
+            heard.again()
+            await asyncio.sleep(pause)

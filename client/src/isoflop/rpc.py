@@ -19,6 +19,9 @@ CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     # Hard queries take minutes: ping a silent connection, so that a dead one is noticed.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # What counts for a ping that is not answered (grpc 1.85); and its third ping would come too late.
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # A part that comes back is found again within a second.

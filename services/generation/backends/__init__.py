@@ -87,7 +87,7 @@ class Piece:
     """Set on the sample's last piece."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Round:
     """The jobs of one round, the pieces that have come, and which jobs are to end early."""
 

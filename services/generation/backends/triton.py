@@ -176,11 +176,21 @@ class TritonBackend:
 
     async def _read(self, stream: Any, round: Round, progress: dict[str, Progress]) -> None:
         """Take responses until each sample has ended; ended samples leave `progress`."""
+        entry, clock, begun = self._entry, asyncio.get_running_loop().time, False
         try:
-            async for result, error in stream:
-                if error is not None:
-                    raise _refused(str(error.message()), self._entry)
-                self._take(result, round, progress)
+            async with asyncio.timeout(entry.first_token_seconds) as limit:
+                async for result, error in stream:
+                    if error is not None:
+                        raise _refused(str(error.message()), entry)
+                    self._take(result, round, progress)
+                    begun = True
+                    limit.reschedule(clock() + entry.next_token_seconds)
+        except TimeoutError:
+            if progress:
+                late = f"sent nothing for {entry.next_token_seconds:g} seconds"
+                if not begun:
+                    late = f"did not begin within {entry.first_token_seconds:g} seconds"
+                raise Unavailable(f"Triton at {entry.address} {late}") from None
         except grpc.aio.AioRpcError as error:
             if error.code() == grpc.StatusCode.UNAVAILABLE:
                 raise Unavailable(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from isoflop.v1.common_pb2 import Shape
+from isoflop.v1.common_pb2 import Draft, Model, Shape
+from isoflop.v1.generation_pb2 import RoundUsage
 
-from services.common.flops import attended, with_attention, without_attention
+from services.common.flops import attended, of_aborted, of_round, with_attention, without_attention
 
 positions = st.integers(1, 300)
 windows = st.integers(0, 320)
@@ -65,3 +66,16 @@ def test_a_known_model_costs_what_the_table_says() -> None:
     shape = Shape(active_parameters=7_000_000_000, layers=32, heads=32, head_size=128)
     assert without_attention(shape, 10) == 1.4e11
     assert with_attention(shape, 1, 1000) - without_attention(shape, 1) == pytest.approx(4 * 32 * 4096 * 1000)
+
+
+@given(shapes, shapes, st.builds(RoundUsage, prompt_tokens=counts, completion_tokens=counts), counts, counts)
+def test_aborted_flops_are_what_a_round_would_not_have_taken_without_them(
+    shape: Shape, draft: Shape, usage: RoundUsage, tokens: int, context: int
+) -> None:
+    """As long as no draft model reads them."""
+    model = Model(shape=shape, draft=Draft(shape=draft, tokens=4))
+    usage.rejected_tokens, usage.draft_tokens, usage.context_tokens = 3, 50, 7 * usage.prompt_tokens
+    without = of_round(model, usage)[0]
+    usage.aborted_tokens, usage.aborted_context_tokens = tokens, context
+    usage.context_tokens += context
+    assert without + of_aborted(model, usage) == pytest.approx(of_round(model, usage)[0])

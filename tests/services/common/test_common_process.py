@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import time
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service_process import Service
 
 from services.common.settings import MODELS
 
 VERIFICATION = "services.verification"
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
@@ -35,6 +39,21 @@ def test_a_signal_ends_it_with_status_0(service: Service, number: signal.Signals
     assert serving(process).startswith("127.0.0.1:")
     process.send_signal(number)
     assert ended(process) == (0, [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_second_signal_ends_it_at_once(service: Service, number: signal.Signals) -> None:
+    process = service(VERIFICATION, "--address", "127.0.0.1:0", "--drain-notice-seconds", "100")
+    address = serving(process)
+    process.send_signal(number)
+    stub = health_pb2_grpc.HealthStub(channel := grpc.insecure_channel(address))
+    deadline = time.monotonic() + 20
+    while stub.Check(health_pb2.HealthCheckRequest()).status != NOT_SERVING:
+        assert time.monotonic() < deadline
+    channel.close()
+    assert process.poll() is None
+    process.send_signal(number)
+    assert ended(process) == (-number, [])
 
 
 def test_a_second_server_on_the_same_port_is_refused_in_one_line(service: Service) -> None:

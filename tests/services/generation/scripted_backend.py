@@ -33,13 +33,13 @@ class ScriptedBackend:
         )
         self.rounds: list[Round] = []
         self.running = 0
-        self._play = play
+        self.play = play
 
     async def run(self, round: Round) -> None:
         self.rounds.append(round)
         self.running += 1
         try:
-            await self._play(round)
+            await self.play(round)
         finally:
             self.running -= 1
 

@@ -96,6 +96,28 @@ async def test_samples_know_their_branch_and_are_numbered_through() -> None:
     ]
 
 
+async def test_samples_that_are_asked_for_again_keep_their_numbers_and_seeds() -> None:
+    backend = ScriptedBackend(two_lines)
+    branches = [Branch(samples=2), Branch(samples=1)]
+    again = start(branches=branches, first_sample=1, indices=[1, 4, 9], sampling=Sampling(seed=100))
+    made, _ = await generate(make_core(backend), again)
+    assert [(sample.id, sample.branch) for sample in made] == [
+        (f"{NAME}/1", 0),
+        (f"{NAME}/4", 0),
+        (f"{NAME}/9", 1),
+    ]
+    assert [job.seed for job in backend.rounds[0].jobs] == [101, 104, 109]
+
+
+@pytest.mark.parametrize("indices", [[1], [1, 2, 3], [1, 1], [1, 1, 2], [-1, 2]])
+async def test_indices_are_one_for_each_sample(indices: list[int]) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        await generate(
+            make_core(ScriptedBackend(two_lines)), start(branches=[Branch(samples=2)], indices=indices)
+        )
+    assert caught.value.field == "indices"
+
+
 async def test_streamed_text_adds_up_to_the_samples_text() -> None:
     responses = await Call(
         make_core(ScriptedBackend(two_lines)), start(branches=[Branch(samples=3)], stream_text=True)
@@ -190,6 +212,8 @@ async def test_all_samples_can_be_aborted() -> None:
     assert [sample.text for sample in ended] == ["one\n"] * 3
     usage = responses[-1].usage
     assert (usage.aborted_tokens, usage.completion_tokens, usage.prompt_tokens) == (9, 0, 9)
+    # Of each the fourth to the sixth token: not what its prompt attended to.
+    assert (usage.aborted_context_tokens, usage.context_tokens) == (3 * (4 + 5 + 6), 3 * 21)
     assert tokens(registry, "aborted") == 9
     assert outcomes(registry, "aborted") == 3
     assert running(registry) == 0
@@ -215,6 +239,7 @@ async def test_one_sample_can_be_aborted_and_the_others_go_on() -> None:
     assert [sample.finish_reason for sample in samples(responses)] == [FINISH_REASON_STOP] * 2
     usage = responses[-1].usage
     assert (usage.completion_tokens, usage.aborted_tokens) == (8, 1)
+    assert usage.aborted_context_tokens == 2
 
 
 async def test_aborting_an_unknown_sample_changes_nothing() -> None:
@@ -411,3 +436,16 @@ async def test_messages_are_not_changed() -> None:
     await generate(make_core(ScriptedBackend(two_lines)), begin)
     assert begin == start(branches=[Branch(samples=2)])
     assert list(begin.messages) == QUESTION
+
+
+async def test_a_round_that_is_cut_by_the_services_end_tells_its_usage_and_to_ask_again() -> None:
+    core = make_core(ScriptedBackend(until_aborted))
+    call = Call(core, start(branches=[Branch(samples=2)], stream_text=True))
+    assert (await anext(call.responses)).HasField("delta")
+    await core.end()
+    told = [await anext(call.responses) for _ in range(4)]
+    assert [response.WhichOneof("event") for response in told] == ["delta", "sample", "sample", "usage"]
+    assert [response.sample.finish_reason for response in told[1:3]] == [FINISH_REASON_ABORTED] * 2
+    assert (told[3].usage.aborted_tokens, told[3].usage.prompt_tokens) == (6, 6)
+    with pytest.raises(Unavailable, match="ask again"):
+        await anext(call.responses)

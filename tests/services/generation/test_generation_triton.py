@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
-from isoflop.errors import InvalidArgument
+from isoflop.errors import InvalidArgument, Unavailable
 from isoflop.v1.common_pb2 import (
     FINISH_REASON_ABORTED,
     FINISH_REASON_LENGTH,
@@ -102,7 +102,9 @@ def _bytes(text: str) -> bytes:
 
 
 @asynccontextmanager
-async def served(*chunks: Chunk, steps: bool = True) -> AsyncIterator[tuple[Generation, Triton]]:
+async def served(
+    *chunks: Chunk, steps: bool = True, **fields: Any
+) -> AsyncIterator[tuple[Generation, Triton]]:
     """A core with one model, `far`, on a fake Triton."""
     triton, server = Triton(*chunks), grpc.aio.server()
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton, server)
@@ -115,6 +117,7 @@ async def served(*chunks: Chunk, steps: bool = True) -> AsyncIterator[tuple[Gene
             "address": f"127.0.0.1:{port}",
             "shape": {"active_parameters": 1e9},
             "steps": steps,
+            **fields,
         }
     )
     backend = TritonBackend(entry, "USD")
@@ -203,3 +206,22 @@ async def test_a_branch_with_turns_of_its_own_is_another_prompt() -> None:
     async with served(*said("4")) as (core, triton):
         await generate(core, start("far", branches=branches))
     assert sorted(triton.prompts) == ["critique", "sure?"]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "fields", "says"),
+    [
+        ([], {"first_token_seconds": 0.1}, "did not begin within 0.1 seconds"),
+        ([("= ", "None")], {"next_token_seconds": 0.1}, "sent nothing for 0.1 seconds"),
+    ],
+)
+async def test_a_server_that_falls_silent_is_given_up_and_what_came_is_billed(
+    chunks: Sequence[Chunk], fields: dict[str, float], says: str
+) -> None:
+    async with served(*chunks, **fields) as (core, triton):
+        call = Call(core, begin(2))
+        told = await anext(call.responses)
+        with pytest.raises(Unavailable, match=says):
+            await anext(call.responses)
+        await asyncio.wait_for(triton.cancelled.wait(), 5)
+    assert told.usage.aborted_tokens == 2 * len(chunks)

@@ -64,6 +64,7 @@ class StartRound(_message.Message):
     FIRST_SAMPLE_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     STREAM_TEXT_FIELD_NUMBER: _builtins.int
+    INDICES_FIELD_NUMBER: _builtins.int
     query_id: _builtins.str
     """The query that the round is for: for logs, and for backends that play back recordings."""
     model: _builtins.str
@@ -84,6 +85,12 @@ class StartRound(_message.Message):
     def sampling(self) -> _common_pb2.Sampling:
         """How to sample."""
 
+    @_builtins.property
+    def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Indices of the samples, branch by branch, where they do not follow each other from first_sample on: those of
+        samples that did not come when they were asked for first. None: they do.
+        """
+
     def __init__(
         self,
         *,
@@ -94,10 +101,11 @@ class StartRound(_message.Message):
         first_sample: _builtins.int = ...,
         sampling: _common_pb2.Sampling | None = ...,
         stream_text: _builtins.bool = ...,
+        indices: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "first_sample", b"first_sample", "messages", b"messages", "model", b"model", "query_id", b"query_id", "sampling", b"sampling", "stream_text", b"stream_text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "first_sample", b"first_sample", "indices", b"indices", "messages", b"messages", "model", b"model", "query_id", b"query_id", "sampling", b"sampling", "stream_text", b"stream_text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

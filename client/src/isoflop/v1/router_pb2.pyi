@@ -516,6 +516,7 @@ class Round(_message.Message):
     CONFIDENCE_AFTER_FIELD_NUMBER: _builtins.int
     FLOPS_FIELD_NUMBER: _builtins.int
     EXPLORED_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """0 for the first."""
     reason: _builtins.str
@@ -532,6 +533,10 @@ class Round(_message.Message):
     """FLOPs it took."""
     explored: _builtins.bool
     """Drawn at random instead of the planner's own choice, to learn what it brings: the platform's expense."""
+    failure: _builtins.str
+    """Why it ended before all of its samples had come: its model's backend failed. Empty: it did not. What came counts,
+    and what did not is asked for again.
+    """
     @_builtins.property
     def action(self) -> Global___Action:
         """The action."""
@@ -548,10 +553,11 @@ class Round(_message.Message):
         confidence_after: _builtins.float = ...,
         flops: _builtins.float = ...,
         explored: _builtins.bool = ...,
+        failure: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted", b"aborted", "action", b"action", "completed", b"completed", "confidence_after", b"confidence_after", "confidence_before", b"confidence_before", "explored", b"explored", "flops", b"flops", "index", b"index", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted", b"aborted", "action", b"action", "completed", b"completed", "confidence_after", b"confidence_after", "confidence_before", b"confidence_before", "explored", b"explored", "failure", b"failure", "flops", b"flops", "index", b"index", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
