@@ -76,14 +76,20 @@ class Process:
 
     def metrics(self, name: str, **labels: str) -> float:
         """Sum of the samples of that name that have these labels, on its metrics page."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as page:
-            families = text_string_to_metric_families(page.read().decode())
         return sum(
             sample.value
-            for family in families
+            for family in text_string_to_metric_families(self._page())
             for sample in family.samples
             if sample.name == name and labels.items() <= sample.labels.items()
         )
+
+    def series(self) -> int:
+        """How many samples its metrics page has."""
+        return sum(not line.startswith("#") for line in self._page().splitlines())
+
+    def _page(self) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as page:
+            return str(page.read().decode())
 
     def _start(self, command: Sequence[str]) -> tuple[subprocess.Popen[bytes], str]:
         """The process, and where it serves."""
