@@ -81,8 +81,8 @@ def page(figures: Figures) -> str:
     lines = [
         f"# {figures['minutes']:.0f} minutes of mixed load",
         "",
-        "Written by `make bench-soak` (`MINUTES=60` for an hour); not edited by hand. Two routers, two replicas",
-        "of generation, the other services, a real Triton and a real PostgreSQL behind them;",
+        "Written by `make bench-soak` (`MINUTES=60` for an hour); not edited by hand. Two routers, two",
+        "replicas of generation, the other services, a real Triton and a real PostgreSQL behind them;",
         f"{figures['clients']} clients of {figures['tenants']:,} tenants, with pauses: all kinds of queries. "
         "One in ten hangs up,",
         "one in ten has less than a second, one in twenty asks for a model that is not there; every 15 s the",
@@ -101,10 +101,9 @@ def page(figures: Figures) -> str:
         ),
         _line(f"At most {SERIES:,} metric series in any process", f"{many:,}", many <= SERIES),
         "",
-        "Memory: of the second half, by least squares, with a 95 % interval; flat is what may well grow by less",
-        f"than {100 * GROWTH:.0f} % in an hour. Files (connections, too) and tasks: at most under load, and of "
-        "the idle suite",
-        "before and after.",
+        "Memory: of the second half, by least squares, with a 95 % interval; flat: it may well grow by",
+        f"less than {100 * GROWTH:.0f} % in an hour. Files (connections, too) and tasks: at most under load,",
+        "and of the idle suite before and after.",
         "",
         "| process | MB at the end | MB an hour | files at most | idle, before → after | tasks at most "
         "| idle, before → after | series |",

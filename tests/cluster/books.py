@@ -140,6 +140,11 @@ def _billed(suite: FaultSuite) -> Counts:
             one.metrics(f"isoflop_router_{name}_total", **labels) for one in suite.routers.values()
         )
 
+    # What aborted samples took is a stage of its own there.
+    stages = {"generation": ("generation", "aborted")}
     return Counts.of(
-        lambda stage, kind: total("tokens", stage=stage, kind=kind), lambda stage: total("flops", stage=stage)
+        lambda stage, kind: math.fsum(
+            total("tokens", kind=kind, stage=one) for one in stages.get(stage, (stage,))
+        ),
+        lambda stage: math.fsum(total("flops", stage=one) for one in stages.get(stage, (stage,))),
     )

@@ -53,7 +53,7 @@ MIX: Final = (
     Kind("easy", EASY, {"effort": "low"}),
     Kind("medium", MEDIUM, {"effort": "low"}),
     Kind("hard", HARD, {"effort": "low"}),
-    Kind("streamed", EASY, {}, streamed=True),
+    Kind("streamed", EASY, {"effort": "low"}, streamed=True),
     Kind("vote", EASY, {"models": ["abacus-s"], "strategies": ["majority"], "samples": 4}),
     Kind("scored", EASY, {"models": ["abacus-m"], "strategies": ["best_of_n"], "samples": 2}),
     Kind("large", EASY, {"models": ["abacus-l"], "strategies": ["majority"], "samples": 2}),
@@ -97,8 +97,8 @@ class Asked:
 
     @property
     def well(self) -> bool:
-        """It has ended as it would without a fault."""
-        return self.outcome in ("answered", "abandoned") and not self.late
+        """It has an answer, or was given up as it would be without a fault."""
+        return self.outcome == "answered" or (self.outcome == "abandoned" and not self.late)
 
     @property
     def silent(self) -> bool:
