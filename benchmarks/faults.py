@@ -94,8 +94,8 @@ def _row(
     spent = seen.spent
     # What a process that has ended had counted is not in its metrics any more.
     ended = set(parts) if fault in (Fault.KILL.value, "SIGTERM") else set()
-    billed = spent.billed.off(spent.counted) if not ended & {*suite.routers, *suite.counting} else None
-    charged = spent.charged.off(spent.billed) if not ended & suite.routers.keys() else None
+    billed = spent.billed_off if not ended & {*suite.routers, *suite.counting} else None
+    charged = spent.charged_off if not ended & suite.routers.keys() else None
     return {
         "parts": list(parts),
         "fault": fault,

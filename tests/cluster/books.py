@@ -72,6 +72,20 @@ class Books:
     unreconciled: float
     """FLOPs of it that were charged because a router died."""
 
+    @property
+    def billed_off(self) -> dict[str, float]:
+        """By what routers have billed more than services have counted."""
+        return self.billed.off(self.counted)
+
+    @property
+    def charged_off(self) -> dict[str, float]:
+        """By what the ledger has charged more than routers have billed, apart from what is unreconciled."""
+        off = self.charged.off(self.billed)
+        if self.unreconciled and math.isclose(off.get("flops", 0.0), self.unreconciled, rel_tol=ROUNDING):
+            # A round that is lost is charged as aborted tokens.
+            off = {kind: more for kind, more in off.items() if kind not in ("flops", "generation aborted")}
+        return off
+
     def __sub__(self, before: Books) -> Books:
         """What has been added."""
         return Books(
