@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
@@ -30,6 +31,9 @@ from services.common.flops import attended
 
 T = TypeVar("T")
 
+LATE_SECONDS = 0.1
+"""How long after a query's deadline, which lies before its caller's, what ends it may still take."""
+
 
 @dataclass
 class Told:
@@ -37,6 +41,8 @@ class Told:
 
     usage: RoundUsage = field(default_factory=RoundUsage)
     """Of the samples that have come; the round's own, once it is told."""
+    billed: RoundUsage = field(default_factory=RoundUsage)
+    """What of it has been billed."""
     whole: bool = False
     """It is told: the round is over."""
     paced: bool = True
@@ -107,8 +113,8 @@ class RoundBench:
         """Why samples have no scores, where verification has become unavailable."""
         self.failure: Unavailable | None = None
         """What the model's backend has failed with last."""
-        self.late: asyncio.Task[None] | None = None
-        """Scores that nobody waits for any more. It ends within `abort_seconds`, and bills what has come."""
+        self.late: list[asyncio.Task[None]] = []
+        """What nobody waits for any more, and bills what comes of it within `abort_seconds`."""
         self._scored = False
         """Scores have come."""
         self._seconds = self._tokens = 0.0
@@ -277,6 +283,7 @@ class RoundBench:
         follow = list(numbers) == list(range(first, first + len(numbers)))
         return StartRound(
             query_id=self._query.query_id,
+            round_id=uuid.uuid4().hex,
             model=action.model.name,
             messages=self._messages,
             branches=branches,
@@ -317,15 +324,40 @@ class RoundBench:
         finally:
             enough.set()
             begin = time.perf_counter()
-            await asyncio.wait({round}, timeout=self._abort_seconds)
+            patience = self._patience
+            await asyncio.wait({round}, timeout=patience)
             self.waited += time.perf_counter() - begin
-            if not round.cancel():
+            self._bill(told)
+            if not round.done() and patience < self._abort_seconds:
+                rest = self._await_bill(round, told, self._abort_seconds - patience)
+                self.late.append(asyncio.create_task(rest, name="late bill"))
+            elif not round.cancel():
                 round.exception()  # Raised below, where the caller is still there.
-            self.spent += self.meter.generation(self._action.model, self._action.strategy, told.usage)
         if round.done():
             failed = round.exception()
             self.failure = failed if isinstance(failed, Unavailable) else None
             round.result()
+
+    @property
+    def _patience(self) -> float:
+        """Seconds that the answer waits for the bill of a round that is aborted."""
+        if self._deadline is None:
+            return self._abort_seconds
+        left = self._deadline - asyncio.get_running_loop().time()
+        return min(self._abort_seconds, max(0.0, left) + LATE_SECONDS)
+
+    def _bill(self, told: Told) -> None:
+        """Bill what is known by now, beyond what has been billed."""
+        usage = _less(told.usage, told.billed)
+        told.billed.CopyFrom(told.usage)
+        self.spent += self.meter.generation(self._action.model, self._action.strategy, usage)
+
+    async def _await_bill(self, round: asyncio.Task[None], told: Told, seconds: float) -> None:
+        """Wait for the rest of the bill: the answer does not."""
+        await asyncio.wait({round}, timeout=seconds)
+        if not round.cancel():
+            round.exception()
+        self._bill(told)
 
     async def _round(
         self,
@@ -396,7 +428,7 @@ class RoundBench:
             finally:
                 self.waited += time.perf_counter() - begin
                 if not scoring.done():
-                    self.late = scoring
+                    self.late.append(scoring)
                     asyncio.get_running_loop().call_later(self._abort_seconds, scoring.cancel)
         return [scores.get(sample.id) or ChainScore(id=sample.id, error=self.missing) for sample in samples]
 
@@ -457,6 +489,14 @@ def number_of(sample: Sample) -> int:
     return int(sample.id.rpartition("/")[2])
 
 
+def _less(usage: RoundUsage, other: RoundUsage) -> RoundUsage:
+    """The difference, number by number."""
+    difference = RoundUsage()
+    for number in RoundUsage.DESCRIPTOR.fields:
+        setattr(difference, number.name, getattr(usage, number.name) - getattr(other, number.name))
+    return difference
+
+
 def _narrowed(branch: Branch, samples: int) -> Branch:
     """The branch with so many samples."""
     if branch.samples == samples:
@@ -472,8 +512,8 @@ def _logprob(of: Sample | Step) -> float | None:
 
 
 async def late_bills(benches: Iterable[RoundBench]) -> None:
-    """Wait until it is told what scores took that nobody waits for any more."""
-    if late := [bench.late for bench in benches if bench.late]:
+    """Wait until it is told what all took that nobody waits for any more."""
+    if late := [task for bench in benches for task in bench.late]:
         await asyncio.wait(late)
 
 

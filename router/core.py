@@ -282,7 +282,9 @@ class Router:
         raise FailedPrecondition("the query was not recorded when it ended: the router's log says why")
 
     async def end(self) -> None:
-        """Cancel the queries that run: their callers are told to ask again, and what they took is counted."""
+        """Refuse the queries that wait and cancel those that run: their callers are told to ask again, and
+        what was taken is counted."""
+        self._admission.close()
         await self._queries.close()
 
     @asynccontextmanager

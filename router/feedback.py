@@ -18,6 +18,7 @@ from isoflop.v1.router_pb2 import (
     SubmitFeedbackResponse,
 )
 
+from router.bench import LATE_SECONDS
 from router.decision import Decision
 from router.explore import Draw, draw
 from router.metrics_profiles import ProfileMetrics
@@ -29,9 +30,6 @@ from router.tenants import Tenant
 from router.truths import Answered, Truth, Truths, without_text
 
 log = structlog.get_logger()
-
-LATE_SECONDS = 0.1
-"""How long after a query's deadline, which lies before its caller's, its record may still take."""
 
 
 def answered(

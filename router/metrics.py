@@ -18,11 +18,11 @@ from isoflop.v1.router_pb2 import SolveResponse, Status
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from router.admission import Shed
+from router.baseline import Fixed
 from router.decision import Action
 from router.metrics_ledger import LedgerMetrics
 from router.metrics_pools import PoolMetrics
 from router.metrics_profiles import ProfileMetrics
-from router.planner import Fixed
 
 TIER = ("tier",)
 COST = ("stage", "model", "strategy", *TIER)

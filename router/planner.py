@@ -21,6 +21,7 @@ from isoflop.v1.router_pb2 import Action as ActionMessage
 from isoflop.v1.router_pb2 import Rejected
 
 from router import cost
+from router.baseline import Fixed, expected, is_free
 from router.belief import NO_VOTES, update
 from router.catalog import Catalog
 from router.cost import Cost
@@ -43,15 +44,6 @@ PROBED = 3
 
 KEPT = 256
 """Menus, and first decisions, that are kept for queries that are alike."""
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """A fixed plan for a query."""
-
-    samples: int
-    cost: Cost
-    """Expected."""
 
 
 @dataclass(frozen=True)
@@ -178,25 +170,13 @@ class Planner:
     def baseline(self, query: Query, difficulty: Array) -> Fixed | None:
         """What the profile's fixed plan for the query's effort is expected to cost on it.
 
-        `difficulty` is what is believed of its type, shape (D,), when it has ended. Its prompt is counted
-        once, as if it were cached from then on. Over queries like those of calibration the sum is right. None
-        where the query asks for more than an effort, the profile has no such plan, or the catalogue lacks its
-        model.
+        `difficulty` is what is believed of its type, shape (D,), when it has ended. None where the query asks
+        for more than an effort, the profile has no such plan, or the catalogue lacks its model.
         """
         plan = self.profile.baselines.get(query.objective.effort)
-        if plan is None or not _is_free(query):
+        if plan is None or not is_free(query):
             return None
-        menu = self.menu(query)
-        for row, option in enumerate(menu.options):
-            verifier = option.verifier.name if option.verifier else ""
-            its = option.model.name, option.temperature, verifier
-            if option.search is None and its == (plan.model, plan.temperature, plan.verifier):
-                prompt = query.prompt_bytes * option.arm.prompt_tokens_per_byte
-                once = Cost(*(float(one[row] @ difficulty) for one in (menu.flops, menu.money, menu.tokens)))
-                again = Cost(*cost.cached(option.model, prompt), prompt).times(plan.samples - 1)
-                right = plan.flops / (plan.expected_flops or plan.flops)
-                return Fixed(plan.samples, (once.times(plan.samples) - again).times(right))
-        return None
+        return expected(plan, query, self.menu(query), difficulty)
 
     def worth(self, outlook: Outlook) -> float:
         """FLOPs that a right answer is worth to this query.
@@ -295,22 +275,6 @@ class Planner:
             math.ceil(max(1.0, offer.tokens * HEADROOM)) + 1,
             offer.verifier,
         )
-
-
-def _is_free(query: Query) -> bool:
-    """Whether it says nothing of how it is to be answered but an effort."""
-    asked = (
-        query.models or query.strategies or query.samples or query.max_tokens or query.temperature is not None
-    )
-    objective = query.objective
-    return not (
-        asked
-        or query.verifier
-        or query.scoring
-        or objective.worth is not None
-        or objective.target is not None
-        or query.limit != UNLIMITED
-    )
 
 
 def _key(query: Query) -> object:

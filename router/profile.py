@@ -190,7 +190,7 @@ class BaselineRecord(BaseModel):
     flops: float = Field(gt=0)
     """Of a query, scores included."""
     expected_flops: float | None = Field(default=None, gt=0)
-    """What `Planner.baseline` reckons of it from curves and beliefs, in the mean over the same queries: of
+    """What `router.baseline` reckons of it from curves and beliefs, in the mean over the same queries: of
     others it is set right by the ratio. None: it was not measured."""
     money: float = Field(default=0.0, ge=0)
     """Likewise, in the catalogue's currency."""

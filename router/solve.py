@@ -32,12 +32,11 @@ from isoflop.v1.router_pb2 import (
 from isoflop.v1.router_pb2 import StreamSolveResponse as Event
 
 from router.account import Account
-from router.bench import late_bills
+from router.bench import LATE_SECONDS, late_bills
 from router.breakers import Breakers
 from router.buying import Buying, told
 from router.cost import Cost, Meter
 from router.decision import Action, Decision, State
-from router.feedback import LATE_SECONDS
 from router.ledger import QueryKept, Short
 from router.metrics import Metrics, failure, outcome
 from router.opening import Opening

@@ -179,7 +179,8 @@ class Ledger(Protocol):
         ...
 
     async def take_over(self, query_id: str, dead: str, router: str) -> bool:
-        """Go on with a query of a router that does not live any more; whether it was still that one's."""
+        """Go on with a query of a router that does not live any more, whose rounds that run are lost; whether
+        it was still that one's."""
         ...
 
     async def standings(self, budgets: Sequence[Budget]) -> Sequence[Standing]:
@@ -187,7 +188,7 @@ class Ledger(Protocol):
         ...
 
     async def estimated(self, query_id: str, charges: Sequence[Usage], budgets: Sequence[Budget]) -> None:
-        """Charge what a query cost before its first round."""
+        """Charge what a query cost before its first round; NotFound where it never began."""
         ...
 
     async def reserve(
@@ -196,7 +197,8 @@ class Ledger(Protocol):
         """Reserve a round at its worst case: in all budgets, or Short is raised; TakenOver where the query is
         not this router's any more. The budgets afterwards.
 
-        A second time for the same round: `worst` is what is reserved in all from now on.
+        A second time for the same round: `worst`, finite, is what is reserved in all from now on, in the
+        windows of the first time; FailedPrecondition where it was settled, or is another router's.
         """
         ...
 
@@ -211,7 +213,8 @@ class Ledger(Protocol):
     ) -> Sequence[Standing]:
         """A round has cost this: charge it, and free the rest of what was reserved. The budgets afterwards.
 
-        One that was charged as lost meanwhile is set right.
+        One that was charged as lost meanwhile is set right, and one that was never reserved is charged as it
+        is. NotFound where the query never began, or was too long ago.
         """
         ...
 
@@ -226,7 +229,7 @@ class Ledger(Protocol):
         """A query has ended; TakenOver where it is not this router's any more. The budgets afterwards.
 
         With a result, what it took in all moves each budget's price; without one, it gives its request id
-        away. A round that is still reserved is charged as lost.
+        away. A round that is still reserved is charged as lost. NotFound where it never began.
         """
         ...
 

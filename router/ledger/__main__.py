@@ -1,7 +1,11 @@
-"""Bring a ledger's tables up to date: `python -m router.ledger migrate --ledger URL`."""
+"""Bring a ledger's tables up to date: `python -m router.ledger migrate --ledger URL`.
+
+The URL may be in the environment instead, as the router's is: `ISOFLOP_ROUTER_LEDGER`.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import ArgumentParser
 
@@ -16,7 +20,9 @@ def main() -> int:
     parser = ArgumentParser(prog="python -m router.ledger", description=__doc__)
     commands = parser.add_subparsers(required=True)
     migrate = commands.add_parser("migrate", help="bring the tables up to date; does nothing where they are")
-    migrate.add_argument("--ledger", required=True, metavar="URL", help="postgresql://... or sqlite:///FILE")
+    told = os.environ.get("ISOFLOP_ROUTER_LEDGER")
+    said = "postgresql://... or sqlite:///FILE"
+    migrate.add_argument("--ledger", default=told, required=not told, metavar="URL", help=said)
     arguments = parser.parse_args()
     try:
         storage = Storage(arguments.ledger, connections=1, timeout_seconds=60.0)

@@ -16,6 +16,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any, TypeAlias
 
+from isoflop.errors import FailedPrecondition, NotFound
 from isoflop.v1.common_pb2 import STAGE_GENERATION, Stage, Usage
 from isoflop.v1.router_pb2 import Round, SolveResponse
 from sqlalchemy import Select
@@ -245,7 +246,7 @@ class SqlLedger:
             else:
                 query = transaction.row(sql.OWNER, {"query": query_id})
                 if query is None:
-                    raise LookupError(f"there is no query {query_id}")
+                    raise NotFound(f"the ledger has no query {query_id}")
                 if query["router"] != router:
                     raise TakenOver
             return self._standings(present, transaction)
@@ -375,7 +376,7 @@ class SqlLedger:
         of = {"query": query_id, "of": index}
         row = transaction.row(sql.ROUND, of)
         if row is None or row["state"] == SETTLED or row["router"] != router:
-            raise ValueError(f"round {index} of query {query_id} was settled, or is another router's")
+            raise FailedPrecondition(f"round {index} of query {query_id} was settled, or is another router's")
         held, before = json.loads(row["held"]), _worst(row)
         if row["state"] == LOST:
             # This router was late: it lives, and so does the round.
@@ -412,7 +413,7 @@ class SqlLedger:
         query_id, index = settled.query_id, settled.index
         row = transaction.row(sql.ROUND, {"query": query_id, "of": index})
         if row is None:
-            raise LookupError(f"there is no query {query_id}")
+            raise NotFound(f"the ledger has no query {query_id}")
         before = self._refund(query_id, index, transaction)
         self._charge(query_id, index, row, settled.charges, transaction)
         _pay(json.loads(row["held"]), settled.cost - before, Cost(), transaction)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing, suppress
 from itertools import count
@@ -17,6 +18,8 @@ from isoflop.v1.generation_pb2 import (
     DescribeModelsResponse,
     GenerateRequest,
     GenerateResponse,
+    GetRoundUsageRequest,
+    GetRoundUsageResponse,
     RoundUsage,
     StartRound,
 )
@@ -28,6 +31,9 @@ from services.generation.settings import GenerationSettings
 from services.generation.steps import Growing
 
 log = structlog.get_logger()
+
+REMEMBERED = 4096
+"""Rounds whose usage can be asked for."""
 
 ENDING_SECONDS = 0.1
 """When to ask again a service that shuts down: another replica may be there at once."""
@@ -77,6 +83,8 @@ class Generation:
         """Those that run."""
         self._cut: set[Round] = set()
         """Those that were ended because the service is."""
+        self._usages: OrderedDict[str, asyncio.Future[RoundUsage]] = OrderedDict()
+        """What the last rounds took, by their names; of those that run it is told when they have ended."""
 
     async def describe(self, request: DescribeModelsRequest) -> DescribeModelsResponse:
         """The models, in the catalogue's order."""
@@ -112,6 +120,7 @@ class Generation:
         metrics.running.labels(start.model).inc(len(jobs))
         running = asyncio.create_task(_run(backend, round), name=f"round of {start.model}")
         aborts = asyncio.create_task(_obey(requests, round), name="aborts")
+        told = self._remember(start.round_id)
         failure: Exception | None = None
         whole = False
         """A sample has run to its end."""
@@ -141,11 +150,28 @@ class Generation:
             if growing:
                 await self._give_up(backend, round, running, growing, usage)
             self._settle(backend, usage)
+            told.set_result(usage)
             await asyncio.gather(running, aborts, return_exceptions=True)
         # A round that failed says what it cost, too.
         yield GenerateResponse(usage=usage)
         if failure:
             raise failure
+
+    async def usage(self, request: GetRoundUsageRequest) -> GetRoundUsageResponse:
+        """What a round took, once it has ended; raises NotFound where it is not known, or not any more."""
+        told = self._usages.get(request.round_id)
+        if told is None:
+            raise NotFound(f"there is no round {request.round_id[:64]!r}, or it is too long ago")
+        return GetRoundUsageResponse(usage=await asyncio.shield(told))
+
+    def _remember(self, round_id: str) -> asyncio.Future[RoundUsage]:
+        """Where to tell what a round took."""
+        told: asyncio.Future[RoundUsage] = asyncio.get_running_loop().create_future()
+        if round_id:
+            self._usages[round_id] = told
+            if len(self._usages) > REMEMBERED:
+                self._usages.popitem(last=False)
+        return told
 
     async def _start(self, requests: AsyncIterator[GenerateRequest]) -> StartRound:
         first = await anext(requests, None)

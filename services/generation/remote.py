@@ -15,17 +15,25 @@ from contextlib import aclosing
 from typing import Any
 
 import grpc
-from isoflop.errors import Unavailable
+from isoflop.errors import Unavailable, Unreachable
 from isoflop.rpc import from_rpc_error
 from isoflop.v1.generation_pb2 import (
     DescribeModelsRequest,
     DescribeModelsResponse,
     GenerateRequest,
     GenerateResponse,
+    GetRoundUsageRequest,
+    RoundUsage,
 )
 from isoflop.v1.generation_pb2_grpc import GenerationServiceStub
 
 from services.common.channels import Channels
+
+USAGE_TRIES, USAGE_PAUSE = 5, 0.1
+"""How often it is asked what a round took whose stream broke, and seconds before each time."""
+
+USAGE_SECONDS = 2.0
+"""How long that may take: the round ends when the replica notices, too."""
 
 
 class RemoteGeneration:
@@ -48,7 +56,7 @@ class RemoteGeneration:
                 last, held = target == targets[-1], None
                 rest = resumed(first, shared.next() if shared else requests)
                 try:
-                    async with aclosing(self._call(target, rest)) as responses:
+                    async with aclosing(self._call(target, rest, first.start.round_id)) as responses:
                         async for response in responses:
                             if not (last or begun) and _is_nothing(response):
                                 held = response
@@ -77,17 +85,39 @@ class RemoteGeneration:
         return await self._describe(last, request)
 
     async def _call(
-        self, target: str, requests: AsyncIterator[GenerateRequest]
+        self, target: str, requests: AsyncIterator[GenerateRequest], round_id: str
     ) -> AsyncGenerator[GenerateResponse, None]:
-        """One round of one replica."""
+        """One round of one replica; what it took is told even where the connection breaks, if it can be."""
         call = self._stub(target).Generate(requests)
+        begun = told = False
         try:
             async for response in call:
+                begun, told = True, told or response.HasField("usage")
                 yield response
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, _named(target)) from None
+            failure = from_rpc_error(error, _named(target))
+            if not told and isinstance(failure, Unreachable):
+                usage = await self._usage(target, round_id, USAGE_TRIES if begun else 1)
+                if usage:
+                    yield GenerateResponse(usage=usage)
+            raise failure from None
         finally:
             call.cancel()
+
+    async def _usage(self, target: str, round_id: str, tries: int) -> RoundUsage | None:
+        """What a round took whose stream broke; None: the replica does not know, or is down."""
+        for _ in range(tries):
+            await asyncio.sleep(USAGE_PAUSE)
+            request = GetRoundUsageRequest(round_id=round_id)
+            try:
+                response = await self._stub(target).GetRoundUsage(request, timeout=USAGE_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                if not isinstance(from_rpc_error(error, target), Unreachable):
+                    return None
+            else:
+                usage: RoundUsage = response.usage
+                return usage
+        return None
 
     async def _describe(self, target: str, request: DescribeModelsRequest) -> DescribeModelsResponse:
         try:

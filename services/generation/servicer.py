@@ -28,6 +28,11 @@ class GenerationServicer(rpc.GenerationServiceServicer):
             async for response in responses:
                 yield response
 
+    async def GetRoundUsage(
+        self, request: pb.GetRoundUsageRequest, context: ServicerContext[Any, Any]
+    ) -> pb.GetRoundUsageResponse:
+        return await self._core.usage(request)
+
     async def DescribeModels(
         self, request: pb.DescribeModelsRequest, context: ServicerContext[Any, Any]
     ) -> pb.DescribeModelsResponse:

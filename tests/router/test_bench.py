@@ -410,7 +410,7 @@ async def test_scores_that_came_before_verification_went_down_are_kept_and_bille
 async def late_bill(at: Table) -> int:
     """Calls that scores are billed for which nobody waits for any more."""
     assert at.bench.late
-    await asyncio.wait({at.bench.late})
+    await asyncio.wait(at.bench.late)
     lines = [line for line in at.meter.lines if line.stage == STAGE_VERIFICATION]
     at.check()
     return sum(line.calls for line in lines)

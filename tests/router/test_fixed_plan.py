@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from synthetic import EASY, HARD, arm_record, make_model, make_planner, make_profile, make_query, record, vote
 
 from router import cost
+from router.baseline import Fixed
 from router.catalog import Catalog
-from router.planner import Fixed, Planner
+from router.planner import Planner
 from router.profile import parse
 
 PLAN = {

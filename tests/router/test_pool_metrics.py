@@ -29,13 +29,13 @@ def test_a_breaker_opens_once_however_often_it_is_told(
     registry: CollectorRegistry, metrics: PoolMetrics
 ) -> None:
     openings = []
-    for state in ("closed", "open", "open", "half-open", "open", "closed"):
+    for state in ("closed", "open", "open", "half_open", "open", "closed"):
         metrics.breaker("verification", state)
         openings.append(told(registry, "breaker_openings_total", part="verification"))
     assert openings == [None, 1, 1, 1, 2, 2]
 
 
-@pytest.mark.parametrize(("state", "value", "up"), [("closed", 0, 1), ("half-open", 1, 0), ("open", 2, 0)])
+@pytest.mark.parametrize(("state", "value", "up"), [("closed", 0, 1), ("half_open", 1, 0), ("open", 2, 0)])
 def test_a_models_pool_is_up_where_its_breaker_is_closed(
     registry: CollectorRegistry, metrics: PoolMetrics, state: str, value: float, up: float
 ) -> None:

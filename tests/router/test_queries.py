@@ -330,6 +330,17 @@ class TestClosing:
         labels = {"model": "m", "strategy": "majority"}
         assert suite.metric("tokens_total", **labels, kind="aborted") == 3 * ABORTED_TOKENS
 
+    async def test_at_the_end_of_a_drain_who_runs_and_who_waits_is_told(self, make_suite: MakeSuite) -> None:
+        suite = make_suite(listed(number(1), HOLD), max_running=1)
+        running = await begin(suite, ask("a"))
+        waiting = asyncio.create_task(suite.router.solve(ask("b")))
+        await suite.settled()
+        await suite.router.end()
+        for outcome in await asyncio.gather(running, waiting, return_exceptions=True):
+            assert isinstance(outcome, Unavailable)
+        assert len(suite.generation.starts) == 1
+        assert suite.generation.counted["m"].aborted_tokens
+
     async def test_closing_what_is_idle_is_nothing(self, make_suite: MakeSuite) -> None:
         suite = make_suite(same(number(1)))
         await suite.router.close()

@@ -268,8 +268,9 @@ async def test_a_plan_counts_no_query(make_suite: MakeSuite) -> None:
 def test_queries_that_wait_or_are_turned_away_are_counted_by_tier() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
-    for queries in (1, 2, 1):
-        metrics.waiting("gold", queries)
+    waiting = [1, 2]
+    metrics.waiting("gold", lambda: len(waiting))
+    waiting.pop()
     metrics.refused("shed", "gold")
     assert registry.get_sample_value("isoflop_router_queries_waiting", {"tier": "gold"}) == 1
     labels = {"outcome": "shed", "tier": "gold"}

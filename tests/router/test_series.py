@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from synthetic import make_arm, make_model, make_profile
 
 from router import price
+from router.baseline import Fixed
 from router.cost import Cost
 from router.decision import Action
 from router.ledger import Budget, Standing
@@ -21,7 +22,6 @@ from router.metrics import Metrics, outcome
 from router.metrics_pools import STATES
 from router.pace import Pace
 from router.period import Period
-from router.planner import Fixed
 from router.profiles import InForce, Loaded
 from router.strategies import STRATEGIES
 
@@ -54,7 +54,7 @@ def page() -> str:
             metrics.refused(draw.choice(["shed", *OUTCOMES]), tier)
             continue
         metrics.began(tier)
-        metrics.waiting(tier, draw.randrange(9))
+        metrics.waiting(tier, lambda: 9.0)
         lines = [Usage(stage=STAGE_DIFFICULTY, model="estimator", calls=1, flops=1e3)]
         for _ in range(draw.randint(1, 3)):
             model, strategy = draw.choice(MODELS), draw.choice(list(STRATEGIES))

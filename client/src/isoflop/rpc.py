@@ -30,6 +30,11 @@ CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
 ]
 
 
+BROKEN = (Code.UNAVAILABLE, Code.INTERNAL, Code.UNKNOWN, Code.CANCELLED, Code.ABORTED)
+"""Codes that no service of ours says without details: they are grpc's own, of a connection that broke or of a
+server that ended."""
+
+
 def from_rpc_error(error: grpc.RpcError, target: str) -> IsoflopError:
     """The error behind a failed call to `target` (an address, for the message)."""
     assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
@@ -37,7 +42,7 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> IsoflopError:
         if key == STATUS_DETAILS:
             return from_status(Status.FromString(value if isinstance(value, bytes) else value.encode()))
     code = Code.Value(error.code().name)
-    if code == Code.UNAVAILABLE:
+    if code in BROKEN:
         return Unreachable(target)
     if code == Code.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"{target} did not answer in time: allow more time")

@@ -263,6 +263,6 @@ def _outputs(response: Any) -> dict[str, Any]:
 def _refused(message: str, entry: TritonEntry) -> Exception:
     """An error that came in the stream as one of ours."""
     name, said = entry.model or entry.name, message.splitlines()[0] if message else "no reason given"
-    if "unknown model" in said or "not ready" in said:
+    if any(fault in said for fault in ("unknown model", "not ready", "not healthy")):
         return Unavailable(f"Triton at {entry.address} does not serve {name!r}: {said}")
     return InvalidArgument("sampling", f"Triton's model {name!r} refuses it: {said}")

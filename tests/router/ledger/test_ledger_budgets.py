@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from isoflop.errors import FailedPrecondition, NotFound
 from ledger_parts import (
     DAY,
     LEASE,
@@ -154,7 +155,7 @@ async def test_settling_twice_charges_once(ledger: SqlLedger) -> None:
         assert (told.spent.tokens, told.reserved.tokens) == (50, 0)
     (told,) = await ledger.settle("q", 0, round(), [usage(40)], b"", [day])
     assert told.spent.tokens == 40
-    with pytest.raises(ValueError, match="settled"):
+    with pytest.raises(FailedPrecondition, match="settled"):
         await ledger.reserve("q", "r", 0, round(), Cost(tokens=60), [day])
 
 
@@ -175,11 +176,11 @@ async def test_nothing_is_charged_to_a_query_that_is_not_there(ledger: SqlLedger
     day = budget(tokens=100)
     with pytest.raises(TakenOver):
         await ledger.reserve("q", "r", 0, round(), Cost(tokens=1), [day])
-    with pytest.raises(LookupError):
+    with pytest.raises(NotFound):
         await ledger.settle("q", 0, round(), [usage(1)], b"", [day])
-    with pytest.raises(LookupError):
+    with pytest.raises(NotFound):
         await ledger.estimated("q", [usage(1)], [day])
-    with pytest.raises(LookupError):
+    with pytest.raises(NotFound):
         await ledger.end("q", "r", "answered", answer(), [day])
     (told,) = await ledger.standings([day])
     assert (told.spent, told.reserved) == (Cost(), Cost())

@@ -19,25 +19,28 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from isoflop.errors import FailedPrecondition
 from ledger_parts import DAY, LEASE, WORTH, Clock, answer, budget, entry, round, usage
 from sqlalchemy import delete, select
 
 from router.cost import Cost
 from router.ledger import Short, TakenOver
+from router.ledger.migrate import prepare
 from router.ledger.schema import charges, metadata
-from router.ledger.sql import SqlLedger, open_ledger
+from router.ledger.sql import SqlLedger
+from router.ledger.storage import Storage
 
 T = TypeVar("T")
 
-BUDGETS = [budget("t/day", flops=1000, tokens=100), budget("all/week", "week", tokens=300, money=20)]
+BUDGETS = [budget("t/day", flops=50, tokens=8), budget("all/week", "week", tokens=20, money=3)]
 ROUTERS = ["a", "b", "c"]
 
 routers = st.sampled_from(ROUTERS)
 amounts = st.builds(
-    lambda flops, money, tokens: Cost(flops * 10.0, money / 8, tokens),
-    st.integers(0, 60),
-    st.integers(0, 80),
-    st.integers(0, 60),
+    lambda flops, money, tokens: Cost(flops * 8.0, money / 8, tokens),
+    st.integers(0, 5),
+    st.integers(0, 5),
+    st.integers(0, 5),
 )
 """Exact as doubles."""
 
@@ -63,23 +66,17 @@ class ModelQuery:
 
 
 class Routers(RuleBasedStateMachine):
-    """Three routers, two of which share a ledger's connections."""
+    """Three routers, two of which share what they know."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, storage: Storage, runner: asyncio.Runner) -> None:
         super().__init__()
-        self.clock = Clock()
-        self.runner = asyncio.Runner()
-        first, second = (self.open(url) for _ in range(2))
-        self.ledgers = {"a": first, "b": first, "c": second}
-        self.opened = [first, second]
-        self.run(first._storage.run(_empty))
+        self.storage, self.runner, self.clock = storage, runner, Clock()
+        kept = {"kept_query_days": 1e4, "kept_bill_days": 1e4}
+        one, other = (SqlLedger(storage, lambda: WORTH, clock=self.clock, **kept) for _ in range(2))
+        self.ledgers = {"a": one, "b": one, "c": other}
         self.queries: list[ModelQuery] = []
         self.leases: dict[str, float] = {}
-
-    def open(self, url: str) -> SqlLedger:
-        return open_ledger(
-            url, lambda: WORTH, kept_query_days=1e4, kept_bill_days=1e4, clock=self.clock, connections=2
-        )
+        self.run(storage.run(_empty))
 
     def run(self, what: Awaitable[T]) -> T:
         async def awaited() -> T:
@@ -87,14 +84,9 @@ class Routers(RuleBasedStateMachine):
 
         return self.runner.run(awaited())
 
-    def teardown(self) -> None:
-        for ledger in self.opened:
-            self.run(ledger.close())
-        self.runner.close()
-
     # What routers do.
 
-    @rule(seconds=st.sampled_from([1.0, LEASE / 2, LEASE + 1, DAY]))
+    @rule(seconds=st.sampled_from([1.0, LEASE / 2, LEASE / 2, LEASE + 1, LEASE + 1, DAY]))
     def wait(self, seconds: float) -> None:
         self.clock.now += seconds
 
@@ -110,6 +102,7 @@ class Routers(RuleBasedStateMachine):
         self.leases.pop(router, None)
         self._bury()
 
+    @precondition(lambda self: len(self.queries) < 3)
     @rule(router=routers)
     def begin(self, router: str) -> None:
         query_id = f"q{len(self.queries)}"
@@ -117,7 +110,7 @@ class Routers(RuleBasedStateMachine):
         self.queries.append(ModelQuery(router))
 
     @precondition(lambda self: self.queries)
-    @rule(data=st.data(), index=st.integers(0, 3), worst=amounts, own=st.integers(0, 5))
+    @rule(data=st.data(), index=st.integers(0, 1), worst=amounts, own=st.integers(0, 5))
     def reserve(self, data: Any, index: int, worst: Cost, own: int) -> None:
         number, query = self._query(data)
         router = query.router if own else data.draw(routers)
@@ -127,7 +120,7 @@ class Routers(RuleBasedStateMachine):
             return
         before = query.rounds.get(index)
         if before and (before.state == "settled" or before.router != router):
-            self._raises(ValueError, call)
+            self._raises(FailedPrecondition, call)
             return
         windows = (
             before.windows if before else [(one.name, one.period.start(self.clock.now)) for one in BUDGETS]
@@ -145,7 +138,7 @@ class Routers(RuleBasedStateMachine):
         assert short.standing.budget in BUDGETS
 
     @precondition(lambda self: self.queries)
-    @rule(data=st.data(), router=routers, index=st.integers(0, 3), cost=amounts)
+    @rule(data=st.data(), router=routers, index=st.integers(0, 1), cost=amounts)
     def settle(self, data: Any, router: str, index: int, cost: Cost) -> None:
         number, query = self._query(data)
         line = usage(int(cost.tokens), cost.flops, cost.money)
@@ -184,14 +177,14 @@ class Routers(RuleBasedStateMachine):
     @invariant()
     def windows_are_as_in_the_model(self) -> None:
         spent, reserved = self._windows()
-        for standing in self.run(self.opened[0].standings(BUDGETS)):
+        for standing in self.run(self.ledgers["a"].standings(BUDGETS)):
             window = standing.budget.name, standing.starts
             assert standing.spent == spent[window]
             assert standing.reserved == reserved[window]
 
     @invariant()
     def each_round_is_charged_once(self) -> None:
-        rows = self.run(self.opened[1]._storage.run(_charged))
+        rows = self.run(self.storage.run(_charged))
         found = {(row["query_id"], row["index"]): row for row in rows}
         assert len(found) == len(rows)
         for number, query in enumerate(self.queries):
@@ -258,7 +251,20 @@ def _charged(transaction: Any) -> Any:
     return transaction.rows(select(charges), {})
 
 
-def test_any_sequence(ledger_url: str) -> None:
-    run_state_machine_as_test(
-        partial(Routers, ledger_url), settings=settings(max_examples=40, stateful_step_count=30)
-    )
+def check(url: str | None, examples: int) -> None:
+    storage = Storage(url, 1, 60.0)
+    prepare(storage, migrates=True)
+    with asyncio.Runner() as runner:
+        run_state_machine_as_test(
+            partial(Routers, storage, runner),
+            settings=settings(max_examples=examples, stateful_step_count=50),
+        )
+        runner.run(storage.close())
+
+
+def test_any_sequence_in_a_temporary_file() -> None:
+    check(None, 60)
+
+
+def test_any_sequence_on_postgresql(postgres_url: str) -> None:
+    check(postgres_url, 10)

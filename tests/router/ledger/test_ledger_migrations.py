@@ -47,11 +47,11 @@ def storage(url: str) -> Storage:
     return Storage(url, 1, 5.0)
 
 
-def migrate(url: str) -> subprocess.CompletedProcess[str]:
+def migrate(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(ROOT), str(ROOT / "client" / "src")])
     return subprocess.run(
-        [sys.executable, "-m", "router.ledger", "migrate", "--ledger", url],
-        env={**os.environ, "PYTHONPATH": path},
+        [sys.executable, "-m", "router.ledger", "migrate", *arguments],
+        env={**os.environ, "PYTHONPATH": path, **environment},
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -80,15 +80,15 @@ def test_postgresql_is_migrated_by_a_command(postgres: PostgresServer) -> None:
     url = postgres.new_database()
     with pytest.raises(FailedPrecondition, match=r"python -m router\.ledger migrate --ledger"):
         opened(url)
-    done = migrate(url)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "up to date" in done.stdout
+    for done in (migrate("--ledger", url), migrate(ISOFLOP_ROUTER_LEDGER=url)):
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "up to date" in done.stdout
     opened(url)
 
 
 def test_the_command_says_what_is_wrong() -> None:
     (port,) = free_ports(1)
-    done = migrate(f"postgresql://somebody:secret@127.0.0.1:{port}/ledger")
+    done = migrate("--ledger", f"postgresql://somebody:secret@127.0.0.1:{port}/ledger")
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "refused" in done.stderr

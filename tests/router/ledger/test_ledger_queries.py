@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from isoflop.errors import FailedPrecondition
 from isoflop.v1.common_pb2 import STAGE_DIFFICULTY, STAGE_VERIFICATION, Usage
 from ledger_parts import (
     DAY,
@@ -154,7 +155,7 @@ async def test_the_query_of_a_dead_router_is_taken_over_once(make_ledger: MakeLe
         await ledger.end("q", "r", "failed_unavailable", None, [day])
     await ledger.settle("q", 1, round(1), [usage(20)], b"", [day])
     await ledger.reserve("q", by, 2, round(2), Cost(tokens=70), [day])
-    with pytest.raises(ValueError, match="another router's"):
+    with pytest.raises(FailedPrecondition, match="another router's"):
         await ledger.reserve("q", by, 1, round(1), Cost(tokens=1), [day])
     await ledger.end("q", by, "answered", answer(), [day])
     assert not await ledger.take_over("q", by, "r")

@@ -21,6 +21,7 @@ from isoflop.v1.generation_pb2 import (
     Branch,
     DescribeModelsRequest,
     GenerateRequest,
+    GetRoundUsageRequest,
     RoundUsage,
 )
 from prometheus_client import CollectorRegistry
@@ -289,6 +290,21 @@ async def test_a_caller_that_goes_away_aborts_the_round_and_its_tokens_are_count
     assert running(registry) == 0
     assert backend.running == 0
     assert await nothing_is_left_running(before)
+
+
+async def test_what_a_round_took_is_told_to_who_knows_its_name_once_it_has_ended() -> None:
+    core = make_core(ScriptedBackend(until_aborted))
+    call = Call(core, start(branches=[Branch(samples=3)], stream_text=True, round_id="a"))
+    await call.next()
+    asking = asyncio.create_task(core.usage(GetRoundUsageRequest(round_id="a")))
+    await asyncio.sleep(0)
+    assert not asking.done()
+    await call.close()
+    usage = (await asking).usage
+    assert (usage.samples, usage.aborted_tokens, usage.prompt_tokens) == (3, 9, 9)
+    for unknown in ("b", ""):
+        with pytest.raises(NotFound, match="no round"):
+            await core.usage(GetRoundUsageRequest(round_id=unknown))
 
 
 async def test_a_caller_that_goes_away_at_the_last_piece_of_text_is_counted_in_full() -> None:

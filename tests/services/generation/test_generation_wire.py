@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
-from isoflop.errors import InvalidArgument, NotFound, Unavailable
+from isoflop.errors import InvalidArgument, NotFound, Unavailable, Unreachable
 from isoflop.rpc import CHANNEL_OPTIONS, from_rpc_error
 from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED
 from isoflop.v1.generation_pb2 import (
@@ -169,3 +169,11 @@ async def test_a_backend_that_fails_after_a_sample_is_an_error_after_that_sample
     error = from_rpc_error(caught.value, "there")
     assert isinstance(error, Unavailable)
     assert error.retry_after == 3.0
+
+
+@pytest.mark.parametrize(
+    "code", ["UNAVAILABLE", "INTERNAL", "UNKNOWN", "CANCELLED", "ABORTED"], ids=str.lower
+)
+def test_what_grpc_says_itself_is_a_connection_that_broke(code: str) -> None:
+    error = grpc.aio.AioRpcError(grpc.StatusCode[code], grpc.aio.Metadata(), grpc.aio.Metadata(), "broke")
+    assert isinstance(from_rpc_error(error, "there"), Unreachable)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from isoflop.v1 import common_pb2 as isoflop_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bisoflop/v1/generation.proto\x12\nisoflop.v1\x1a\x17isoflop/v1/common.proto\"n\n\x0fGenerateRequest\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.isoflop.v1.StartRoundH\x00\x12)\n\x05\x61\x62ort\x18\x02 \x01(\x0b\x32\x18.isoflop.v1.AbortSamplesH\x00\x42\x07\n\x05\x65vent\"\xde\x01\n\nStartRound\x12\x10\n\x08query_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12%\n\x08messages\x18\x03 \x03(\x0b\x32\x13.isoflop.v1.Message\x12$\n\x08\x62ranches\x18\x04 \x03(\x0b\x32\x12.isoflop.v1.Branch\x12\x14\n\x0c\x66irst_sample\x18\x05 \x01(\x05\x12&\n\x08sampling\x18\x06 \x01(\x0b\x32\x14.isoflop.v1.Sampling\x12\x13\n\x0bstream_text\x18\x07 \x01(\x08\x12\x0f\n\x07indices\x18\x08 \x03(\x05\"a\n\x06\x42ranch\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x0f\n\x07samples\x18\x02 \x01(\x05\x12\x12\n\nmax_tokens\x18\x03 \x01(\x05\x12\"\n\x05turns\x18\x04 \x03(\x0b\x32\x13.isoflop.v1.Message\"\"\n\x0c\x41\x62ortSamples\x12\x12\n\nsample_ids\x18\x01 \x03(\t\"\x92\x01\n\x10GenerateResponse\x12&\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x15.isoflop.v1.TextDeltaH\x00\x12$\n\x06sample\x18\x02 \x01(\x0b\x32\x12.isoflop.v1.SampleH\x00\x12\'\n\x05usage\x18\x03 \x01(\x0b\x32\x16.isoflop.v1.RoundUsageH\x00\x42\x07\n\x05\x65vent\"\x9a\x02\n\nRoundUsage\x12\x0f\n\x07samples\x18\x01 \x01(\x03\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x03\x12\x15\n\rcached_tokens\x18\x03 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\x03\x12\x16\n\x0e\x61\x62orted_tokens\x18\x05 \x01(\x03\x12\x15\n\runseen_tokens\x18\x06 \x01(\x03\x12\x16\n\x0e\x63ontext_tokens\x18\x07 \x01(\x03\x12\x17\n\x0frejected_tokens\x18\x08 \x01(\x03\x12\x14\n\x0c\x64raft_tokens\x18\t \x01(\x03\x12\x1c\n\x14\x64raft_context_tokens\x18\n \x01(\x03\x12\x1e\n\x16\x61\x62orted_context_tokens\x18\x0b \x01(\x03\"\x17\n\x15\x44\x65scribeModelsRequest\";\n\x16\x44\x65scribeModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.isoflop.v1.Model2\xb7\x01\n\x11GenerationService\x12I\n\x08Generate\x12\x1b.isoflop.v1.GenerateRequest\x1a\x1c.isoflop.v1.GenerateResponse(\x01\x30\x01\x12W\n\x0e\x44\x65scribeModels\x12!.isoflop.v1.DescribeModelsRequest\x1a\".isoflop.v1.DescribeModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bisoflop/v1/generation.proto\x12\nisoflop.v1\x1a\x17isoflop/v1/common.proto\"n\n\x0fGenerateRequest\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.isoflop.v1.StartRoundH\x00\x12)\n\x05\x61\x62ort\x18\x02 \x01(\x0b\x32\x18.isoflop.v1.AbortSamplesH\x00\x42\x07\n\x05\x65vent\"\xf0\x01\n\nStartRound\x12\x10\n\x08query_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12%\n\x08messages\x18\x03 \x03(\x0b\x32\x13.isoflop.v1.Message\x12$\n\x08\x62ranches\x18\x04 \x03(\x0b\x32\x12.isoflop.v1.Branch\x12\x14\n\x0c\x66irst_sample\x18\x05 \x01(\x05\x12&\n\x08sampling\x18\x06 \x01(\x0b\x32\x14.isoflop.v1.Sampling\x12\x13\n\x0bstream_text\x18\x07 \x01(\x08\x12\x0f\n\x07indices\x18\x08 \x03(\x05\x12\x10\n\x08round_id\x18\t \x01(\t\"a\n\x06\x42ranch\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x0f\n\x07samples\x18\x02 \x01(\x05\x12\x12\n\nmax_tokens\x18\x03 \x01(\x05\x12\"\n\x05turns\x18\x04 \x03(\x0b\x32\x13.isoflop.v1.Message\"\"\n\x0c\x41\x62ortSamples\x12\x12\n\nsample_ids\x18\x01 \x03(\t\"\x92\x01\n\x10GenerateResponse\x12&\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x15.isoflop.v1.TextDeltaH\x00\x12$\n\x06sample\x18\x02 \x01(\x0b\x32\x12.isoflop.v1.SampleH\x00\x12\'\n\x05usage\x18\x03 \x01(\x0b\x32\x16.isoflop.v1.RoundUsageH\x00\x42\x07\n\x05\x65vent\"\x9a\x02\n\nRoundUsage\x12\x0f\n\x07samples\x18\x01 \x01(\x03\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x03\x12\x15\n\rcached_tokens\x18\x03 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\x03\x12\x16\n\x0e\x61\x62orted_tokens\x18\x05 \x01(\x03\x12\x15\n\runseen_tokens\x18\x06 \x01(\x03\x12\x16\n\x0e\x63ontext_tokens\x18\x07 \x01(\x03\x12\x17\n\x0frejected_tokens\x18\x08 \x01(\x03\x12\x14\n\x0c\x64raft_tokens\x18\t \x01(\x03\x12\x1c\n\x14\x64raft_context_tokens\x18\n \x01(\x03\x12\x1e\n\x16\x61\x62orted_context_tokens\x18\x0b \x01(\x03\"(\n\x14GetRoundUsageRequest\x12\x10\n\x08round_id\x18\x01 \x01(\t\">\n\x15GetRoundUsageResponse\x12%\n\x05usage\x18\x01 \x01(\x0b\x32\x16.isoflop.v1.RoundUsage\"\x17\n\x15\x44\x65scribeModelsRequest\";\n\x16\x44\x65scribeModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.isoflop.v1.Model2\x8d\x02\n\x11GenerationService\x12I\n\x08Generate\x12\x1b.isoflop.v1.GenerateRequest\x1a\x1c.isoflop.v1.GenerateResponse(\x01\x30\x01\x12T\n\rGetRoundUsage\x12 .isoflop.v1.GetRoundUsageRequest\x1a!.isoflop.v1.GetRoundUsageResponse\x12W\n\x0e\x44\x65scribeModels\x12!.isoflop.v1.DescribeModelsRequest\x1a\".isoflop.v1.DescribeModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,19 +35,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST']._serialized_start=68
   _globals['_GENERATEREQUEST']._serialized_end=178
   _globals['_STARTROUND']._serialized_start=181
-  _globals['_STARTROUND']._serialized_end=403
-  _globals['_BRANCH']._serialized_start=405
-  _globals['_BRANCH']._serialized_end=502
-  _globals['_ABORTSAMPLES']._serialized_start=504
-  _globals['_ABORTSAMPLES']._serialized_end=538
-  _globals['_GENERATERESPONSE']._serialized_start=541
-  _globals['_GENERATERESPONSE']._serialized_end=687
-  _globals['_ROUNDUSAGE']._serialized_start=690
-  _globals['_ROUNDUSAGE']._serialized_end=972
-  _globals['_DESCRIBEMODELSREQUEST']._serialized_start=974
-  _globals['_DESCRIBEMODELSREQUEST']._serialized_end=997
-  _globals['_DESCRIBEMODELSRESPONSE']._serialized_start=999
-  _globals['_DESCRIBEMODELSRESPONSE']._serialized_end=1058
-  _globals['_GENERATIONSERVICE']._serialized_start=1061
-  _globals['_GENERATIONSERVICE']._serialized_end=1244
+  _globals['_STARTROUND']._serialized_end=421
+  _globals['_BRANCH']._serialized_start=423
+  _globals['_BRANCH']._serialized_end=520
+  _globals['_ABORTSAMPLES']._serialized_start=522
+  _globals['_ABORTSAMPLES']._serialized_end=556
+  _globals['_GENERATERESPONSE']._serialized_start=559
+  _globals['_GENERATERESPONSE']._serialized_end=705
+  _globals['_ROUNDUSAGE']._serialized_start=708
+  _globals['_ROUNDUSAGE']._serialized_end=990
+  _globals['_GETROUNDUSAGEREQUEST']._serialized_start=992
+  _globals['_GETROUNDUSAGEREQUEST']._serialized_end=1032
+  _globals['_GETROUNDUSAGERESPONSE']._serialized_start=1034
+  _globals['_GETROUNDUSAGERESPONSE']._serialized_end=1096
+  _globals['_DESCRIBEMODELSREQUEST']._serialized_start=1098
+  _globals['_DESCRIBEMODELSREQUEST']._serialized_end=1121
+  _globals['_DESCRIBEMODELSRESPONSE']._serialized_start=1123
+  _globals['_DESCRIBEMODELSRESPONSE']._serialized_end=1182
+  _globals['_GENERATIONSERVICE']._serialized_start=1185
+  _globals['_GENERATIONSERVICE']._serialized_end=1454
 # @@protoc_insertion_point(module_scope)

@@ -65,6 +65,7 @@ class StartRound(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     STREAM_TEXT_FIELD_NUMBER: _builtins.int
     INDICES_FIELD_NUMBER: _builtins.int
+    ROUND_ID_FIELD_NUMBER: _builtins.int
     query_id: _builtins.str
     """The query that the round is for: for logs, and for backends that play back recordings."""
     model: _builtins.str
@@ -73,6 +74,8 @@ class StartRound(_message.Message):
     """Index of the round's first sample among the query's samples from this model. Seeds and ids follow from it."""
     stream_text: _builtins.bool
     """Send the text of samples as it comes."""
+    round_id: _builtins.str
+    """A name for the round that no other has, by which its usage can be asked for. Empty: none."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Message]:
         """The conversation so far; the last message is the user's."""
@@ -102,10 +105,11 @@ class StartRound(_message.Message):
         sampling: _common_pb2.Sampling | None = ...,
         stream_text: _builtins.bool = ...,
         indices: _abc.Iterable[_builtins.int] | None = ...,
+        round_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "first_sample", b"first_sample", "indices", b"indices", "messages", b"messages", "model", b"model", "query_id", b"query_id", "sampling", b"sampling", "stream_text", b"stream_text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "first_sample", b"first_sample", "indices", b"indices", "messages", b"messages", "model", b"model", "query_id", b"query_id", "round_id", b"round_id", "sampling", b"sampling", "stream_text", b"stream_text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -270,6 +274,52 @@ class RoundUsage(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RoundUsage: _TypeAlias = RoundUsage  # noqa: Y015
+
+@_typing.final
+class GetRoundUsageRequest(_message.Message):
+    """What did a round take?"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    round_id: _builtins.str
+    """As StartRound named it."""
+    def __init__(
+        self,
+        *,
+        round_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["round_id", b"round_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRoundUsageRequest: _TypeAlias = GetRoundUsageRequest  # noqa: Y015
+
+@_typing.final
+class GetRoundUsageResponse(_message.Message):
+    """What a round took."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def usage(self) -> Global___RoundUsage:
+        """In tokens."""
+
+    def __init__(
+        self,
+        *,
+        usage: Global___RoundUsage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRoundUsageResponse: _TypeAlias = GetRoundUsageResponse  # noqa: Y015
 
 @_typing.final
 class DescribeModelsRequest(_message.Message):

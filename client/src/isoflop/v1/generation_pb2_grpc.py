@@ -40,6 +40,11 @@ class GenerationServiceStub:
                 request_serializer=isoflop_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=isoflop_dot_v1_dot_generation__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.GetRoundUsage = channel.unary_unary(
+                '/isoflop.v1.GenerationService/GetRoundUsage',
+                request_serializer=isoflop_dot_v1_dot_generation__pb2.GetRoundUsageRequest.SerializeToString,
+                response_deserializer=isoflop_dot_v1_dot_generation__pb2.GetRoundUsageResponse.FromString,
+                _registered_method=True)
         self.DescribeModels = channel.unary_unary(
                 '/isoflop.v1.GenerationService/DescribeModels',
                 request_serializer=isoflop_dot_v1_dot_generation__pb2.DescribeModelsRequest.SerializeToString,
@@ -60,6 +65,14 @@ class GenerationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetRoundUsage(self, request, context):
+        """What a round took whose stream broke before its usage came. Waits until the round has ended. NOT_FOUND where it
+        is not known, or not any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DescribeModels(self, request, context):
         """The models and what their tokens cost.
         """
@@ -74,6 +87,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=isoflop_dot_v1_dot_generation__pb2.GenerateRequest.FromString,
                     response_serializer=isoflop_dot_v1_dot_generation__pb2.GenerateResponse.SerializeToString,
+            ),
+            'GetRoundUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRoundUsage,
+                    request_deserializer=isoflop_dot_v1_dot_generation__pb2.GetRoundUsageRequest.FromString,
+                    response_serializer=isoflop_dot_v1_dot_generation__pb2.GetRoundUsageResponse.SerializeToString,
             ),
             'DescribeModels': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribeModels,
@@ -109,6 +127,33 @@ class GenerationService:
             '/isoflop.v1.GenerationService/Generate',
             isoflop_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
             isoflop_dot_v1_dot_generation__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRoundUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/isoflop.v1.GenerationService/GetRoundUsage',
+            isoflop_dot_v1_dot_generation__pb2.GetRoundUsageRequest.SerializeToString,
+            isoflop_dot_v1_dot_generation__pb2.GetRoundUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,10 @@ class GenerationServiceStub:
     the service sends samples as they finish (and their text as it comes, if asked) and, last,
     the round's usage. The stream is bidirectional because an aborted round must still say what it cost.
     """
+    GetRoundUsage: _grpc.UnaryUnaryMultiCallable[_generation_pb2.GetRoundUsageRequest, _generation_pb2.GetRoundUsageResponse]
+    """What a round took whose stream broke before its usage came. Waits until the round has ended. NOT_FOUND where it
+    is not known, or not any more.
+    """
     DescribeModels: _grpc.UnaryUnaryMultiCallable[_generation_pb2.DescribeModelsRequest, _generation_pb2.DescribeModelsResponse]
     """The models and what their tokens cost."""
 
@@ -50,6 +54,10 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     """One round of samples. The caller sends `start`, then `abort` if it has seen enough, and closes;
     the service sends samples as they finish (and their text as it comes, if asked) and, last,
     the round's usage. The stream is bidirectional because an aborted round must still say what it cost.
+    """
+    GetRoundUsage: _aio.UnaryUnaryMultiCallable[_generation_pb2.GetRoundUsageRequest, _generation_pb2.GetRoundUsageResponse]  # type: ignore[assignment]
+    """What a round took whose stream broke before its usage came. Waits until the round has ended. NOT_FOUND where it
+    is not known, or not any more.
     """
     DescribeModels: _aio.UnaryUnaryMultiCallable[_generation_pb2.DescribeModelsRequest, _generation_pb2.DescribeModelsResponse]  # type: ignore[assignment]
     """The models and what their tokens cost."""
@@ -66,6 +74,16 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         """One round of samples. The caller sends `start`, then `abort` if it has seen enough, and closes;
         the service sends samples as they finish (and their text as it comes, if asked) and, last,
         the round's usage. The stream is bidirectional because an aborted round must still say what it cost.
+        """
+
+    @_abc_1.abstractmethod
+    def GetRoundUsage(
+        self,
+        request: _generation_pb2.GetRoundUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_generation_pb2.GetRoundUsageResponse, _abc.Awaitable[_generation_pb2.GetRoundUsageResponse]]:
+        """What a round took whose stream broke before its usage came. Waits until the round has ended. NOT_FOUND where it
+        is not known, or not any more.
         """
 
     @_abc_1.abstractmethod
