@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: demo test test-all lint proto up train lock clean step-labels bench-embedded bench-headlines bench-scaling
 .PHONY: bench-prm bench-answers bench-difficulty bench-overhead bench-planner bench-price bench-replay bench-confidence
-.PHONY: bench-deep bench-speculative bench-bounds bench-recorded-search
+.PHONY: bench-deep bench-speculative bench-bounds bench-recorded-search bench-faults bench-soak
 
 demo: .venv/run.stamp  ## 30 held-out problems, live
 	@$(BIN)/isoflop demo --json build/demo.json
@@ -85,6 +85,13 @@ bench-deep: .venv/dev.stamp  ## what searches, long chains and revisions bring, 
 
 bench-bounds: .venv/dev.stamp  ## memory and tasks of 256 samples and of trees of 1,000 nodes
 	$(BIN)/python -m benchmarks.bounds
+
+bench-faults: .venv/dev.stamp  ## queries when parts fail, too many come, or callers hang up
+	$(BIN)/python -m benchmarks.faults
+
+bench-soak: MINUTES ?= 10
+bench-soak: .venv/dev.stamp  ## memory, tasks and handles under MINUTES of mixed load
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 bench-speculative: .venv/dev.stamp  ## what a draft model brings, and what it costs
 	$(BIN)/python -m benchmarks.speculative

@@ -20,7 +20,7 @@ from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 from isoflop.errors import IsoflopError
 from isoflop.rpc import MAX_MESSAGE_BYTES
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
 from services.common import log
 from services.common.settings import S, ServiceSettings, load, options
@@ -82,6 +82,13 @@ async def serving(
     Raises CannotServe where a port is in use.
     """
     calls = StatusInterceptor(registry)
+    loop = asyncio.get_running_loop()
+    tasks = Gauge(
+        "isoflop_process_tasks",
+        "Tasks of asyncio that have not ended; moves as calls and what they wait for begin and end.",
+        registry=registry,
+    )
+    tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
     server = grpc.aio.server(interceptors=[calls], options=SERVER_OPTIONS)
     for face in faces:
         face.add(face.servicer, server)

@@ -12,9 +12,7 @@ import yaml
 from isoflop import AsyncClient
 
 from tests.cluster.processes import ROOT, Process
-from tests.cluster.triton_server import TritonServer, TritonServerError
-
-SIZES = ("s", "m", "l")
+from tests.cluster.triton_server import SIZES, TritonServer, TritonServerError, triton_catalog
 
 # Rounds large enough that stopping early has something to abort.
 ROUTER_OPTIONS = ("--round-samples", "16", "--rejoin-seconds", "1", "--deadline-margin-seconds", "0.5")
@@ -85,38 +83,6 @@ def triton_suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
         suite = distributed(stack, folder, catalog)
         suite.kind, suite.triton = "triton", triton
         yield suite
-
-
-def triton_catalog(address: str) -> dict[str, object]:
-    """The embedded models as they are served by Triton: template and shape are said, not read."""
-    from services.generation.backends.llamacpp import Header
-
-    embedded = yaml.safe_load((ROOT / "models" / "catalog.yaml").read_text())["models"]
-    said = {one["name"]: {key: one[key] for key in ("thinking", "revision")} for one in embedded}
-    models = []
-    for size in SIZES:
-        header = Header.read(ROOT / "models" / f"abacus-{size}.gguf")
-        shape = header.shape
-        models.append(
-            {
-                "name": f"abacus-{size}",
-                "backend": "triton",
-                "address": address,
-                "model": f"abacus_{size}",
-                "chat_template": header.chat_template,
-                **said[f"abacus-{size}"],
-                "context": header.context,
-                "steps": True,
-                "shape": {
-                    "active_parameters": shape.active_parameters,
-                    "layers": shape.layers,
-                    "heads": shape.heads,
-                    "head_size": shape.head_size,
-                },
-                "price": {"per_million_completion_tokens": 0.01},
-            }
-        )
-    return {"currency": "USD", "models": models}
 
 
 @pytest.fixture(scope="session", params=["embedded", "distributed", "triton"])

@@ -1,4 +1,4 @@
-"""The suite's own processes for tests: started on free ports, found by what they print, stopped cleanly."""
+"""The suite's own processes for tests: started on free ports, found by what they print, stopped or killed."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Process:
         """Start it, and return when it serves; `folder` receives its log."""
         (metrics,) = free_ports(1)
         name = "-".join(command).replace("/", "_")[:60]
-        self.log_path = folder / f"{name}.log"
+        self.log_path = folder / f"{name}-{metrics}.log"
         self.metrics_port = metrics
-        full = [*launch(command[0]), *command[1:], "--metrics-port", str(metrics)]
-        if "--address" not in command:
-            full += ["--address", "127.0.0.1:0"]
-        with self.log_path.open("wb") as log:
-            self._process = subprocess.Popen(full, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        self.address = self._until_serving()
+        self._command = [*launch(command[0]), *command[1:], "--metrics-port", str(metrics)]
+        if "--address" in command:
+            self._process, self.address = self._start(self._command)
+        else:
+            self._process, self.address = self._start([*self._command, "--address", "127.0.0.1:0"])
+            self._command += ["--address", self.address]
 
     @property
     def pid(self) -> int:
@@ -43,39 +43,68 @@ class Process:
         return self._process.pid
 
     def stop(self) -> int:
-        """SIGTERM, and the exit status."""
+        """SIGTERM, and the exit status; one that is paused goes on first."""
         self._process.send_signal(signal.SIGTERM)
+        self.resume()
         try:
             return self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             raise AssertionError(f"it did not stop\n{self.log()}") from None
 
+    def kill(self) -> None:
+        """SIGKILL: it ends at once, as in a crash."""
+        self._process.kill()
+        self._process.wait()
+
+    def pause(self) -> None:
+        """SIGSTOP: its connections stay, and nobody answers."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def restart(self) -> None:
+        """Once it has ended: start it again on its ports, and return when it serves."""
+        assert self._process.poll() is not None, "it still runs"
+        self._process, _ = self._start(self._command)
+
     def log(self) -> str:
-        """What it has printed."""
+        """What it has printed, in all its lives."""
         return self.log_path.read_text(errors="replace")
 
     def metrics(self, name: str, **labels: str) -> float:
         """Sum of the samples of that name that have these labels, on its metrics page."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as page:
-            families = text_string_to_metric_families(page.read().decode())
         return sum(
             sample.value
-            for family in families
+            for family in text_string_to_metric_families(self._page())
             for sample in family.samples
             if sample.name == name and labels.items() <= sample.labels.items()
         )
 
-    def _until_serving(self) -> str:
+    def series(self) -> int:
+        """How many samples its metrics page has."""
+        return sum(not line.startswith("#") for line in self._page().splitlines())
+
+    def _page(self) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as page:
+            return str(page.read().decode())
+
+    def _start(self, command: Sequence[str]) -> tuple[subprocess.Popen[bytes], str]:
+        """The process, and where it serves."""
+        before = self.log_path.stat().st_size if self.log_path.exists() else 0
+        with self.log_path.open("ab") as log:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
-            for line in self.log().splitlines():
+            for line in self.log_path.read_bytes()[before:].decode(errors="replace").splitlines():
                 if "serving on " in line:
-                    return line.rpartition(" ")[2]
-            if self._process.poll() is not None:
-                raise AssertionError(f"it ended with status {self._process.returncode}\n{self.log()}")
+                    return process, line.rpartition(" ")[2]
+            if process.poll() is not None:
+                raise AssertionError(f"it ended with status {process.returncode}\n{self.log()}")
             time.sleep(0.02)
-        self._process.kill()
+        process.kill()
         raise AssertionError(f"it does not serve\n{self.log()}")
 
 

@@ -381,6 +381,7 @@ async def test_each_process_tells_its_health_contract_and_metrics(suite: Suite) 
                 services = {service.name for service in answer.list_services_response.service}
                 assert f"isoflop.v1.{name.capitalize()}Service" in services
         assert process.metrics("isoflop_rpc_calls_total") > 0
+        assert process.metrics("isoflop_process_tasks") > 0
 
 
 async def test_no_prompt_is_logged(suite: Suite, client: AsyncClient) -> None:

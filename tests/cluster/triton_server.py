@@ -15,10 +15,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from tests.cluster.processes import free_ports
+import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.cluster.processes import ROOT, free_ports
+
+SIZES = ("s", "m", "l")
 INSTALL = ROOT / "docker" / "triton" / "install.py"
 
 # The first start installs 350 MB; afterwards Triton is ready within about a second.
@@ -49,6 +52,7 @@ class TritonServer:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self.log_path = folder / "triton.log"
+        self._ports: list[int] = []
         self.grpc_address = ""
         self.http_address = ""
         self.metrics_address = ""
@@ -63,13 +67,17 @@ class TritonServer:
         self.stop()
 
     def start(self) -> None:
-        """Install Triton if need be, start it and return when all models are ready."""
+        """Install Triton if need be, start it and return when all models are ready.
+
+        Started again it has the ports that it had.
+        """
         home = Path(os.environ.get("ISOFLOP_TRITON_HOME") or ROOT / "build" / "triton")
         repository = self._folder / "repository"
         launcher = _install(home, repository, self._models)
         for made in self._extra:
             shutil.copytree(made, repository / made.name)
-        grpc, http, metrics = free_ports(3)
+        self._ports = self._ports or free_ports(3)
+        grpc, http, metrics = self._ports
         self.grpc_address, self.http_address, self.metrics_address = (
             f"127.0.0.1:{port}" for port in (grpc, http, metrics)
         )
@@ -110,6 +118,19 @@ class TritonServer:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
+    def pause(self) -> None:
+        """SIGSTOP to Triton. Its models' processes go on: Triton would find them dead when it wakes first."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT to it."""
+        self._signal(signal.SIGCONT)
+
+    def restart(self) -> None:
+        """Once it has ended: start it again on its ports, and return when all models are ready."""
+        assert self._process is None, "it still runs"
+        self.start()
+
     def metrics(self, model: str) -> dict[str, float]:
         """The counters of one model on Triton's metrics page, by name.
 
@@ -120,6 +141,10 @@ class TritonServer:
             if f'model="{model}"' in sample["labels"].split(","):
                 totals[sample["name"]] = totals.get(sample["name"], 0.0) + float(sample["value"])
         return totals
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        os.kill(self._process.pid, number)
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
@@ -142,6 +167,38 @@ class TritonServer:
         lines = self.log_path.read_text(errors="replace").splitlines()
         told = [line for line in lines if not line.startswith(("|", "+"))]  # Triton prints wide tables
         return "\n".join([f"--- the end of {self.log_path}:", *told[-25:]])
+
+
+def triton_catalog(address: str) -> dict[str, Any]:
+    """The embedded models as they are served by Triton: template and shape are said, not read."""
+    from services.generation.backends.llamacpp import Header
+
+    embedded = yaml.safe_load((ROOT / "models" / "catalog.yaml").read_text())["models"]
+    said = {one["name"]: {key: one[key] for key in ("thinking", "revision")} for one in embedded}
+    models = []
+    for size in SIZES:
+        header = Header.read(ROOT / "models" / f"abacus-{size}.gguf")
+        shape = header.shape
+        models.append(
+            {
+                "name": f"abacus-{size}",
+                "backend": "triton",
+                "address": address,
+                "model": f"abacus_{size}",
+                "chat_template": header.chat_template,
+                **said[f"abacus-{size}"],
+                "context": header.context,
+                "steps": True,
+                "shape": {
+                    "active_parameters": shape.active_parameters,
+                    "layers": shape.layers,
+                    "heads": shape.heads,
+                    "head_size": shape.head_size,
+                },
+                "price": {"per_million_completion_tokens": 0.01},
+            }
+        )
+    return {"currency": "USD", "models": models}
 
 
 def _install(home: Path, repository: Path, models: Sequence[Path]) -> Path:
