@@ -451,6 +451,7 @@ class Router:
             connections=settings.ledger_connections,
             kept_query_days=settings.kept_query_days,
             kept_bill_days=settings.kept_bill_days,
+            lost=self._metrics.ledger.lost,
         )
 
     def _pin(self, query: Query, catalog: Catalog) -> Query:

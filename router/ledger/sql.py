@@ -26,6 +26,7 @@ from router.cost import Cost
 from router.ledger import (
     BY,
     ESTIMATE,
+    PLATFORM,
     BillRow,
     Budget,
     Entry,
@@ -85,6 +86,7 @@ def open_ledger(
     connections: int = 8,
     timeout_seconds: float = 5.0,
     migrates: bool = False,
+    lost: Callable[[int], None] = lambda rounds: None,
     clock: Callable[[], float] = time.time,
 ) -> SqlLedger:
     """The ledger at a URL: sqlite:///FILE, which is made where there is none, or postgresql://...; None: one
@@ -97,7 +99,12 @@ def open_ledger(
     storage = Storage(url, connections, timeout_seconds)
     prepare(storage, migrates=migrates)
     return SqlLedger(
-        storage, worth, kept_query_days=kept_query_days, kept_bill_days=kept_bill_days, clock=clock
+        storage,
+        worth,
+        kept_query_days=kept_query_days,
+        kept_bill_days=kept_bill_days,
+        lost=lost,
+        clock=clock,
     )
 
 
@@ -111,11 +118,15 @@ class SqlLedger:
         *,
         kept_query_days: float,
         kept_bill_days: float,
+        lost: Callable[[int], None] = lambda rounds: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`worth`: a first guess of a right answer's, in FLOPs; `clock`: seconds since the epoch. Queries are
-        kept for so many days; charges, and windows that have ended, for so many others."""
+        """`worth`: a first guess of a right answer's, in FLOPs; `lost`: takes how many rounds of routers that
+        died were charged in full; `clock`: seconds since the epoch, on which
+        routers agree within much less than a lease. Queries are kept for so many days; charges, and windows
+        that have ended, for so many others."""
         self._storage = storage
+        self._lost = lost
         self._inserts = sql.Inserts(storage.engine.dialect.name)
         self._worth = worth
         self._clock = clock
@@ -209,7 +220,7 @@ class SqlLedger:
         def settle(transaction: Transaction) -> Sequence[Standing]:
             row = transaction.row(sql.SETTLE, self._settled_columns(settled))
             if row:
-                self._charge(query_id, index, row, charges, transaction)
+                self._charge(query_id, index, round, row, charges, transaction)
                 _pay(json.loads(row["held"]), settled.cost, _worst(row), transaction)
             elif not self._settle_new(settled, _held(present), transaction):
                 self._correct(settled, transaction)
@@ -263,7 +274,9 @@ class SqlLedger:
         if unknown := set(by) - set(BY):
             raise ValueError(f"a bill is by {', '.join(BY)}, not {', '.join(sorted(unknown))}")
         statement, values = sql.bill(tuple(by)), {"since": since, "until": until}
-        found = await self._storage.run(lambda transaction: transaction.rows(statement, values), reads=True)
+        found = await self._storage.run(
+            lambda transaction: transaction.rows(statement, values), reads=True, long=True
+        )
         rows = [
             BillRow(
                 tuple(_key(name, row[name]) for name in by),
@@ -288,7 +301,8 @@ class SqlLedger:
             lambda transaction: transaction.rows(sql.OF_THE_DEAD, {"now": now}), reads=True
         )
         for row in lost:
-            await self._storage.run(partial(self._lose, row["query_id"], row["index"]))
+            if await self._storage.run(partial(self._lose, row["query_id"], row["index"])):
+                self._lost(1)
         await self._storage.run(lambda transaction: transaction.write(sql.BURY, {"now": now}))
 
     def _begin(self, entry: Entry, transaction: Transaction) -> QueryKept | None:
@@ -404,7 +418,7 @@ class SqlLedger:
         row = transaction.row(self._inserts.round, values)
         if row is None:
             return False
-        self._charge(query_id, index, row, settled.charges, transaction)
+        self._charge(query_id, index, settled.round, row, settled.charges, transaction)
         _pay(held, settled.cost, Cost(), transaction)
         return True
 
@@ -415,28 +429,29 @@ class SqlLedger:
         if row is None:
             raise NotFound(f"the ledger has no query {query_id}")
         before = self._refund(query_id, index, transaction)
-        self._charge(query_id, index, row, settled.charges, transaction)
+        self._charge(query_id, index, settled.round, row, settled.charges, transaction)
         _pay(json.loads(row["held"]), settled.cost - before, Cost(), transaction)
         transaction.write(sql.CORRECT, self._settled_columns(settled))
 
-    def _lose(self, query_id: str, index: int, transaction: Transaction) -> None:
-        """Charge a round its worst case, unless another router has, or it was settled."""
+    def _lose(self, query_id: str, index: int, transaction: Transaction) -> bool:
+        """Charge a round its worst case, unless another router has, or it was settled; whether it did."""
         row = transaction.row(sql.LOSE, {"query": query_id, "of": index, "now": self._clock()})
         if row is None:
-            return
-        action, worst = Round.FromString(row["round"]).action, _worst(row)
+            return False
+        round, worst = Round.FromString(row["round"]), _worst(row)
         line = Usage(
             stage=STAGE_GENERATION,
-            model=action.model,
-            strategy=action.strategy,
+            model=round.action.model,
+            strategy=round.action.strategy,
             aborted_tokens=int(worst.tokens),
             flops=worst.flops,
             aborted_flops=worst.flops,
             money=worst.money,
             aborted_money=worst.money,
         )
-        self._charge(query_id, index, row, [line], transaction, unreconciled=True)
+        self._charge(query_id, index, round, row, [line], transaction, unreconciled=True)
         _pay(json.loads(row["held"]), worst, worst, transaction)
+        return True
 
     # Charges.
 
@@ -444,20 +459,22 @@ class SqlLedger:
         self,
         query_id: str,
         index: int,
-        round: Row,
+        round: Round,
+        row: Row,
         lines: Sequence[Usage],
         transaction: Transaction,
         *,
         unreconciled: bool = False,
     ) -> None:
+        """`row`: with the query's tenant and tier."""
         now = self._clock()
         of = {
             "query_id": query_id,
             "index": index,
             "at": now,
             "day": math.floor(now / DAY),
-            "tenant": round["tenant"],
-            "tier": round["tier"],
+            "tenant": PLATFORM if round.explored else row["tenant"],
+            "tier": row["tier"],
             "unreconciled": unreconciled,
         }
         names = ("stage", "model", "strategy", *SUMMED)

@@ -1,9 +1,9 @@
 """The database under the ledger: transactions that end in time.
 
-SQLite has one connection, and a file that processes of a machine may share; PostgreSQL several. Transactions
-wait in threads of their own, but for those on a temporary file, where there is nothing to wait for. Whatever
-keeps one from being done is told as Unavailable. One is said again where the connection had broken, or others
-stood in the way: each must be such that it does the same once and twice.
+SQLite has one connection that writes, and a file that processes of a machine may share; PostgreSQL several.
+Transactions wait in threads of their own, but for those on a temporary file, where there is nothing to wait
+for. Whatever keeps one from being done is told as Unavailable. One is said again where the connection had
+broken, or others stood in the way: each must be such that it does the same once and twice.
 
 SQLAlchemy makes the statements and connects; the drivers execute what it has compiled, once: with its own
 results a query's statements took as much time as the rest of the query.
@@ -14,9 +14,11 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import random
 import socket
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -39,8 +41,14 @@ Row: TypeAlias = Mapping[str, Any]
 Values: TypeAlias = Mapping[str, Any]
 """By the parameters' names."""
 
+LONG = 12.0
+"""Times as long as others a transaction may take that is known to be long."""
+
 TRIES = 5
 """Of a transaction that others stand in the way of."""
+
+PAUSE_SECONDS = 0.05
+"""Before another try, at most: whoever it gave way to goes first."""
 
 CONFLICTS = {"40001", "40P01"}
 """SQLSTATEs of a transaction that has to be said again: serialization failure, deadlock."""
@@ -117,8 +125,12 @@ class _Line:
 class _Task:
     """A transaction that somebody waits for."""
 
+    reads: bool = False
+    """And nothing else."""
+    seconds: float = math.inf
+    """How long it may take."""
     abandoned: bool = False
-    """Nobody does any more: it is rolled back if it still can be."""
+    """Nobody waits any more: it is rolled back if it still can be."""
     line: _Line | None = None
     """On which it is said."""
 
@@ -137,7 +149,7 @@ class Storage:
 
     def __init__(self, url: str | None, connections: int, timeout_seconds: float) -> None:
         """`url`: as SQLAlchemy has them, sqlite:///FILE or postgresql://...; None: a temporary file that
-        nobody else sees. `connections`: to PostgreSQL, at most.
+        nobody else sees. `connections`: to PostgreSQL, at most, and one more for what takes long.
 
         Nothing is asked of the database yet. Raises FailedPrecondition where the URL is none, or the file
         cannot be made.
@@ -162,26 +174,27 @@ class Storage:
         self._lines: set[_Line] = set()
         threads = 1 if self.file else connections
         self._threads = None if self.temporary else ThreadPoolExecutor(threads, "ledger")
+        self._aside = None if self.temporary else ThreadPoolExecutor(1, "ledger-aside")
 
-    async def run(self, work: Callable[[Transaction], T], *, reads: bool = False) -> T:
-        """What `work` makes of a transaction; one that only `reads` locks nobody out.
+    async def run(self, work: Callable[[Transaction], T], *, reads: bool = False, long: bool = False) -> T:
+        """What `work` makes of a transaction; one that only `reads` locks nobody out, and one of those that
+        takes `long` nobody waits for.
 
         Raises Unavailable where the database does not answer, or not in time. A call that was cancelled, or
         raised that, may have been done or not.
         """
-        task = _Task()
-        if self._threads is None:
-            return self._transact(work, task, reads)
+        task = _Task(reads, self._timeout * (LONG if long else 1.0))
+        threads = self._aside if long else self._threads
+        if threads is None:
+            return self._transact(work, task)
         try:
-            async with asyncio.timeout(self._timeout):
-                return await asyncio.get_running_loop().run_in_executor(
-                    self._threads, self._transact, work, task, reads
-                )
+            async with asyncio.timeout(task.seconds):
+                return await asyncio.get_running_loop().run_in_executor(threads, self._transact, work, task)
         except TimeoutError:
             # A server that is stopped answers nothing, not even to a cancellation.
             if task.line:
                 task.line.hang_up()
-            raise Unavailable(f"the ledger, {self.name}, has not answered for {self._timeout:g} s") from None
+            raise Unavailable(f"the ledger, {self.name}, has not answered for {task.seconds:g} s") from None
         finally:
             task.abandoned = True
 
@@ -192,10 +205,11 @@ class Storage:
 
     async def close(self) -> None:
         """Wait for what runs, but not for what does not answer, and disconnect."""
-        if self._threads:
-            patience = asyncio.get_running_loop().call_later(self._timeout, self._hang_up)
-            await asyncio.to_thread(self._threads.shutdown)
-            patience.cancel()
+        patience = asyncio.get_running_loop().call_later(self._timeout, self._hang_up)
+        for threads in (self._threads, self._aside):
+            if threads:
+                await asyncio.to_thread(threads.shutdown)
+        patience.cancel()
         for line in self._lines:
             line.connection.close()
 
@@ -203,12 +217,12 @@ class Storage:
         for line in list(self._lines):
             line.hang_up()
 
-    def _transact(self, work: Callable[[Transaction], T], task: _Task, reads: bool) -> T:
+    def _transact(self, work: Callable[[Transaction], T], task: _Task) -> T:
         driver, tries = self._driver, 0
         while True:
             tries += 1
             try:
-                return self._once(work, task, reads)
+                return self._once(work, task)
             except (driver.IntegrityError, driver.ProgrammingError, driver.DataError):
                 raise  # A bug.
             except driver.Error as error:
@@ -216,15 +230,19 @@ class Storage:
                 again = tries < 2 if broken else _conflicts(error) and tries < TRIES
                 if not again or task.abandoned:
                     raise self.unavailable(error) from None
+                if not broken:
+                    time.sleep(random.uniform(0.0, PAUSE_SECONDS))
 
-    def _once(self, work: Callable[[Transaction], T], task: _Task, reads: bool) -> T:
+    def _once(self, work: Callable[[Transaction], T], task: _Task) -> T:
         task.line = self._line()
         connection = task.line.connection
         try:
             cursor = _cursor(connection)
             if self.file:
                 # Who reads first and writes then might find that another has written between.
-                cursor.execute("begin" if reads else "begin immediate")
+                cursor.execute("begin" if task.reads else "begin immediate")
+            elif task.seconds > self._timeout:
+                cursor.execute(f"set local statement_timeout = {math.ceil(task.seconds * 1000)}")
             result = work(Transaction(cursor, self._texts))
             task.still_wanted()
             connection.commit()
@@ -338,7 +356,7 @@ def _private(path: Path) -> str:
 
 def _postgresql(url: URL, timeout_seconds: float) -> Engine:
     milliseconds = math.ceil(timeout_seconds * 1000)
-    limits = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+    limits = ("statement_timeout", "idle_in_transaction_session_timeout")
     return create_engine(
         url.set(drivername="postgresql+psycopg"),
         poolclass=NullPool,

@@ -15,7 +15,8 @@ from router import cost
 from router.baseline import Fixed
 from router.catalog import Catalog
 from router.planner import Planner
-from router.profile import parse
+from router.profile import load, parse
+from services.common.settings import MODELS
 
 PLAN = {
     "model": "m",
@@ -146,3 +147,12 @@ def test_a_plan_that_cannot_be_is_refused(effort: str, changes: dict[str, Any], 
 
 def test_a_profile_without_plans_is_as_good() -> None:
     assert not parse(record()).baselines
+
+
+def test_the_embedded_profile_has_a_plan_for_each_effort_and_takes_less() -> None:
+    plans = load(MODELS / "profile.json").baselines
+    assert list(plans) == ["low", "medium", "high"]
+    for plan in plans.values():
+        assert plan.reaches
+        assert plan.policy_flops < plan.flops
+        assert plan.queries == 480

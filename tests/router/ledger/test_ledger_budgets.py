@@ -340,3 +340,15 @@ async def test_no_budgets_is_none(ledger: SqlLedger) -> None:
 
 def _window(one: Budget) -> price.Window:
     return price.Window(one.limit.flops, one.period)
+
+
+async def test_explored_rounds_are_the_platforms_expense(ledger: SqlLedger) -> None:
+    await begun(ledger)
+    explored = round()
+    explored.explored = True
+    await ledger.reserve("q", "r", 0, explored, Cost(tokens=9), [])
+    await ledger.settle("q", 0, explored, [usage(5)], b"", [])
+    await ledger.reserve("q", "r", 1, round(1), Cost(tokens=9), [])
+    await ledger.settle("q", 1, round(1), [usage(7)], b"", [])
+    rows = await ledger.bill(0.0, math.inf, ["tenant"])
+    assert {row.keys[0]: row.usage.completion_tokens for row in rows} == {"platform": 5, "t": 7}

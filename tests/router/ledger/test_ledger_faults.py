@@ -23,7 +23,7 @@ from router.ledger.sql import SqlLedger, open_ledger
 from router.ledger.storage import Storage, Transaction
 from tests.postgres_server import NoPostgres, PostgresServer
 
-TIMEOUT_SECONDS = 0.5
+TIMEOUT_SECONDS = 2.0
 PATIENCE_SECONDS = 30.0
 
 DAY = budget(tokens=1000)
@@ -118,7 +118,7 @@ async def test_a_server_that_stands_still_is_unavailable_in_time(
         ]
         told = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), PATIENCE_SECONDS)
         assert {type(one) for one in told} == {Unavailable}
-        assert "has not answered for 0.5 s" in str(told[0])
+        assert "has not answered for 2 s" in str(told[0])
     finally:
         own_postgres.signal(signal.SIGCONT)
     await until_it_works(hurt, [DAY])
@@ -159,6 +159,21 @@ async def test_a_lock_that_is_held_elsewhere_is_unavailable_in_time(own_url: str
     assert told.spent.tokens == 10
 
 
+async def test_a_bill_may_take_longer_than_a_reservation_and_keeps_none_waiting(
+    own_url: str, hurt: SqlLedger
+) -> None:
+    await hurt.settle("q", 0, round(), [usage(10)], b"", [DAY])
+    with psycopg.connect(own_url) as other:
+        other.execute("lock table charges in access exclusive mode")
+        bill = asyncio.ensure_future(hurt.bill(0, 1e12, ["tenant"]))
+        for _ in range(3):
+            await hurt.reserve("q", "r", 1, round(1), Cost(tokens=1), [DAY])
+            await asyncio.sleep(0.6 * TIMEOUT_SECONDS)
+        assert not bill.done()
+    (row,) = await bill
+    assert row.usage.completion_tokens == 10
+
+
 async def test_a_cancelled_call_breaks_nothing(hurt: SqlLedger) -> None:
     for index in range(1, 30):
         call = asyncio.ensure_future(hurt.reserve("q", "r", index, round(index), Cost(tokens=1), [DAY]))
@@ -186,7 +201,7 @@ async def test_transactions_that_wait_for_each_other_are_said_again(own_postgres
         transaction.write(tell, {"id": second})
 
     await asyncio.gather(storage.run(partial(move, 1, 2)), storage.run(partial(move, 2, 1)))
-    assert len(tries) == 3
+    assert len(tries) > 2
     told = await storage.run(lambda transaction: transaction.rows(text("select told from pairs"), {}))
     assert [row["told"] for row in told] == [2, 2]
     await storage.close()
