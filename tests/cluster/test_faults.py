@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -14,13 +14,18 @@ pytestmark = pytest.mark.cluster
 
 AWAY_SECONDS = 2.0
 """How long a part is killed, slow or without a network."""
-SILENT_SECONDS = 6.0
-"""How long a part is stopped: longer than any query may take."""
-DEADLINE_SECONDS = 5.0
+SILENT_SECONDS = 7.0
+"""How long a part is stopped: longer than queries may take, and than the lease of a router."""
+DEADLINE_SECONDS = 6.0
 """Of queries meanwhile."""
-OPTIONS = ("--rejoin-seconds", "1", "--deadline-margin-seconds", "1")
+OPTIONS = ("--rejoin-seconds", "1", "--deadline-margin-seconds", "1.5")
 
-EVERY = pytest.mark.parametrize("fault", Fault, ids=lambda fault: fault.name.lower())
+GENERATION = ("generation", "generation-2")
+HELPERS = ("difficulty", "aggregation")
+
+BROKEN = pytest.mark.parametrize(
+    "fault", [Fault.KILL, Fault.SLOW, Fault.RESET], ids=lambda one: one.name.lower()
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +35,7 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultSuite]:
         yield suite
 
 
-async def provoke(suite: FaultSuite, names: list[str], fault: Fault) -> Observed:
+async def provoke(suite: FaultSuite, names: Sequence[str], fault: Fault) -> Observed:
     """Let the parts fail, and see that what holds for every fault has held."""
     if fault is Fault.PAUSE:
         seen = await fail(suite, names, fault, SILENT_SECONDS, DEADLINE_SECONDS)
@@ -48,103 +53,116 @@ async def provoke(suite: FaultSuite, names: list[str], fault: Fault) -> Observed
 
 def check(seen: Observed) -> None:
     """No query is lost, none is billed wrongly, and soon all is well."""
-    assert not [one for one in seen.ill if one.outcome in ("lost", "INTERNAL")], story(seen.ill)
+    only(seen.ill, "degraded", "abandoned", "UNAVAILABLE", "DEADLINE_EXCEEDED")
     assert seen.recovered <= RECOVERY_SECONDS, story(seen.ill)
     assert seen.used <= RECOVERY_SECONDS
     assert not seen.misbilled, "\n".join(seen.misbilled)
 
 
-def story(ill: list[Asked]) -> str:
+def only(ill: Sequence[Asked], *outcomes: str) -> None:
+    """There are no others."""
+    others = [one for one in ill if one.outcome not in outcomes]
+    assert not others, story(others)
+
+
+def story(asked: Sequence[Asked]) -> str:
     """What became of them, a line each."""
-    return "\n" + "\n".join(map(str, ill))
+    return "\n" + "\n".join(map(str, asked))
 
 
-def only(ill: list[Asked], *outcomes: str) -> bool:
-    """Whether there are no others."""
-    return {one.outcome for one in ill} <= set(outcomes)
-
-
-@EVERY
+@BROKEN
 async def test_one_of_two_replicas_of_generation_is_missed_by_nobody(
     faults: FaultSuite, fault: Fault
 ) -> None:
     seen = await provoke(faults, ["generation"], fault)
-    assert not seen.ill, story(seen.ill)
+    only(seen.ill)
 
 
-@EVERY
-async def test_without_generation_queries_are_refused_or_wait(faults: FaultSuite, fault: Fault) -> None:
-    seen = await provoke(faults, ["generation", "generation-2"], fault)
-    assert only(seen.ill, "UNAVAILABLE", "DEADLINE_EXCEEDED", "abandoned", "degraded")
-    assert not any(one.silent for one in seen.ill)
+@BROKEN
+async def test_without_generation_queries_are_refused_until_it_is_back(
+    faults: FaultSuite, fault: Fault
+) -> None:
+    seen = await provoke(faults, GENERATION, fault)
+    only(seen.ill, "UNAVAILABLE", "degraded")
+    if fault is Fault.KILL:
+        assert seen.during.outcomes["UNAVAILABLE"] > 0
 
 
-@EVERY
+@BROKEN
 async def test_a_model_whose_server_is_down_leaves_the_frontier(faults: FaultSuite, fault: Fault) -> None:
     seen = await provoke(faults, ["triton"], fault)
     # Who wants that model and no other cannot have an answer.
-    others = [one for one in seen.ill if one.kind != "large"]
-    if fault is Fault.PAUSE:
-        # Nobody knows of a round that has begun whether it will go on: it is waited for until the deadline.
-        assert only(others, "abandoned", "degraded"), story(others)
-    else:
-        assert not others, story(others)
-    assert not any(one.silent for one in seen.ill)
-
-
-@EVERY
-async def test_without_verification_the_majority_decides(faults: FaultSuite, fault: Fault) -> None:
-    seen = await provoke(faults, ["verification"], fault)
-    without(seen, "verif")
-    if fault in (Fault.KILL, Fault.RESET):
-        assert {one.kind for one in seen.ill} == {"scored", "searched"}
-
-
-@EVERY
-async def test_without_difficulty_the_prior_serves(faults: FaultSuite, fault: Fault) -> None:
-    seen = await provoke(faults, ["difficulty"], fault)
-    without(seen, "difficulty")
-    if fault in (Fault.KILL, Fault.RESET):
+    only([one for one in seen.ill if one.kind != "large"])
+    only(seen.ill, "UNAVAILABLE")
+    if fault is Fault.KILL:
         assert seen.ill
 
 
-@EVERY
-async def test_without_aggregation_the_router_does_its_work(faults: FaultSuite, fault: Fault) -> None:
-    seen = await provoke(faults, ["aggregation"], fault)
-    without(seen, "")
+@BROKEN
+async def test_without_verification_the_majority_decides(faults: FaultSuite, fault: Fault) -> None:
+    seen = await provoke(faults, ["verification"], fault)
+    without(seen, "verif")
+    if fault is not Fault.SLOW:
+        assert {one.kind for one in seen.ill} == {"scored", "searched"}
+
+
+@BROKEN
+async def test_without_difficulty_and_aggregation_prior_and_router_serve(
+    faults: FaultSuite, fault: Fault
+) -> None:
+    seen = await provoke(faults, HELPERS, fault)
+    without(seen, "difficulty")
+    if fault is not Fault.SLOW:
+        assert seen.ill
 
 
 def without(seen: Observed, part: str) -> None:
-    """All have answers, and where those are worse than ever they say that it is for want of that part."""
-    assert only(seen.ill, "degraded"), story(seen.ill)
+    """All have answers, and who has a worse one is told that it is for want of that part."""
+    only(seen.ill, "degraded")
     for one in seen.ill:
         assert one.response is not None
         assert one.response.answer, one
-        assert one.late or part in one.response.reason, one
+        assert part in one.response.reason, one
 
 
-@EVERY
+@BROKEN
 async def test_one_of_two_routers_is_missed_by_nobody(faults: FaultSuite, fault: Fault) -> None:
     seen = await provoke(faults, ["router"], fault)
-    if fault is Fault.PAUSE:
-        # Who waits for one that is stopped hears nothing: the client's own clock ends it.
-        assert only(seen.ill, "DEADLINE_EXCEEDED")
-    else:
-        assert not seen.ill, story(seen.ill)
+    only(seen.ill)
 
 
-@EVERY
+@BROKEN
 async def test_without_the_ledger_nothing_is_bought_and_queries_are_refused(
     faults: FaultSuite, fault: Fault
 ) -> None:
     seen = await provoke(faults, ["postgresql"], fault)
-    assert only(seen.ill, "UNAVAILABLE", "degraded", "DEADLINE_EXCEEDED", "abandoned")
-    assert not any(one.silent for one in seen.ill)
+    only(seen.ill, "UNAVAILABLE", "degraded")
     if fault is Fault.KILL:
         assert any(one.outcome == "UNAVAILABLE" and "ledger" in str(one.error) for one in seen.ill)
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [("generation",), GENERATION, ("triton",), ("verification",), HELPERS, ("postgresql",)],
+    ids=" and ".join,
+)
+async def test_who_waits_for_a_part_that_is_stopped_hears_of_it_in_time(
+    faults: FaultSuite, parts: Sequence[str]
+) -> None:
+    seen = await provoke(faults, parts, Fault.PAUSE)
+    assert not seen.during.silent, story([one for one in seen.ill if one.silent])
+
+
+async def test_a_router_that_is_stopped_keeps_only_those_waiting_who_have_asked_it(
+    faults: FaultSuite,
+) -> None:
+    seen = await provoke(faults, ["router"], Fault.PAUSE)
+    assert seen.during.answered > 0
+    # Its client's own clock is all that tells.
+    only([one for one in seen.ill if one.outcome == "DEADLINE_EXCEEDED" and not one.silent])
+
+
 async def test_a_rolling_restart_under_load_fails_no_query(faults: FaultSuite) -> None:
-    seen = await roll(faults, ["router", "router-2", "generation", "generation-2"])
+    seen = await roll(faults, ["router", "router-2", *GENERATION])
     check(seen)
-    assert not seen.ill, story(seen.ill)
+    only(seen.ill)
