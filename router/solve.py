@@ -36,6 +36,7 @@ from router.bench import LATE_SECONDS, late_bills
 from router.breakers import Breakers
 from router.buying import Buying, told
 from router.cost import Cost, Meter
+from router.debts import Debts
 from router.decision import Action, Decision, State
 from router.ledger import QueryKept, Short
 from router.metrics import Metrics, failure, outcome
@@ -74,6 +75,8 @@ class Life:
     """Who learns from its first decision."""
     pace: Pace
     """How long samples take now; that of all queries of a router."""
+    debts: Debts
+    """What is still owed for rounds; of all queries of a router."""
     breakers: Breakers
     """Which parts are down; those of all queries of a router."""
     streamed: bool
@@ -356,6 +359,8 @@ class Life:
         for buying in self.bought:
             await buying.charge()
         await self.account.close(ended, final)
+        for buying in self.bought:
+            self.debts.collect(buying, self.account)
 
 
 def candidates_of(kept: bytes) -> list[Candidate]:

@@ -13,6 +13,8 @@ from isoflop.v1.generation_pb2 import (
     DescribeModelsResponse,
     GenerateRequest,
     GenerateResponse,
+    GetRoundUsageRequest,
+    GetRoundUsageResponse,
 )
 from isoflop.v1.verification_pb2 import (
     DescribeVerifiersRequest,
@@ -27,6 +29,10 @@ class Generation(Protocol):
 
     def generate(self, requests: AsyncIterator[GenerateRequest]) -> AsyncGenerator[GenerateResponse, None]:
         """One round: `start` and `abort` in, samples and then usage out."""
+        ...
+
+    async def usage(self, request: GetRoundUsageRequest) -> GetRoundUsageResponse:
+        """What a round took whose stream broke; raises NotFound where that is not known."""
         ...
 
     async def describe(self, request: DescribeModelsRequest) -> DescribeModelsResponse:

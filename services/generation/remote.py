@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
 import grpc
-from isoflop.errors import Unavailable, Unreachable
+from isoflop.errors import DeadlineExceeded, NotFound, Unavailable, Unreachable
 from isoflop.rpc import from_rpc_error
 from isoflop.v1.generation_pb2 import (
     DescribeModelsRequest,
@@ -23,17 +24,17 @@ from isoflop.v1.generation_pb2 import (
     GenerateRequest,
     GenerateResponse,
     GetRoundUsageRequest,
-    RoundUsage,
+    GetRoundUsageResponse,
 )
 from isoflop.v1.generation_pb2_grpc import GenerationServiceStub
 
 from services.common.channels import Channels
 
-USAGE_TRIES, USAGE_PAUSE = 5, 0.1
-"""How often it is asked what a round took whose stream broke, and seconds before each time."""
+REMEMBERED = 4096
+"""Rounds of which it is known which replica had them."""
 
 USAGE_SECONDS = 2.0
-"""How long that may take: the round ends when the replica notices, too."""
+"""How long a replica may take to say what a round took."""
 
 
 class RemoteGeneration:
@@ -42,6 +43,7 @@ class RemoteGeneration:
     def __init__(self, targets: str, channels: Channels) -> None:
         """`targets`: host:port, or several with commas between them."""
         self._channels = {target: channels.to(target) for target in targets.split(",")}
+        self._rounds: OrderedDict[str, str] = OrderedDict()
 
     async def generate(
         self, requests: AsyncIterator[GenerateRequest]
@@ -84,40 +86,36 @@ class RemoteGeneration:
                 continue
         return await self._describe(last, request)
 
+    async def usage(self, request: GetRoundUsageRequest) -> GetRoundUsageResponse:
+        """What a round took whose stream broke, by the replica that had it."""
+        target = self._rounds.get(request.round_id)
+        if target is None:
+            raise NotFound(f"there was no round {request.round_id[:64]!r}, or it is too long ago")
+        try:
+            call = self._stub(target).GetRoundUsage(request, timeout=USAGE_SECONDS)
+            response: GetRoundUsageResponse = await call
+        except grpc.aio.AioRpcError as error:
+            failure = from_rpc_error(error, _named(target))
+            if isinstance(failure, DeadlineExceeded):
+                raise Unreachable(_named(target)) from None
+            raise failure from None
+        return response
+
     async def _call(
         self, target: str, requests: AsyncIterator[GenerateRequest], round_id: str
     ) -> AsyncGenerator[GenerateResponse, None]:
-        """One round of one replica; what it took is told even where the connection breaks, if it can be."""
+        """One round of one replica."""
+        self._rounds[round_id] = target
+        if len(self._rounds) > REMEMBERED:
+            self._rounds.popitem(last=False)
         call = self._stub(target).Generate(requests)
-        begun = told = False
         try:
             async for response in call:
-                begun, told = True, told or response.HasField("usage")
                 yield response
         except grpc.aio.AioRpcError as error:
-            failure = from_rpc_error(error, _named(target))
-            if not told and isinstance(failure, Unreachable):
-                usage = await self._usage(target, round_id, USAGE_TRIES if begun else 1)
-                if usage:
-                    yield GenerateResponse(usage=usage)
-            raise failure from None
+            raise from_rpc_error(error, _named(target)) from None
         finally:
             call.cancel()
-
-    async def _usage(self, target: str, round_id: str, tries: int) -> RoundUsage | None:
-        """What a round took whose stream broke; None: the replica does not know, or is down."""
-        for _ in range(tries):
-            await asyncio.sleep(USAGE_PAUSE)
-            request = GetRoundUsageRequest(round_id=round_id)
-            try:
-                response = await self._stub(target).GetRoundUsage(request, timeout=USAGE_SECONDS)
-            except grpc.aio.AioRpcError as error:
-                if not isinstance(from_rpc_error(error, target), Unreachable):
-                    return None
-            else:
-                usage: RoundUsage = response.usage
-                return usage
-        return None
 
     async def _describe(self, target: str, request: DescribeModelsRequest) -> DescribeModelsResponse:
         try:

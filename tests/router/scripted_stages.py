@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, count
 
-from isoflop.errors import Unavailable
+from isoflop.errors import NotFound, Unavailable
 from isoflop.v1.common_pb2 import (
     FINISH_REASON_ABORTED,
     FINISH_REASON_STEP,
@@ -25,6 +25,8 @@ from isoflop.v1.generation_pb2 import (
     DescribeModelsResponse,
     GenerateRequest,
     GenerateResponse,
+    GetRoundUsageRequest,
+    GetRoundUsageResponse,
     RoundUsage,
     StartRound,
 )
@@ -118,6 +120,14 @@ class ScriptedGeneration:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     ending: asyncio.Event | None = None
     """Where set: usage is told only after this."""
+
+    usages: dict[str, RoundUsage] = field(default_factory=dict)
+    """What is told of rounds that broke, by name."""
+
+    async def usage(self, request: GetRoundUsageRequest) -> GetRoundUsageResponse:
+        if request.round_id not in self.usages:
+            raise NotFound("there was no such round")
+        return GetRoundUsageResponse(usage=self.usages[request.round_id])
 
     async def describe(self, request: DescribeModelsRequest) -> DescribeModelsResponse:
         return DescribeModelsResponse(models=self.models)
