@@ -333,9 +333,9 @@ class RoundBench:
             if not round.done() and patience < self._abort_seconds:
                 rest = self._await_bill(start.round_id, round, told, self._abort_seconds - patience)
                 self.late.append(asyncio.create_task(rest, name="late bill"))
-            elif round.cancel() or (not told.whole and isinstance(round.exception(), Unavailable)):
+            elif round.cancel() or self._stages.generation.untold(start.round_id):
                 self.owed.append((start.round_id, told))
-            else:
+            if round.done() and not round.cancelled():
                 round.exception()  # Raised below, where the caller is still there.
         if round.done():
             failed = round.exception()
@@ -358,10 +358,11 @@ class RoundBench:
 
     def pay(self, told: Told, usage: RoundUsage) -> list[Usage]:
         """Bill what a round took that could not say so at its end; lines of the difference."""
+        # Where it was whole, another replica has told its own.
+        more = usage if told.whole else _less(usage, told.billed)
         lines = Meter(self.meter.currency)
-        lines.generation(self._action.model, self._action.strategy, _less(usage, told.billed))
-        told.usage.CopyFrom(usage)
-        self._bill(told)
+        self.spent += lines.generation(self._action.model, self._action.strategy, more)
+        self.meter.add(lines.lines)
         return lines.lines
 
     async def _await_bill(self, round_id: str, round: asyncio.Task[None], told: Told, seconds: float) -> None:

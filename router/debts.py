@@ -50,7 +50,7 @@ class Debts:
                     usage = await self._ask(round_id)
             except (NotFound, TimeoutError) as error:
                 # Its process has ended, and with it what it had counted.
-                log.warning("a round's usage is not known", query=account.entry.query_id, reason=repr(error))
+                log.info("a round's usage is not known", query=account.entry.query_id, reason=repr(error))
                 continue
             lines = bench.pay(told, usage.usage)
             self._metrics.late(lines, account.entry.tier)

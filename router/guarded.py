@@ -78,6 +78,9 @@ class _Generation:
                         call.answered()
                     yield response
 
+    def untold(self, round_id: str) -> bool:
+        return self._stage.untold(round_id)
+
     async def usage(self, request: GetRoundUsageRequest) -> GetRoundUsageResponse:
         return await self._stage.usage(request)
 

@@ -31,8 +31,12 @@ class Generation(Protocol):
         """One round: `start` and `abort` in, samples and then usage out."""
         ...
 
+    def untold(self, round_id: str) -> bool:
+        """Whether a stream of the round broke before it told its usage; another one may have told its own."""
+        ...
+
     async def usage(self, request: GetRoundUsageRequest) -> GetRoundUsageResponse:
-        """What a round took whose stream broke; raises NotFound where that is not known."""
+        """What was not told of a round; raises NotFound where that is not known."""
         ...
 
     async def describe(self, request: DescribeModelsRequest) -> DescribeModelsResponse:

@@ -16,7 +16,7 @@ from contextlib import aclosing
 from typing import Any
 
 import grpc
-from isoflop.errors import DeadlineExceeded, NotFound, Unavailable, Unreachable
+from isoflop.errors import NotFound, Unavailable, Unreachable
 from isoflop.rpc import from_rpc_error
 from isoflop.v1.generation_pb2 import (
     DescribeModelsRequest,
@@ -25,13 +25,14 @@ from isoflop.v1.generation_pb2 import (
     GenerateResponse,
     GetRoundUsageRequest,
     GetRoundUsageResponse,
+    RoundUsage,
 )
 from isoflop.v1.generation_pb2_grpc import GenerationServiceStub
 
 from services.common.channels import Channels
 
 REMEMBERED = 4096
-"""Rounds of which it is known which replica had them."""
+"""Rounds of which it is known who has not told their usage."""
 
 USAGE_SECONDS = 2.0
 """How long a replica may take to say what a round took."""
@@ -43,7 +44,8 @@ class RemoteGeneration:
     def __init__(self, targets: str, channels: Channels) -> None:
         """`targets`: host:port, or several with commas between them."""
         self._channels = {target: channels.to(target) for target in targets.split(",")}
-        self._rounds: OrderedDict[str, str] = OrderedDict()
+        self._untold: OrderedDict[str, list[str]] = OrderedDict()
+        """By the names of rounds: replicas that have not told what theirs took."""
 
     async def generate(
         self, requests: AsyncIterator[GenerateRequest]
@@ -86,36 +88,50 @@ class RemoteGeneration:
                 continue
         return await self._describe(last, request)
 
+    def untold(self, round_id: str) -> bool:
+        """Whether a replica had the round, or may have had it, and has not told what it took."""
+        return round_id in self._untold
+
     async def usage(self, request: GetRoundUsageRequest) -> GetRoundUsageResponse:
-        """What a round took whose stream broke, by the replica that had it."""
-        target = self._rounds.get(request.round_id)
-        if target is None:
-            raise NotFound(f"there was no round {request.round_id[:64]!r}, or it is too long ago")
-        try:
-            call = self._stub(target).GetRoundUsage(request, timeout=USAGE_SECONDS)
-            response: GetRoundUsageResponse = await call
-        except grpc.aio.AioRpcError as error:
-            failure = from_rpc_error(error, _named(target))
-            if isinstance(failure, DeadlineExceeded):
+        """What a round took of which replicas have not told; raises NotFound where none knows it."""
+        total = RoundUsage()
+        known = False
+        for target in self._untold.get(request.round_id, ()):
+            try:
+                call = self._stub(target).GetRoundUsage(request, timeout=USAGE_SECONDS)
+                usage = (await call).usage
+            except grpc.aio.AioRpcError as error:
+                failure = from_rpc_error(error, _named(target))
+                if isinstance(failure, NotFound):
+                    continue
                 raise Unreachable(_named(target)) from None
-            raise failure from None
-        return response
+            known = True
+            for number in RoundUsage.DESCRIPTOR.fields:
+                setattr(total, number.name, getattr(total, number.name) + getattr(usage, number.name))
+        if not known:
+            raise NotFound(f"there was no round {request.round_id[:64]!r}, or it is too long ago")
+        return GetRoundUsageResponse(usage=total)
 
     async def _call(
         self, target: str, requests: AsyncIterator[GenerateRequest], round_id: str
     ) -> AsyncGenerator[GenerateResponse, None]:
         """One round of one replica."""
-        self._rounds[round_id] = target
-        if len(self._rounds) > REMEMBERED:
-            self._rounds.popitem(last=False)
-        call = self._stub(target).Generate(requests)
+        call, told = self._stub(target).Generate(requests), False
         try:
             async for response in call:
+                told = told or response.HasField("usage")
                 yield response
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, _named(target)) from None
+            failure = from_rpc_error(error, _named(target))
+            # What the service itself says comes after the usage.
+            told = told or not isinstance(failure, Unreachable)
+            raise failure from None
         finally:
             call.cancel()
+            if not told:
+                self._untold.setdefault(round_id, []).append(target)
+                if len(self._untold) > REMEMBERED:
+                    self._untold.popitem(last=False)
 
     async def _describe(self, target: str, request: DescribeModelsRequest) -> DescribeModelsResponse:
         try:

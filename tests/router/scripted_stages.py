@@ -121,8 +121,13 @@ class ScriptedGeneration:
     ending: asyncio.Event | None = None
     """Where set: usage is told only after this."""
 
+    broken: set[str] = field(default_factory=set)
+    """Names of rounds that ended without their usage."""
     usages: dict[str, RoundUsage] = field(default_factory=dict)
     """What is told of rounds that broke, by name."""
+
+    def untold(self, round_id: str) -> bool:
+        return round_id in self.broken
 
     async def usage(self, request: GetRoundUsageRequest) -> GetRoundUsageResponse:
         if request.round_id not in self.usages:
@@ -157,6 +162,8 @@ class ScriptedGeneration:
                 await listening
         if self.tells_failed if failure else self.tells_usage:
             yield GenerateResponse(usage=usage)
+        elif failure:
+            self.broken.add(start.round_id)
         if failure:
             raise failure
 
