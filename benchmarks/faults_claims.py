@@ -57,14 +57,15 @@ def claims(figures: Figures) -> list[Claim]:
         _none(
             "Without verification the majority decides, degraded, and the answer says why",
             _of(faults, "verification"),
-            lambda row: sum(
-                one["queries"]
-                for one in row["ill"]
-                if one["outcome"] != "degraded" or "verif" not in one["reason"]
-            ),
+            _but_degraded("verif"),
             "others",
         ),
-        _none("Without difficulty the prior serves", _of(faults, "difficulty"), _ill),
+        _none(
+            "Without difficulty the prior serves, degraded, and the answer says why",
+            _of(faults, "difficulty"),
+            _but_degraded("difficulty"),
+            "others",
+        ),
         _none("Without aggregation the router does its work", _of(faults, "aggregation"), _ill),
         _none(
             "One of two routers is missed by nobody who is not waiting for it while it is stopped",
@@ -98,6 +99,13 @@ def _outcome(name: str) -> Callable[[Figures], int]:
 
 def _ill(row: Figures) -> int:
     return sum(one["queries"] for one in row["ill"])
+
+
+def _but_degraded(why: str) -> Callable[[Figures], int]:
+    """Those without a plain answer that are not degraded for that reason."""
+    return lambda row: sum(
+        one["queries"] for one in row["ill"] if one["outcome"] != "degraded" or why not in one["reason"]
+    )
 
 
 def _none(
