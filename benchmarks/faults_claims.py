@@ -84,6 +84,7 @@ def claims(figures: Figures) -> list[Claim]:
             "Where it is to go on, queries are answered, and the ledger is told later", figures["go_on"], _ill
         ),
         _none("A rolling restart under load fails no query", [rolling], _ill),
+        *_budgets(figures["budgets"]),
         *_overload(figures["overload"]),
         *_hangups(figures["hangups"]),
     ]
@@ -140,6 +141,23 @@ def _books(rows: Sequence[Figures]) -> Claim:
         "unless who counts was killed",
         f"{len(off)} of {len(rows)} faults differ{': ' + where if where else ''}",
         not off,
+    )
+
+
+def _budgets(figures: Figures) -> Iterable[Claim]:
+    spent, limit = figures["spent"], figures["limit"]
+    yield Claim(
+        f"{figures['asked']} queries at once do not overspend a budget for 50 by one token, and all that was "
+        "reserved is free again",
+        f"{spent:,.0f} of {limit:,.0f} tokens spent, {figures['told']:,.0f} by the answers' bills, "
+        f"{figures['reserved']:,.0f} reserved",
+        0 < spent <= limit and spent == figures["told"] and figures["reserved"] == 0,
+    )
+    yield Claim(
+        "A query that is asked of two routers at once is one query, with one bill",
+        f"{figures['alike']} of {figures['twice']} pairs have the same answer; "
+        f"{len(figures['charged_off'])} figures of the ledger differ from one bill each",
+        figures["alike"] == figures["twice"] and not figures["charged_off"],
     )
 
 

@@ -64,6 +64,18 @@ def figures(**other: Any) -> dict[str, Any]:
         "faults": [row(part, fault) for part in PARTS for fault in ("kill -9", "SIGSTOP")],
         "rolling": row("router", "SIGTERM", billed_off_counted=None, charged_off_billed=None),
         "go_on": [row("postgresql")],
+        "budgets": {
+            "each": 10.0,
+            "limit": 500.0,
+            "asked": 200,
+            "outcomes": {"answered": 45, "RESOURCE_EXHAUSTED": 155},
+            "spent": 450.0,
+            "reserved": 0.0,
+            "told": 450.0,
+            "twice": 100,
+            "alike": 100,
+            "charged_off": {},
+        },
         "overload": {
             "capacity": 10.0,
             "full_p99": 3.0,
@@ -130,6 +142,22 @@ def test_what_a_fault_excuses_breaks_nothing() -> None:
         row("postgresql", **ill("easy", "UNAVAILABLE", "ledger")),
     ]
     assert broken(told) == []
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"spent": 501.0, "told": 501.0}, "overspend"),
+        ({"told": 449.0}, "overspend"),
+        ({"reserved": 1.0}, "overspend"),
+        ({"alike": 99}, "two routers at once"),
+        ({"charged_off": {"generation prompt": 1.0}}, "two routers at once"),
+    ],
+)
+def test_budgets_are_judged(bad: dict[str, Any], says: str) -> None:
+    told = figures()
+    told["budgets"].update(bad)
+    assert says in " ".join(claim.text for claim in broken(told))
 
 
 @pytest.mark.parametrize(
