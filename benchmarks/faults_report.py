@@ -60,8 +60,8 @@ back.
 BUDGETS: Final = """
 ## Budgets
 
-A tenant's budget is written into the tenants' file while the routers run: {limit:,.0f} tokens, what 50 queries take
-({each:.0f} each). Then {asked} are asked at once of two routers; each reserves its worst case before it
+A tenant's budget is written into the tenants' file while routers run: {limit:,.0f} tokens, what 50 queries
+take ({each:.0f} each). Then {asked} are asked at once of two routers; each reserves its worst case before it
 begins, and who finds no room is refused: {outcomes}. Afterwards {spent:,.0f} tokens are spent.
 {twice} other queries are asked of both routers at once, with one request id each.
 """
