@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks import faults_budgets as budgets
 from benchmarks import faults_overload as overload
 from benchmarks.faults_hangups import on_llamacpp, on_triton
 from benchmarks.faults_report import page
@@ -52,7 +53,7 @@ PARTS: Final = (
 """What fails together."""
 ROLLED: Final = ("router", "router-2", "generation", "generation-2")
 HANGUPS: Final = 20
-SECTIONS: Final = ("faults", "go_on", "rolling", "overload", "hangups")
+SECTIONS: Final = ("faults", "go_on", "rolling", "budgets", "overload", "hangups")
 
 
 async def measure(only: Collection[str]) -> dict[str, Any]:
@@ -63,6 +64,8 @@ async def measure(only: Collection[str]) -> dict[str, Any]:
             figures["faults"] = [await _fault(suite, parts, fault) for parts in PARTS for fault in Fault]
         if "rolling" in only:
             figures["rolling"] = _row(await roll(suite, ROLLED), ROLLED, "SIGTERM", DEADLINE_SECONDS, suite)
+        if "budgets" in only:
+            figures["budgets"] = asdict(await budgets.measure(suite))
         if "hangups" in only:
             figures["hangups"] = [asdict(await on_triton(suite, HANGUPS))]
     if "hangups" in only:

@@ -57,14 +57,15 @@ def claims(figures: Figures) -> list[Claim]:
         _none(
             "Without verification the majority decides, degraded, and the answer says why",
             _of(faults, "verification"),
-            lambda row: sum(
-                one["queries"]
-                for one in row["ill"]
-                if one["outcome"] != "degraded" or "verif" not in one["reason"]
-            ),
+            _but_degraded("verif"),
             "others",
         ),
-        _none("Without difficulty the prior serves", _of(faults, "difficulty"), _ill),
+        _none(
+            "Without difficulty the prior serves, degraded, and the answer says why",
+            _of(faults, "difficulty"),
+            _but_degraded("difficulty"),
+            "others",
+        ),
         _none("Without aggregation the router does its work", _of(faults, "aggregation"), _ill),
         _none(
             "One of two routers is missed by nobody who is not waiting for it while it is stopped",
@@ -83,6 +84,7 @@ def claims(figures: Figures) -> list[Claim]:
             "Where it is to go on, queries are answered, and the ledger is told later", figures["go_on"], _ill
         ),
         _none("A rolling restart under load fails no query", [rolling], _ill),
+        *_budgets(figures["budgets"]),
         *_overload(figures["overload"]),
         *_hangups(figures["hangups"]),
     ]
@@ -98,6 +100,13 @@ def _outcome(name: str) -> Callable[[Figures], int]:
 
 def _ill(row: Figures) -> int:
     return sum(one["queries"] for one in row["ill"])
+
+
+def _but_degraded(why: str) -> Callable[[Figures], int]:
+    """Those without a plain answer that are not degraded for that reason."""
+    return lambda row: sum(
+        one["queries"] for one in row["ill"] if one["outcome"] != "degraded" or why not in one["reason"]
+    )
 
 
 def _none(
@@ -132,6 +141,23 @@ def _books(rows: Sequence[Figures]) -> Claim:
         "unless who counts was killed",
         f"{len(off)} of {len(rows)} faults differ{': ' + where if where else ''}",
         not off,
+    )
+
+
+def _budgets(figures: Figures) -> Iterable[Claim]:
+    spent, limit = figures["spent"], figures["limit"]
+    yield Claim(
+        f"{figures['asked']} queries at once do not overspend a budget for 50 by one token, and all that was "
+        "reserved is free again",
+        f"{spent:,.0f} of {limit:,.0f} tokens spent, {figures['told']:,.0f} by the answers' bills, "
+        f"{figures['reserved']:,.0f} reserved",
+        0 < spent <= limit and spent == figures["told"] and figures["reserved"] == 0,
+    )
+    yield Claim(
+        "A query that is asked of two routers at once is one query, with one bill",
+        f"{figures['alike']} of {figures['twice']} pairs have the same answer; "
+        f"{len(figures['charged_off'])} figures of the ledger differ from one bill each",
+        figures["alike"] == figures["twice"] and not figures["charged_off"],
     )
 
 

@@ -57,6 +57,14 @@ The same with `--ledger-down go_on`: rounds are bought while PostgreSQL is away,
 back.
 
 """
+BUDGETS: Final = """
+## Budgets
+
+A tenant's budget is written into the tenants' file while routers run: {limit:,.0f} tokens, what 50 queries
+take ({each:.0f} each). Then {asked} are asked at once of two routers; each reserves its worst case before it
+begins, and who finds no room is refused: {outcomes}. Afterwards {spent:,.0f} tokens are spent.
+{twice} other queries are asked of both routers at once, with one request id each.
+"""
 OVERLOAD: Final = """
 ## Too many queries
 
@@ -90,6 +98,8 @@ def page(figures: Figures) -> str:
     told += FAULTS + _faults(faults)
     told += ROLLING + _faults([figures["rolling"]])
     told += GO_ON + _faults(figures["go_on"])
+    budgets = figures["budgets"]
+    told += BUDGETS.format(**{**budgets, "outcomes": _counts(budgets["outcomes"])})
     at, beyond = by_multiple(overload)
     told += OVERLOAD.format(
         capacity=overload["capacity"], clients=figures["clients"], seconds=overload["blocks"][0]["seconds"]
@@ -130,7 +140,7 @@ def _fault(row: Figures) -> list[str]:
         str(row["queries"]),
         str(answered),
         str(degraded),
-        ", ".join(f"{count} {name}" for name, count in outcomes.items()),
+        _counts(outcomes),
         str(lost),
         str(row["silent"]),
         *("never" if row[name] is None else f"{row[name]:.1f}" for name in ("silence", "recovered", "used")),
@@ -160,13 +170,14 @@ def _block(block: Figures) -> list[str]:
         str(block["multiple"]),
         f"{block['offered'] / block['seconds']:.1f}",
         f"{block['answered'] / block['seconds']:.1f}",
-        *(
-            ", ".join(f"{count} {name}" for name, count in outcomes.items())
-            for outcomes in block["outcomes"].values()
-        ),
+        *(_counts(outcomes) for outcomes in block["outcomes"].values()),
         f"{block['p50']:.2f}",
         f"{block['p99']:.2f}",
     ]
+
+
+def _counts(outcomes: Figures) -> str:
+    return ", ".join(f"{count} {name}" for name, count in outcomes.items())
 
 
 def _hangups(one: Figures) -> list[str]:

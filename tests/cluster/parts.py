@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import yaml
 
@@ -41,7 +41,7 @@ NAMES: Final = {
 }
 """The suite's own processes, and their modules."""
 STAGES: Final = ("generation", "verification", "difficulty", "aggregation")
-TENANTS: Final = {
+TENANTS: Final[dict[str, Any]] = {
     "tiers": [{"name": "gold"}, {"name": "batch"}],
     # More than is spent: to be paid from, and not to be short of.
     "all": {"budgets": [{"period": "day", "flops": 1e18}]},
@@ -216,10 +216,10 @@ class FaultSuite:
             },
         }
         generation = ["--catalog", str(self._catalog(links["triton"].address))]
-        tenants = self._folder / "tenants.yaml"
-        tenants.write_text(yaml.safe_dump(TENANTS))
+        self.tenants = self._folder / "tenants.yaml"
+        self.tenants.write_text(yaml.safe_dump(TENANTS))
         ledger = f"postgresql://postgres@{links['postgresql'].address}/postgres"
-        router = ["--ledger", ledger, "--tenants", str(tenants), *router_options]
+        router = ["--ledger", ledger, "--tenants", str(self.tenants), *router_options]
         for stage in STAGES:
             router += [
                 f"--{stage}",
