@@ -323,6 +323,8 @@ class Life:
             status = STATUS_ABANDONED
             fixed = self.planner.fixed_flops(query, self.state(self.account.left, math.inf))
             savings.abandoned_flops = max(0.0, fixed - self.account.spent.flops)
+        bill = self.meter.bill()
+        bill.incomplete = any(buying.bench.owed or buying.bench.late for buying in self.bought)
         reason = "the deadline is near: the best answer so far" if late else decision.reason
         return SolveResponse(
             query_id=query.query_id,
@@ -335,7 +337,7 @@ class Life:
             rounds=progress.rounds,
             clusters=progress.clusters,
             candidates=progress.samples.values() if query.return_candidates else (),
-            bill=self.meter.bill(),
+            bill=bill,
             savings=savings,
             seed=query.seed,
             profile=self.planner.profile.version,
