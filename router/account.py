@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import structlog
-from isoflop.errors import FailedPrecondition, ResourceExhausted, Unavailable
+from isoflop.errors import FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from isoflop.v1.common_pb2 import Usage
 from isoflop.v1.router_pb2 import Round, RoundCandidates, SolveResponse
 
@@ -28,8 +29,20 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
+LATE = "the ledger has not answered before the query's deadline"
+
 HELD_SECONDS = 1.0
 """When to try again where running queries hold a budget's rest: they may free some of it."""
+
+
+@asynccontextmanager
+async def in_time(deadline: float) -> AsyncIterator[None]:
+    """Raises Unavailable where the ledger does not answer before the deadline, in the event loop's time."""
+    try:
+        async with asyncio.timeout_at(deadline if math.isfinite(deadline) else None):
+            yield
+    except TimeoutError:
+        raise Unavailable(LATE) from None
 
 
 def worth(standings: Iterable[Standing]) -> float | None:
@@ -127,7 +140,7 @@ class Account(Allowance):
         the ledger does not answer in time; whether the round is reserved is not known then.
         """
         if not await self._write(self._hold(round, worst)):
-            raise Unavailable("the ledger has not answered before the query's deadline")
+            raise Unavailable(LATE)
 
     async def charge(self, round: Round, charges: Sequence[Usage], candidates: Sequence[Candidate]) -> None:
         """The reserved round is over: it has cost and brought this. Waits no longer than the deadline."""
@@ -212,6 +225,8 @@ class Account(Allowance):
             self._take(await self._ledger.end(entry.query_id, entry.router, outcome, result, self._budgets))
         except TakenOver:
             log.warning("another router has taken a query over", query=entry.query_id)
+        except NotFound:
+            pass  # It was never written down.
 
     async def _charge_estimate(self) -> None:
         if self._estimate:

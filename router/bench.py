@@ -229,6 +229,8 @@ class RoundBench:
         of the samples; the next ones are put there where it is empty.
         """
         action, count = self._action, sum(branch.samples for branch in branches)
+        if self._deadline is not None and asyncio.get_running_loop().time() >= self._deadline:
+            return
         prompt = self._prompt + before
         left = self.worst - self.spent + self._allowance.left
         room = cost.longest(action.model, count, prompt, limit, left, action.verifier)
@@ -242,8 +244,8 @@ class RoundBench:
         try:
             if self._hold:
                 await self._hold(self.worst)
-        except Short:
-            # Other queries have it.
+        except (Short, Unavailable):
+            # Other queries have it, or the ledger is down: the chains are what they have come to.
             self.worst -= more
             self._allowance.settle(more, Cost())
             return
@@ -371,7 +373,7 @@ class RoundBench:
         if not round.cancel():
             round.exception()
         self._bill(told)
-        if not told.whole:
+        if not told.whole or self._stages.generation.untold(round_id):
             self.owed.append((round_id, told))
 
     async def _round(

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from threadpoolctl import threadpool_limits
 
 from router import account, frontier
-from router.account import Account
+from router.account import Account, in_time
 from router.accounts import bill_asked, bill_message, query_message, standing_message
 from router.admission import Admission
 from router.breakers import Breakers, State
@@ -160,18 +160,19 @@ class Router:
         try:
             life = await self._life(request, deadline, who, streamed=streamed)
             if request.request_id:
+                written = True
                 # Who only comes back needs no place.
                 async with aclosing(self._once.begin(life, request, deadline)) as events:
                     async for event in events:
                         yield event
                         if event.HasField("final"):
                             return
-                written = True
             with self._limits.hold(who):
                 async with self._admission.place(who.rank, life.query.deadline):
                     if not written:
-                        await self._ledger.begin(life.account.entry)
                         written = True
+                        async with in_time(life.query.deadline):
+                            await self._ledger.begin(life.account.entry)
                     running.life = life
                     async with aclosing(life.solve()) as events:
                         async for event in events:
@@ -429,7 +430,8 @@ class Router:
             began=time.time(),
             seed=query.seed,
         )
-        standings = await self._ledger.standings(tenant.budgets) if tenant.budgets else []
+        async with in_time(query.deadline):
+            standings = await self._ledger.standings(tenant.budgets) if tenant.budgets else []
         account.check(standings)
         said = request.effort or request.objective.WhichOneof("kind") or query.samples
         worth = None if said else account.worth(standings)

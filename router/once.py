@@ -10,7 +10,8 @@ from isoflop.errors import Unreachable
 from isoflop.v1.router_pb2 import SolveRequest
 from isoflop.v1.router_pb2 import StreamSolveResponse as Event
 
-from router.ledger import Ledger
+from router.account import in_time
+from router.ledger import Entry, Ledger, QueryKept
 from router.peers import Peers
 from router.queries import other_query
 from router.solve import Life
@@ -38,7 +39,7 @@ class Once:
         something else.
         """
         entry = life.account.entry
-        while kept := await self._ledger.begin(entry):
+        while kept := await self._begin(entry, life.query.deadline):
             if kept.entry.asked != entry.asked:
                 raise other_query()
             if kept.result:
@@ -62,6 +63,10 @@ class Once:
                 life.take_over(await self._ledger.get(kept.entry.query_id) or kept)
                 return
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
+
+    async def _begin(self, entry: Entry, deadline: float) -> QueryKept | None:
+        async with in_time(deadline):
+            return await self._ledger.begin(entry)
 
     async def close(self) -> None:
         """Let go of the other routers."""

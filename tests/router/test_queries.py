@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 from isoflop.errors import InvalidArgument, NotFound, Unavailable
-from isoflop.v1.router_pb2 import STATUS_DEGRADED, Filters, SolveRequest, SolveResponse
+from isoflop.v1.common_pb2 import Capabilities
+from isoflop.v1.router_pb2 import STATUS_DEGRADED, Filters, Search, SolveRequest, SolveResponse
 from isoflop.v1.router_pb2 import StreamSolveResponse as Event
 from isoflop.v1.verification_pb2 import ScoreRequest, ScoreResponse
-from scripted_stages import ABORTED_TOKENS, HOLD, listed, number, same
+from scripted_stages import ABORTED_TOKENS, HOLD, Said, listed, number, same
 from scripted_suite import MakeSuite, Suite
+from synthetic import make_model
 
 from services.verification.core import Verification
 
@@ -354,3 +356,22 @@ class TestClosing:
         await suite.router.close()
         await suite.settled()
         assert asyncio.all_tasks() <= before
+
+
+async def test_a_search_whose_verifier_is_silent_ends_with_what_it_has_at_the_deadline(
+    make_suite: MakeSuite, verification: Verification
+) -> None:
+    late = Late(verification)
+    stepwise = Capabilities(logprobs=True, prefix=True, steps=True)
+    suite = make_suite(
+        same(Said("The answer is 421.\n")),
+        models=[make_model("m", capabilities=stepwise)],
+        stages={"verification": late},
+    )
+    asked = ask(strategies=["beam"])
+    asked.filters.ClearField("samples")
+    asked.filters.search.CopyFrom(Search(width=2, expansion=2, depth=8))
+    result = await suite.router.solve(asked, 1.5)
+    assert (result.answer, result.status) == ("421", STATUS_DEGRADED)
+    late.gate.set()
+    await suite.settled()
