@@ -133,6 +133,10 @@ class Account(Allowance):
         """The reserved round is over: it has cost and brought this. Waits no longer than the deadline."""
         await self._write(self._charge(round, charges, candidates))
 
+    async def correct(self, round: Round, charges: Sequence[Usage]) -> None:
+        """A round that was charged has cost this, as is known now; its query has ended."""
+        await self._ledger.settle(self.entry.query_id, round.index, round, charges, b"", self._paying(round))
+
     async def close(self, outcome: str, result: SolveResponse | None) -> None:
         """The query has ended, as the metrics call it; its caller waits no more."""
         self._deadline = math.inf

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from isoflop.errors import InvalidArgument, Unavailable
-from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, Message, Sample, Sampling, Step, TextDelta
+from isoflop.v1.common_pb2 import FINISH_REASON_ABORTED, Message, Sample, Sampling, Step, TextDelta, Usage
 from isoflop.v1.generation_pb2 import AbortSamples, Branch, GenerateRequest, RoundUsage, StartRound
 from isoflop.v1.verification_pb2 import Chain, ChainScore, ChainScoring, ScoreRequest, Verifier
 
@@ -113,6 +113,8 @@ class RoundBench:
         """Why samples have no scores, where verification has become unavailable."""
         self.failure: Unavailable | None = None
         """What the model's backend has failed with last."""
+        self.owed: list[tuple[str, Told]] = []
+        """Names of rounds that could not tell their usage, and what is known of it."""
         self.late: list[asyncio.Task[None]] = []
         """What nobody waits for any more, and bills what comes of it within `abort_seconds`."""
         self._scored = False
@@ -329,9 +331,11 @@ class RoundBench:
             self.waited += time.perf_counter() - begin
             self._bill(told)
             if not round.done() and patience < self._abort_seconds:
-                rest = self._await_bill(round, told, self._abort_seconds - patience)
+                rest = self._await_bill(start.round_id, round, told, self._abort_seconds - patience)
                 self.late.append(asyncio.create_task(rest, name="late bill"))
-            elif not round.cancel():
+            elif round.cancel() or self._stages.generation.untold(start.round_id):
+                self.owed.append((start.round_id, told))
+            if round.done() and not round.cancelled():
                 round.exception()  # Raised below, where the caller is still there.
         if round.done():
             failed = round.exception()
@@ -352,12 +356,23 @@ class RoundBench:
         told.billed.CopyFrom(told.usage)
         self.spent += self.meter.generation(self._action.model, self._action.strategy, usage)
 
-    async def _await_bill(self, round: asyncio.Task[None], told: Told, seconds: float) -> None:
+    def pay(self, told: Told, usage: RoundUsage) -> list[Usage]:
+        """Bill what a round took that could not say so at its end; lines of the difference."""
+        # Where it was whole, another replica has told its own.
+        more = usage if told.whole else _less(usage, told.billed)
+        lines = Meter(self.meter.currency)
+        self.spent += lines.generation(self._action.model, self._action.strategy, more)
+        self.meter.add(lines.lines)
+        return lines.lines
+
+    async def _await_bill(self, round_id: str, round: asyncio.Task[None], told: Told, seconds: float) -> None:
         """Wait for the rest of the bill: the answer does not."""
         await asyncio.wait({round}, timeout=seconds)
         if not round.cancel():
             round.exception()
         self._bill(told)
+        if not told.whole:
+            self.owed.append((round_id, told))
 
     async def _round(
         self,

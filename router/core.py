@@ -25,6 +25,7 @@ from router.accounts import bill_asked, bill_message, query_message, standing_me
 from router.admission import Admission
 from router.breakers import Breakers, State
 from router.catalog import Catalog, describe
+from router.debts import Debts
 from router.feedback import Feedback
 from router.guarded import guarded
 from router.ledger import Entry, Ledger
@@ -103,6 +104,7 @@ class Router:
         self._ledger = Journal(
             self._open_ledger(), self._metrics.ledger, go_on=settings.ledger_down == "go_on"
         )
+        self._debts = Debts(self._stages.generation, self._metrics, settings.debt_seconds)
         self._once = Once(self._ledger, self._id)
         self._queries = Queries(settings.rejoin_seconds)
         self._bounds = Bounds(
@@ -320,6 +322,7 @@ class Router:
         """Cancel what runs."""
         self._admission.close()
         await self._queries.close()
+        await self._debts.close()
         if self._feedback:
             await self._feedback.close()
         await self._shadow.close()
@@ -407,6 +410,7 @@ class Router:
             account=account,
             opening=Opening(request, planner, self._feedback, compare, who),
             pace=self._pace,
+            debts=self._debts,
             breakers=self._breakers,
             streamed=streamed,
             abort_seconds=settings.abort_seconds,

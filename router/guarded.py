@@ -18,6 +18,8 @@ from isoflop.v1.generation_pb2 import (
     DescribeModelsResponse,
     GenerateRequest,
     GenerateResponse,
+    GetRoundUsageRequest,
+    GetRoundUsageResponse,
 )
 from isoflop.v1.verification_pb2 import (
     DescribeVerifiersRequest,
@@ -75,6 +77,12 @@ class _Generation:
                     if not response.HasField("usage"):  # A round that fails tells its usage, too.
                         call.answered()
                     yield response
+
+    def untold(self, round_id: str) -> bool:
+        return self._stage.untold(round_id)
+
+    async def usage(self, request: GetRoundUsageRequest) -> GetRoundUsageResponse:
+        return await self._stage.usage(request)
 
     async def describe(self, request: DescribeModelsRequest) -> DescribeModelsResponse:
         return await self._stage.describe(request)

@@ -203,6 +203,11 @@ class Metrics:
             for counter, other in zip(self._fixed, (cost.flops, cost.money, fixed.samples), strict=True):
                 self._add(counter, other, tier)
 
+    def late(self, lines: Iterable[Usage], tier: str) -> None:
+        """Queries that have ended had cost this, too."""
+        for line in lines:
+            self._line(line, tier)
+
     def _line(self, line: Usage, tier: str) -> None:
         """Count a line of a bill."""
         labels = STAGES[line.stage], line.model, line.strategy, tier

@@ -45,6 +45,8 @@ class RouterSettings(ServiceSettings):
     """How long an aborted round may take to tell its bill."""
     core_flops: float = Field(default=5e9, ge=0, allow_inf_nan=False)
     """FLOPs that a second of the router's own work counts as where it is compared with a fixed plan."""
+    debt_seconds: float = Field(default=60.0, ge=0)
+    """How long it is asked what a round has cost whose connection broke."""
     stage_seconds: float = Field(default=2.0, gt=0)
     """How long an estimate of difficulty or a count of votes may take; then that service is done without."""
     score_seconds: float = Field(default=300.0, gt=0)

@@ -36,6 +36,7 @@ from router.bench import LATE_SECONDS, late_bills
 from router.breakers import Breakers
 from router.buying import Buying, told
 from router.cost import Cost, Meter
+from router.debts import Debts
 from router.decision import Action, Decision, State
 from router.ledger import QueryKept, Short
 from router.metrics import Metrics, failure, outcome
@@ -74,6 +75,8 @@ class Life:
     """Who learns from its first decision."""
     pace: Pace
     """How long samples take now; that of all queries of a router."""
+    debts: Debts
+    """What is still owed for rounds; of all queries of a router."""
     breakers: Breakers
     """Which parts are down; those of all queries of a router."""
     streamed: bool
@@ -320,6 +323,8 @@ class Life:
             status = STATUS_ABANDONED
             fixed = self.planner.fixed_flops(query, self.state(self.account.left, math.inf))
             savings.abandoned_flops = max(0.0, fixed - self.account.spent.flops)
+        bill = self.meter.bill()
+        bill.incomplete = any(buying.bench.owed or buying.bench.late for buying in self.bought)
         reason = "the deadline is near: the best answer so far" if late else decision.reason
         return SolveResponse(
             query_id=query.query_id,
@@ -332,7 +337,7 @@ class Life:
             rounds=progress.rounds,
             clusters=progress.clusters,
             candidates=progress.samples.values() if query.return_candidates else (),
-            bill=self.meter.bill(),
+            bill=bill,
             savings=savings,
             seed=query.seed,
             profile=self.planner.profile.version,
@@ -356,6 +361,8 @@ class Life:
         for buying in self.bought:
             await buying.charge()
         await self.account.close(ended, final)
+        for buying in self.bought:
+            self.debts.collect(buying, self.account)
 
 
 def candidates_of(kept: bytes) -> list[Candidate]:

@@ -13,6 +13,8 @@ from isoflop.v1.generation_pb2 import (
     DescribeModelsResponse,
     GenerateRequest,
     GenerateResponse,
+    GetRoundUsageRequest,
+    GetRoundUsageResponse,
 )
 from isoflop.v1.verification_pb2 import (
     DescribeVerifiersRequest,
@@ -27,6 +29,14 @@ class Generation(Protocol):
 
     def generate(self, requests: AsyncIterator[GenerateRequest]) -> AsyncGenerator[GenerateResponse, None]:
         """One round: `start` and `abort` in, samples and then usage out."""
+        ...
+
+    def untold(self, round_id: str) -> bool:
+        """Whether a stream of the round broke before it told its usage; another one may have told its own."""
+        ...
+
+    async def usage(self, request: GetRoundUsageRequest) -> GetRoundUsageResponse:
+        """What was not told of a round; raises NotFound where that is not known."""
         ...
 
     async def describe(self, request: DescribeModelsRequest) -> DescribeModelsResponse:

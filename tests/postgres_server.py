@@ -105,7 +105,7 @@ class PostgresServer:
     def execute(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
         """Run one statement outside of a transaction; its rows."""
         with psycopg.connect(self.url(database), autocommit=True, connect_timeout=2) as connection:
-            cursor = connection.execute(statement)  # type: ignore[call-overload]
+            cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
     def new_database(self, like: str = "template1") -> str:

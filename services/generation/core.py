@@ -157,6 +157,10 @@ class Generation:
         if failure:
             raise failure
 
+    def untold(self, round_id: str) -> bool:
+        """A round tells its usage itself, however it ends."""
+        return False
+
     async def usage(self, request: GetRoundUsageRequest) -> GetRoundUsageResponse:
         """What a round took, once it has ended; raises NotFound where it is not known, or not any more."""
         told = self._usages.get(request.round_id)

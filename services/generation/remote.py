@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
 import grpc
-from isoflop.errors import Unavailable, Unreachable
+from isoflop.errors import NotFound, Unavailable, Unreachable
 from isoflop.rpc import from_rpc_error
 from isoflop.v1.generation_pb2 import (
     DescribeModelsRequest,
@@ -23,17 +24,18 @@ from isoflop.v1.generation_pb2 import (
     GenerateRequest,
     GenerateResponse,
     GetRoundUsageRequest,
+    GetRoundUsageResponse,
     RoundUsage,
 )
 from isoflop.v1.generation_pb2_grpc import GenerationServiceStub
 
 from services.common.channels import Channels
 
-USAGE_TRIES, USAGE_PAUSE = 5, 0.1
-"""How often it is asked what a round took whose stream broke, and seconds before each time."""
+REMEMBERED = 4096
+"""Rounds of which it is known who has not told their usage."""
 
 USAGE_SECONDS = 2.0
-"""How long that may take: the round ends when the replica notices, too."""
+"""How long a replica may take to say what a round took."""
 
 
 class RemoteGeneration:
@@ -42,6 +44,8 @@ class RemoteGeneration:
     def __init__(self, targets: str, channels: Channels) -> None:
         """`targets`: host:port, or several with commas between them."""
         self._channels = {target: channels.to(target) for target in targets.split(",")}
+        self._untold: OrderedDict[str, list[str]] = OrderedDict()
+        """By the names of rounds: replicas that have not told what theirs took."""
 
     async def generate(
         self, requests: AsyncIterator[GenerateRequest]
@@ -84,40 +88,50 @@ class RemoteGeneration:
                 continue
         return await self._describe(last, request)
 
+    def untold(self, round_id: str) -> bool:
+        """Whether a replica had the round, or may have had it, and has not told what it took."""
+        return round_id in self._untold
+
+    async def usage(self, request: GetRoundUsageRequest) -> GetRoundUsageResponse:
+        """What a round took of which replicas have not told; raises NotFound where none knows it."""
+        total = RoundUsage()
+        known = False
+        for target in self._untold.get(request.round_id, ()):
+            try:
+                call = self._stub(target).GetRoundUsage(request, timeout=USAGE_SECONDS)
+                usage = (await call).usage
+            except grpc.aio.AioRpcError as error:
+                failure = from_rpc_error(error, _named(target))
+                if isinstance(failure, NotFound):
+                    continue
+                raise Unreachable(_named(target)) from None
+            known = True
+            for number in RoundUsage.DESCRIPTOR.fields:
+                setattr(total, number.name, getattr(total, number.name) + getattr(usage, number.name))
+        if not known:
+            raise NotFound(f"there was no round {request.round_id[:64]!r}, or it is too long ago")
+        return GetRoundUsageResponse(usage=total)
+
     async def _call(
         self, target: str, requests: AsyncIterator[GenerateRequest], round_id: str
     ) -> AsyncGenerator[GenerateResponse, None]:
-        """One round of one replica; what it took is told even where the connection breaks, if it can be."""
-        call = self._stub(target).Generate(requests)
-        begun = told = False
+        """One round of one replica."""
+        call, told = self._stub(target).Generate(requests), False
         try:
             async for response in call:
-                begun, told = True, told or response.HasField("usage")
+                told = told or response.HasField("usage")
                 yield response
         except grpc.aio.AioRpcError as error:
             failure = from_rpc_error(error, _named(target))
-            if not told and isinstance(failure, Unreachable):
-                usage = await self._usage(target, round_id, USAGE_TRIES if begun else 1)
-                if usage:
-                    yield GenerateResponse(usage=usage)
+            # What the service itself says comes after the usage.
+            told = told or not isinstance(failure, Unreachable)
             raise failure from None
         finally:
             call.cancel()
-
-    async def _usage(self, target: str, round_id: str, tries: int) -> RoundUsage | None:
-        """What a round took whose stream broke; None: the replica does not know, or is down."""
-        for _ in range(tries):
-            await asyncio.sleep(USAGE_PAUSE)
-            request = GetRoundUsageRequest(round_id=round_id)
-            try:
-                response = await self._stub(target).GetRoundUsage(request, timeout=USAGE_SECONDS)
-            except grpc.aio.AioRpcError as error:
-                if not isinstance(from_rpc_error(error, target), Unreachable):
-                    return None
-            else:
-                usage: RoundUsage = response.usage
-                return usage
-        return None
+            if not told:
+                self._untold.setdefault(round_id, []).append(target)
+                if len(self._untold) > REMEMBERED:
+                    self._untold.popitem(last=False)
 
     async def _describe(self, target: str, request: DescribeModelsRequest) -> DescribeModelsResponse:
         try:

@@ -128,8 +128,9 @@ async def misbilled(client: AsyncClient, asked: Sequence[Asked]) -> list[str]:
         more = Counts.added(charge.usage for charge in kept.charges).off(
             Counts.added(one.response.bill.lines)
         )
-        # An answer does not wait beyond its deadline for what its last round has cost: that is charged later.
-        if more and not (one.late and all(count > 0 for count in more.values())):
+        # An answer does not wait for what a round has cost that broke off, or that ran until its deadline.
+        later = one.response.bill.incomplete and all(count > 0 for count in more.values())
+        if more and not later:
             wrong.append(f"{one}: charged more than was told by {more}")
     return wrong
 

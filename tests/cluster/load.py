@@ -87,7 +87,7 @@ class Asked:
             return Status.Name(self.response.status).removeprefix("STATUS_").lower()
         # An IsoflopError itself stands for a status that is not in the table.
         if isinstance(self.error, IsoflopError) and type(self.error) is not IsoflopError:
-            return Code.Name(self.error.code)
+            return str(Code.Name(self.error.code))
         return "lost"
 
     @property

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
 
 import pytest
 import yaml
 from isoflop import AsyncClient
-from isoflop.errors import ResourceExhausted
+from isoflop.errors import PermissionDenied, ResourceExhausted
 from isoflop.v1.common_pb2 import STAGE_GENERATION
 from isoflop.v1.router_pb2 import BudgetStanding, SolveResponse
 
@@ -31,13 +32,18 @@ ASKED = {"models": ["abacus-s"], "samples": 1, "thinking_tokens": 40}
 
 
 @pytest.fixture(scope="module")
+def tenants(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of both routers."""
+    path = tmp_path_factory.mktemp("budgets") / "tenants.yaml"
+    path.write_text(yaml.safe_dump(TENANTS))
+    return path
+
+
+@pytest.fixture(scope="module")
 def routers(
-    distributed_suite: Suite, tmp_path_factory: pytest.TempPathFactory
+    distributed_suite: Suite, tenants: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Process, Process]]:
     """Two, on the services of the suite, with a ledger of their own."""
-    folder = tmp_path_factory.mktemp("budgets")
-    tenants = folder / "tenants.yaml"
-    tenants.write_text(yaml.safe_dump(TENANTS))
     with ExitStack() as stack:
         try:
             postgres = PostgresServer()
@@ -50,6 +56,7 @@ def routers(
         names = ("generation", "verification", "difficulty", "aggregation")
         where = [word for name in names for word in (f"--{name}", distributed_suite.processes[name].address)]
         options = ["--ledger", postgres.url(), "--tenants", str(tenants), "--max-running", "400"]
+        options += ["--tenants-poll-seconds", "0.2"]
         started = [Process(["router", *where, *options], tmp_path_factory.mktemp("router")) for _ in range(2)]
         for router in started:
             stack.callback(router.stop)
@@ -120,3 +127,33 @@ async def test_both_routers_know_one_price(callers: dict[str, list[AsyncClient]]
             if one == other != first:
                 break
             await asyncio.sleep(0.1)
+
+
+async def test_tenants_change_without_a_restart(routers: tuple[Process, Process], tenants: Path) -> None:
+    async def until_planned(client: AsyncClient) -> None:
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    await client.plan("1+1")
+                except PermissionDenied:
+                    await asyncio.sleep(0.1)
+                else:
+                    return
+
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(AsyncClient(one.address, tenant="late")) for one in routers
+        ]
+        for client in clients:
+            with pytest.raises(PermissionDenied, match="late"):
+                await client.plan("1+1")
+        known = [*TENANTS["tenants"], {"name": "late", "tier": "only"}]
+        await asyncio.to_thread(tenants.write_text, yaml.safe_dump(TENANTS | {"tenants": known}))
+        for client in clients:
+            await until_planned(client)
+        # What is no good changes nothing.
+        await asyncio.to_thread(tenants.write_text, "tenants: [{name: late, tier: none}]")
+        await asyncio.sleep(1.0)
+        for client, router in zip(clients, routers, strict=True):
+            await client.plan("1+1")
+            assert "the tenants' file is not used" in router.log()

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, count
 
-from isoflop.errors import Unavailable
+from isoflop.errors import NotFound, Unavailable
 from isoflop.v1.common_pb2 import (
     FINISH_REASON_ABORTED,
     FINISH_REASON_STEP,
@@ -25,6 +25,8 @@ from isoflop.v1.generation_pb2 import (
     DescribeModelsResponse,
     GenerateRequest,
     GenerateResponse,
+    GetRoundUsageRequest,
+    GetRoundUsageResponse,
     RoundUsage,
     StartRound,
 )
@@ -119,6 +121,19 @@ class ScriptedGeneration:
     ending: asyncio.Event | None = None
     """Where set: usage is told only after this."""
 
+    broken: set[str] = field(default_factory=set)
+    """Names of rounds that ended without their usage."""
+    usages: dict[str, RoundUsage] = field(default_factory=dict)
+    """What is told of rounds that broke, by name."""
+
+    def untold(self, round_id: str) -> bool:
+        return round_id in self.broken
+
+    async def usage(self, request: GetRoundUsageRequest) -> GetRoundUsageResponse:
+        if request.round_id not in self.usages:
+            raise NotFound("there was no such round")
+        return GetRoundUsageResponse(usage=self.usages[request.round_id])
+
     async def describe(self, request: DescribeModelsRequest) -> DescribeModelsResponse:
         return DescribeModelsResponse(models=self.models)
 
@@ -147,6 +162,8 @@ class ScriptedGeneration:
                 await listening
         if self.tells_failed if failure else self.tells_usage:
             yield GenerateResponse(usage=usage)
+        elif failure:
+            self.broken.add(start.round_id)
         if failure:
             raise failure
 

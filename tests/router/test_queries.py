@@ -73,7 +73,7 @@ class TestLateScores:
     ) -> None:
         late = Late(verification)
         suite = make_suite(same(number(421)), stages={"verification": late}, generation={"batch": 4})
-        result = await suite.router.solve(self.ASKED, 0.5)
+        result = await suite.router.solve(self.ASKED, 1.5)
         assert (result.answer, result.status) == ("421", STATUS_DEGRADED)
         found = await suite.router.query(result.query_id)
         assert (found.running, found.result.answer) == (False, "421")
@@ -104,7 +104,7 @@ class TestLateScores:
         self, make_suite: MakeSuite, verification: Verification
     ) -> None:
         suite = make_suite(same(number(421)), stages={"verification": Late(verification)}, abort_seconds=0.1)
-        await suite.router.solve(self.ASKED, 0.5)
+        await suite.router.solve(self.ASKED, 1.5)
         await asyncio.wait_for(suite.router.close(), 1)
         assert suite.metric("queries_total", outcome="degraded") == 1
         assert suite.metric("queries_running") == 0

@@ -243,6 +243,8 @@ def bill(bought: Bill, style: Style) -> list[str]:
     aborted = sum(usage.aborted_flops for usage in bought.lines)
     told = in_flops(bought.flops) + (f" ({in_flops(aborted)} aborted)" if aborted else "")
     total = f"{counted(bought.tokens, 'token')}, {told}, {money(bought.money, bought.currency)}"
+    if bought.incomplete:
+        total += "; a round has not told all of it: isoflop explain will"
     return [*lines, f"{style.faint('total')}  {style.strong(total)}"]
 
 

@@ -447,6 +447,7 @@ class Bill(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     MONEY_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
+    INCOMPLETE_FIELD_NUMBER: _builtins.int
     flops: _builtins.float
     """Sum of the lines' FLOPs."""
     flops_without_attention: _builtins.float
@@ -457,6 +458,10 @@ class Bill(_message.Message):
     """Sum of the lines' money."""
     currency: _builtins.str
     """ISO 4217 code of the money."""
+    incomplete: _builtins.bool
+    """A round broke off, or ran until the deadline, before it could tell what it took: the rest is charged when it is
+    known. GetQuery and GetBill have it then.
+    """
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___Usage]:
         """By stage, model and strategy."""
@@ -470,10 +475,11 @@ class Bill(_message.Message):
         tokens: _builtins.int = ...,
         money: _builtins.float = ...,
         currency: _builtins.str = ...,
+        incomplete: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "flops", b"flops", "flops_without_attention", b"flops_without_attention", "lines", b"lines", "money", b"money", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "flops", b"flops", "flops_without_attention", b"flops_without_attention", "incomplete", b"incomplete", "lines", b"lines", "money", b"money", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
