@@ -28,7 +28,7 @@ from benchmarks.overhead_report import machine
 from benchmarks.soak_report import draw, page
 from services.common import log
 from tests.cluster.faults import idle
-from tests.cluster.load import MIX, Asked, Problems, ask
+from tests.cluster.load import MIX, Asked, Load, Problems, ask
 from tests.cluster.parts import FaultSuite
 from tests.cluster.processes import ROOT, Process
 
@@ -46,8 +46,8 @@ DEADLINE_SECONDS: Final = 20.0
 LOOK_SECONDS: Final = 10.0
 CUT_SECONDS: Final = 15.0
 """So often the connections of one part, chosen by chance, are reset."""
-WARM_SECONDS: Final = 20.0
-"""Before what an idle suite holds is read for the first time."""
+WARM_SECONDS: Final = 60.0
+"""Of full load before what an idle suite holds is read for the first time: caches fill once."""
 
 
 @dataclass(frozen=True)
@@ -168,11 +168,11 @@ async def measure(minutes: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with FaultSuite(folder, (*OPTIONS, "--feedback", str(folder / "feedback.sqlite"))) as suite:
-            soak = Soak(suite)
-            await soak.run(WARM_SECONDS)
+            async with Load(suite.address).running():
+                await asyncio.sleep(WARM_SECONDS)
             await idle(suite)
+            soak = Soak(suite)
             before = await soak.look(0.0)
-            soak.outcomes.clear()
             looks = await soak.run(60.0 * minutes)
             await idle(suite)
             after = await soak.look(60.0 * minutes)

@@ -87,7 +87,7 @@ def page(figures: Figures) -> str:
         "One in ten hangs up,",
         "one in ten has less than a second, one in twenty asks for a model that is not there; every 15 s the",
         "connections of one part are reset; three in ten answers get feedback.",
-        f"{asked:,} queries. Measured on {Machine(**figures['machine'])}.",
+        f"{asked:,} queries, after a minute of full load. Measured on {Machine(**figures['machine'])}.",
         "",
         "![memory, open files and tasks by process](soak.png)",
         "",

