@@ -34,6 +34,8 @@ from tests.cluster.processes import ROOT
 JSON: Final = ROOT / "benchmarks" / "results" / "faults.json"
 PAGE: Final = ROOT / "docs" / "results" / "reliability.md"
 
+PARTIAL: Final = ROOT / "build" / "faults.partial.json"
+
 AWAY_SECONDS: Final = 5.0
 """How long a part is away."""
 SILENT_SECONDS: Final = 10.0
@@ -56,9 +58,18 @@ HANGUPS: Final = 20
 SECTIONS: Final = ("faults", "go_on", "rolling", "budgets", "overload", "hangups")
 
 
+class _Kept(dict[str, Any]):
+    """Figures, each written down as it is there: an hour's work is not lost for the last one's sake."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        PARTIAL.parent.mkdir(exist_ok=True)
+        PARTIAL.write_text(json.dumps(self, indent=1), encoding="utf-8")
+
+
 async def measure(only: Collection[str]) -> dict[str, Any]:
     """The figures of these sections."""
-    figures: dict[str, Any] = {"machine": asdict(machine()), "clients": CLIENTS}
+    figures = _Kept({"machine": asdict(machine()), "clients": CLIENTS})
     with tempfile.TemporaryDirectory() as folder, FaultSuite(Path(folder), OPTIONS) as suite:
         if "faults" in only:
             figures["faults"] = [await _fault(suite, parts, fault) for parts in PARTS for fault in Fault]

@@ -325,6 +325,8 @@ class Life:
             savings.abandoned_flops = max(0.0, fixed - self.account.spent.flops)
         bill = self.meter.bill()
         bill.incomplete = any(buying.bench.owed or buying.bench.late for buying in self.bought)
+        if self.missing:
+            self.metrics.pools.fallback("verification")
         reason = "the deadline is near: the best answer so far" if late else decision.reason
         return SolveResponse(
             query_id=query.query_id,

@@ -83,7 +83,7 @@ class Journal:
                 return await self._ledger.begin(entry)
         except Unavailable:
             self._or_refuse()
-            self._later(entry.query_id, partial(self._ledger.begin, entry))
+            self._later(entry.query_id, partial(self._begin_late, entry))
             return None
 
     async def take_over(self, query_id: str, dead: str, router: str) -> bool:
@@ -176,6 +176,11 @@ class Journal:
         except Unavailable as error:
             log.warning("writes of the journal are lost", writes=self.waiting, reason=str(error))
         await self._ledger.close()
+
+    async def _begin_late(self, entry: Entry) -> None:
+        """Write down a query that has begun unknown; an earlier call with its request id keeps that."""
+        if await self._ledger.begin(entry):
+            await self._ledger.begin(replace(entry, request_id=""))
 
     async def _write(
         self,

@@ -141,22 +141,13 @@ async def test_without_the_ledger_nothing_is_bought_and_queries_are_refused(
         assert any(one.outcome == "UNAVAILABLE" and "ledger" in str(one.error) for one in seen.ill)
 
 
-@pytest.mark.parametrize(
-    "parts",
-    [("generation",), GENERATION, ("triton",), ("verification",), HELPERS, ("postgresql",)],
-    ids=" and ".join,
-)
+# Generation, PostgreSQL and a router are stopped by `make bench-faults`: its page has what becomes of queries.
+@pytest.mark.parametrize("parts", [("triton",), ("verification",), HELPERS], ids=" and ".join)
 async def test_who_waits_for_a_part_that_is_stopped_hears_of_it_in_time(
     faults: FaultSuite, parts: Sequence[str]
 ) -> None:
     seen = await provoke(faults, parts, Fault.PAUSE)
     assert not seen.during.silent, story([one for one in seen.ill if one.silent])
-
-
-async def test_a_router_that_is_stopped_does_not_stop_the_other(faults: FaultSuite) -> None:
-    # Who has asked it hears nothing: the client's own clock is all that tells.
-    seen = await provoke(faults, ["router"], Fault.PAUSE)
-    assert seen.during.answered > 0
 
 
 async def test_a_rolling_restart_under_load_fails_no_query(faults: FaultSuite) -> None:

@@ -109,6 +109,25 @@ async def test_a_reservation_of_which_nobody_knows_is_free_once_it_is_settled(le
     assert await tokens(ledger) == (0, 0)
 
 
+async def test_a_retry_that_was_not_known_as_one_is_on_the_bill_all_the_same(ledger: SqlLedger) -> None:
+    to, outage = journal(ledger, go_on=True)
+    assert await to.begin(entry(request_id="same")) is None
+    outage.down = True
+    assert await to.begin(entry("again", request_id="same")) is None
+    await to.reserve("again", "r", 0, round(), Cost(tokens=40), [DAILY])
+    await to.settle("again", 0, round(), [usage(30)], b"", [DAILY])
+    await to.end("again", "r", "answered", answer("again"), [DAILY])
+    outage.down = False
+    await to.replay()
+    kept = await ledger.get("again")
+    assert kept is not None
+    assert (kept.outcome, kept.entry.request_id) == ("answered", "")
+    first = await ledger.get("q")
+    assert first is not None
+    assert first.entry.request_id == "same"
+    assert await tokens(ledger) == (30, 0)
+
+
 async def test_by_setting_queries_go_on_and_are_written_down_budget_or_not(ledger: SqlLedger) -> None:
     to, outage = journal(ledger, go_on=True)
     await to.standings([DAILY])
