@@ -141,7 +141,7 @@ async def test_without_the_ledger_nothing_is_bought_and_queries_are_refused(
         assert any(one.outcome == "UNAVAILABLE" and "ledger" in str(one.error) for one in seen.ill)
 
 
-# Generation, PostgreSQL and a router are stopped by `make bench-faults`: its page has what becomes of queries.
+# Generation, PostgreSQL and a router are stopped by `make bench-faults`, whose page has what becomes of it.
 @pytest.mark.parametrize("parts", [("triton",), ("verification",), HELPERS], ids=" and ".join)
 async def test_who_waits_for_a_part_that_is_stopped_hears_of_it_in_time(
     faults: FaultSuite, parts: Sequence[str]
