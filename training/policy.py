@@ -53,7 +53,9 @@ def play(planner: Planner, asked: Measured, effort: str, belief: tuple[float, fl
     query = admit(request, planner.catalog, BOUNDS)
     progress, recorded, spent = Progress(planner.profile.belief(*belief)), Recorded(asked, seed), Cost()
     while action := planner.decide(query, progress.state(UNLIMITED, math.inf, spent.flops, {})).action:
-        candidates, price = recorded.buy(action, progress.buy(action))
+        _, first = progress.numbers(action)
+        progress.begin(progress.round(action, "", explored=False), action)
+        candidates, price = recorded.buy(action, first)
         blanks = [one.sample.id for one in candidates if not one.sample.text]
         progress.take(action, candidates, recorded.tally, blanks, by_scores=False)
         spent += price
