@@ -25,6 +25,7 @@ from prometheus_client import CollectorRegistry
 
 from services.common.flops import of_round
 from services.common.settings import MODELS
+from services.common.usage import add
 from services.generation.backends.llamacpp import LlamaCppBackend
 from services.generation.catalog import DraftEntry, LlamaCppEntry
 from services.generation.core import Generation
@@ -106,12 +107,6 @@ async def play(engine: LlamaCppBackend, prompts: list[str], parallel: int) -> Pl
     began = time.perf_counter()
     texts = await asyncio.gather(*(one(prompt) for prompt in prompts))
     return Played(texts, usage, of_round(engine.model, usage)[0], time.perf_counter() - began)
-
-
-def add(total: RoundUsage, usage: RoundUsage) -> None:
-    """Add a round's usage."""
-    for field in RoundUsage.DESCRIPTOR.fields:
-        setattr(total, field.name, getattr(total, field.name) + getattr(usage, field.name))
 
 
 async def compare(model: str, draft: str, tokens: int, parallel: int, prompts: list[str]) -> Compared:

@@ -20,7 +20,8 @@ from isoflop.v1.common_pb2 import Usage
 from isoflop.v1.router_pb2 import Round, RoundCandidates, SolveResponse
 
 from router import price
-from router.cost import Allowance, Cost
+from router.cost import UNITS, Allowance, Cost
+from router.deadline import until
 from router.ledger import Budget, Entry, Ledger, Short, Standing, TakenOver
 from router.price import Window
 from router.strategies.strategy import Candidate
@@ -30,6 +31,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 LATE = "the ledger has not answered before the query's deadline"
+"""Why a query is refused, or ends."""
 
 HELD_SECONDS = 1.0
 """When to try again where running queries hold a budget's rest: they may free some of it."""
@@ -39,7 +41,7 @@ HELD_SECONDS = 1.0
 async def in_time(deadline: float) -> AsyncIterator[None]:
     """Raises Unavailable where the ledger does not answer before the deadline, in the event loop's time."""
     try:
-        async with asyncio.timeout_at(deadline if math.isfinite(deadline) else None):
+        async with until(deadline):
             yield
     except TimeoutError:
         raise Unavailable(LATE) from None
@@ -59,7 +61,7 @@ def check(standings: Iterable[Standing]) -> None:
     """Raises ResourceExhausted where a budget is spent."""
     for standing in standings:
         spent, limit = standing.spent, standing.budget.limit
-        if spent.flops >= limit.flops or spent.money >= limit.money or spent.tokens >= limit.tokens:
+        if any(getattr(spent, unit) >= getattr(limit, unit) for unit in UNITS):
             raise _exhausted(standing, "is spent")
 
 
@@ -91,11 +93,6 @@ class Account(Allowance):
         """What is being written down, or was last."""
         self._estimate: Sequence[Usage] = ()
         """What is not charged yet of what it cost before its first round."""
-
-    @property
-    def standings(self) -> Sequence[Standing]:
-        """Of the budgets that pay, as they were told last."""
-        return self._standings
 
     @property
     def unspent(self) -> Cost:
@@ -168,7 +165,7 @@ class Account(Allowance):
         writing = self._writing = asyncio.create_task(in_turn(), name="account")
         writing.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
-            async with asyncio.timeout_at(self._deadline if math.isfinite(self._deadline) else None):
+            async with until(self._deadline):
                 await asyncio.shield(writing)
         except TimeoutError:
             return False
@@ -247,16 +244,8 @@ class Account(Allowance):
 
         def share_left(standing: Standing) -> float:
             left, limit = standing.left, standing.budget.limit
-            shares = [
-                had / of
-                for had, of in (
-                    (left.flops, limit.flops),
-                    (left.money, limit.money),
-                    (left.tokens, limit.tokens),
-                )
-                if math.isfinite(of)
-            ]
-            return min(shares, default=1.0)
+            limited = [unit for unit in UNITS if math.isfinite(getattr(limit, unit))]
+            return min((getattr(left, unit) / getattr(limit, unit) for unit in limited), default=1.0)
 
         return min(self._standings, key=share_left)
 
@@ -274,8 +263,7 @@ def _exhausted(standing: Standing, why: str) -> ResourceExhausted:
     """The error, with the seconds until there is more."""
     seconds = max(0.0, standing.ends - time.time())
     said = f"budget {standing.budget.name} {why}: its next window begins in {seconds:.0f} s"
-    held = standing.reserved
-    if held.flops or held.money or held.tokens:
+    if standing.reserved != Cost():
         return ResourceExhausted(
             f"{said}, and what running queries hold of it may be free sooner", HELD_SECONDS
         )

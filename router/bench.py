@@ -19,6 +19,7 @@ from isoflop.v1.verification_pb2 import Chain, ChainScore, ChainScoring, ScoreRe
 
 from router import cost
 from router.cost import TEMPLATE_TOKENS, Allowance, Cost, Meter
+from router.deadline import LATE_SECONDS, until
 from router.decision import Action
 from router.ledger import Short
 from router.portions import MOST_BYTES, portions
@@ -28,11 +29,9 @@ from router.stages import Stages
 from router.strategies import STRATEGIES
 from router.strategies.strategy import Search
 from services.common.flops import attended
+from services.common.usage import less
 
 T = TypeVar("T")
-
-LATE_SECONDS = 0.1
-"""How long after a query's deadline, which lies before its caller's, what ends it may still take."""
 
 
 @dataclass
@@ -84,7 +83,7 @@ class RoundBench:
         self.meter = meter
         self._allowance = allowance
         self._hold = hold
-        self._deadline = query.deadline if math.isfinite(query.deadline) else None
+        self._deadline = query.deadline
         self._streamed = streamed
         self._abort_seconds = abort_seconds
         self.scoring: ChainScoring.ValueType = action.scoring
@@ -229,7 +228,7 @@ class RoundBench:
         of the samples; the next ones are put there where it is empty.
         """
         action, count = self._action, sum(branch.samples for branch in branches)
-        if self._deadline is not None and asyncio.get_running_loop().time() >= self._deadline:
+        if asyncio.get_running_loop().time() >= self._deadline:
             return
         prompt = self._prompt + before
         left = self.worst - self.spent + self._allowance.left
@@ -307,7 +306,7 @@ class RoundBench:
             while True:
                 begin = time.perf_counter()
                 try:
-                    async with asyncio.timeout_at(self._deadline):
+                    async with until(self._deadline):
                         first = await ready.get()
                 except TimeoutError:
                     break
@@ -347,21 +346,19 @@ class RoundBench:
     @property
     def _patience(self) -> float:
         """Seconds that the answer waits for the bill of a round that is aborted."""
-        if self._deadline is None:
-            return self._abort_seconds
         left = self._deadline - asyncio.get_running_loop().time()
         return min(self._abort_seconds, max(0.0, left) + LATE_SECONDS)
 
     def _bill(self, told: Told) -> None:
         """Bill what is known by now, beyond what has been billed."""
-        usage = _less(told.usage, told.billed)
+        usage = less(told.usage, told.billed)
         told.billed.CopyFrom(told.usage)
         self.spent += self.meter.generation(self._action.model, self._action.strategy, usage)
 
     def pay(self, told: Told, usage: RoundUsage) -> list[Usage]:
         """Bill what a round took that could not say so at its end; lines of the difference."""
         # Where it was whole, another replica has told its own.
-        more = usage if told.whole else _less(usage, told.billed)
+        more = usage if told.whole else less(usage, told.billed)
         lines = Meter(self.meter.currency)
         self.spent += lines.generation(self._action.model, self._action.strategy, more)
         self.meter.add(lines.lines)
@@ -425,14 +422,14 @@ class RoundBench:
         verifier = self._action.verifier
         assert verifier is not None
         scores: dict[str, ChainScore] = {}
-        if self._deadline is not None and asyncio.get_running_loop().time() >= self._deadline:
+        if asyncio.get_running_loop().time() >= self._deadline:
             return [ChainScore(id=sample.id, error="the deadline has passed") for sample in samples]
         if samples and not self.missing:
             begin = time.perf_counter()
             # A task of its own: scores cannot be aborted, and only at their end is it told what they took.
             scoring = asyncio.create_task(self._score(verifier, samples, scores), name=verifier.name)
             try:
-                async with asyncio.timeout_at(self._deadline):
+                async with until(self._deadline):
                     await asyncio.shield(scoring)
             except Unavailable as error:
                 self.missing = str(error)
@@ -504,14 +501,6 @@ def joined(chain: Sample, step: Sample, branch: int) -> Sample:
 def number_of(sample: Sample) -> int:
     """Its number among its model's samples."""
     return int(sample.id.rpartition("/")[2])
-
-
-def _less(usage: RoundUsage, other: RoundUsage) -> RoundUsage:
-    """The difference, number by number."""
-    difference = RoundUsage()
-    for number in RoundUsage.DESCRIPTOR.fields:
-        setattr(difference, number.name, getattr(usage, number.name) - getattr(other, number.name))
-    return difference
 
 
 def _narrowed(branch: Branch, samples: int) -> Branch:

@@ -179,9 +179,10 @@ class Router:
                             yield event
         except BaseException as error:
             if life is None or not life.began:
-                self._metrics.refused(failure(error), who.tier)
+                ended = failure(error)
+                self._metrics.refused(ended, who.tier)
                 if life and written:
-                    await life.account.close(failure(error), None)
+                    await life.account.close(ended, None)
             raise
 
     async def plan(

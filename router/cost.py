@@ -38,6 +38,9 @@ AMOUNTS = tuple(
 )
 """What is added up of a bill's lines."""
 
+UNITS = ("flops", "money", "tokens")
+"""What costs and limits are in: fields of Cost."""
+
 FLOPS_A_STEP = 2.0
 """Of a verifier that computes no tokens: a division and an exponential."""
 

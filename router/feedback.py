@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import math
 import random
 import time
 
@@ -18,7 +16,7 @@ from isoflop.v1.router_pb2 import (
     SubmitFeedbackResponse,
 )
 
-from router.bench import LATE_SECONDS
+from router.deadline import LATE_SECONDS, until
 from router.decision import Decision
 from router.explore import Draw, draw
 from router.metrics_profiles import ProfileMetrics
@@ -80,9 +78,8 @@ class Feedback:
     async def record(self, answered: Answered, deadline: float) -> None:
         """Keep a finished query. Where that fails, or takes until the deadline, in the event loop's time, its
         caller gets the answer all the same."""
-        latest = None if math.isinf(deadline) else deadline + LATE_SECONDS
         try:
-            async with asyncio.timeout_at(latest):
+            async with until(deadline + LATE_SECONDS):
                 await self._truths.add(answered)
         except (Unavailable, TimeoutError) as error:
             self._metrics.unrecorded()

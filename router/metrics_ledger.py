@@ -14,13 +14,11 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from router.cost import Cost
+from router.cost import UNITS, Cost
 from router.ledger import Budget, Short, Standing
 
 MOST_LIMITS = 200
 """Limits of budgets that are told one by one; what is beyond is told together, as `other`."""
-
-UNITS = ("flops", "money", "tokens")
 
 LEDGER_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 

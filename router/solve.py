@@ -32,10 +32,11 @@ from isoflop.v1.router_pb2 import (
 from isoflop.v1.router_pb2 import StreamSolveResponse as Event
 
 from router.account import Account
-from router.bench import LATE_SECONDS, late_bills
+from router.bench import late_bills
 from router.breakers import Breakers
 from router.buying import Buying, told
 from router.cost import Cost, Meter
+from router.deadline import LATE_SECONDS, until
 from router.debts import Debts
 from router.decision import Action, Decision, State
 from router.ledger import QueryKept, Short
@@ -157,7 +158,7 @@ class Life:
         self.account.afford(lambda left: self.planner.check(self.query, self.state(left, seconds)))
         request = EstimateRequest(queries=[QueryMessage(messages=self.query.messages)])
         try:
-            async with asyncio.timeout_at(self.query.deadline if math.isfinite(seconds) else None):
+            async with until(self.query.deadline):
                 response = await self.stages.difficulty.estimate(request)
             self.difficulty = response.difficulties[0]
             if not self.earlier or not self.earlier.estimate:
@@ -280,9 +281,8 @@ class Life:
                 # What the planner chooses is scored no more.
                 self.query = replace(self.query, strategies=UNSCORED)
         before = AggregateResponse(clusters=progress.clusters, stability=progress.stability)
-        latest = self.query.deadline + LATE_SECONDS
         try:
-            async with asyncio.timeout_at(latest if math.isfinite(latest) else None):
+            async with until(self.query.deadline + LATE_SECONDS):
                 tally, blanks = await count(
                     self.stages.aggregation, self.query.format, selection, before, candidates
                 )

@@ -31,6 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import TypeEngine
 
+from router.cost import UNITS
 from router.ledger.schema import (
     IS_RESERVED,
     LOST,
@@ -45,8 +46,6 @@ from router.ledger.schema import (
 
 PURGED = 1000
 """Most queries of which something is deleted at a time: not long, for those that wait."""
-
-UNITS = ("flops", "money", "tokens")
 
 WORST = tuple(f"worst_{unit}" for unit in UNITS)
 """Columns of what was reserved for a round."""

@@ -30,6 +30,7 @@ from isoflop.v1.generation_pb2 import (
 from isoflop.v1.generation_pb2_grpc import GenerationServiceStub
 
 from services.common.channels import Channels
+from services.common.usage import add
 
 REMEMBERED = 4096
 """Rounds of which it is known who has not told their usage."""
@@ -106,8 +107,7 @@ class RemoteGeneration:
                     continue
                 raise Unreachable(_named(target)) from None
             known = True
-            for number in RoundUsage.DESCRIPTOR.fields:
-                setattr(total, number.name, getattr(total, number.name) + getattr(usage, number.name))
+            add(total, usage)
         if not known:
             raise NotFound(f"there was no round {request.round_id[:64]!r}, or it is too long ago")
         return GetRoundUsageResponse(usage=total)
