@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 from isoflop.errors import FailedPrecondition
+from isoflop.usage import NUMBERS
 from isoflop.v1.common_pb2 import (
     STAGE_DIFFICULTY,
     STAGE_GENERATION,
@@ -32,11 +33,6 @@ Number = TypeVar("Number", float, NDArray[np.float64])
 
 TEMPLATE_TOKENS = 64
 """Tokens that a chat template may add to a prompt, at most, where a worst case is reckoned."""
-
-AMOUNTS = tuple(
-    field.name for field in Usage.DESCRIPTOR.fields if field.name not in ("stage", "model", "strategy")
-)
-"""What is added up of a bill's lines."""
 
 UNITS = ("flops", "money", "tokens")
 """What costs and limits are in: fields of Cost."""
@@ -270,7 +266,7 @@ class Meter:
         """Add the lines of another bill, in the same currency."""
         for other in lines:
             line = self._line(other.stage, other.model, other.strategy)
-            for name in AMOUNTS:
+            for name in NUMBERS:
                 setattr(line, name, getattr(line, name) + getattr(other, name))
 
     @property

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from isoflop import statements
 from isoflop.statements import ASCII, BLOCKS, WIDTH
 from isoflop.text import Style
+from isoflop.usage import NUMBERS, summed
 from isoflop.v1.common_pb2 import Usage
 from isoflop.v1.router_pb2 import Amount, BillRow, BudgetStanding, GetBillResponse, GetBudgetResponse
 from ran import words
@@ -235,7 +236,7 @@ def test_csv_has_every_number_in_full() -> None:
     assert (first["queries"], first["flops"], first["money"]) == ("30", "0.30000000000000004", "1e-05")
     assert {second[name] for name in ("currency",)} == {"USD"}
     usage = BILL.rows[0].usage
-    for name in statements.NUMBERS:
+    for name in NUMBERS:
         assert float(second[name]) == getattr(usage, name)
     assert float(second["unreconciled_flops"]) == 2.5e9
 
@@ -278,7 +279,7 @@ def test_csv_is_read_as_it_was_written(rows: list[BillRow]) -> None:
 
 @given(st.lists(usages, max_size=5))
 def test_sums(each: list[Usage]) -> None:
-    total = statements.summed(each)
+    total = summed(each)
     assert total.calls == sum(usage.calls for usage in each)
     assert total.aborted_tokens == sum(usage.aborted_tokens for usage in each)
     assert total.flops == math.fsum(usage.flops for usage in each)

@@ -7,9 +7,9 @@ from datetime import datetime
 from math import fsum
 
 from isoflop import text
-from isoflop.statements import summed
 from isoflop.text import Style, aligned, counted, in_flops, line, money
 from isoflop.times import UTC, lasting, told
+from isoflop.usage import summed
 from isoflop.v1.common_pb2 import Bill, Usage
 from isoflop.v1.difficulty_pb2 import Difficulty
 from isoflop.v1.router_pb2 import Charge, GetQueryResponse, Round, Savings, Status

@@ -12,7 +12,7 @@ from typing import Literal
 from isoflop.budget import PREFIXES
 from isoflop.text import Style, line, money, si, table
 from isoflop.times import UTC, told
-from isoflop.v1.common_pb2 import Usage
+from isoflop.usage import NUMBERS, summed
 from isoflop.v1.router_pb2 import BillRow, BudgetStanding, GetBillResponse, GetBudgetResponse
 
 BLOCKS, ASCII = "█▒░", "#+."
@@ -28,11 +28,6 @@ Unit = Literal["flops", "money", "tokens"]
 
 UNITS: dict[str, Unit] = {"FLOPs": "flops", "money": "money", "tokens": "tokens"}
 """Of budgets, by the names that people read."""
-
-NUMBERS = [
-    field.name for field in Usage.DESCRIPTOR.fields if field.name not in ("stage", "model", "strategy")
-]
-"""Fields of Usage that are added up."""
 
 TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens", "aborted_tokens")
 """Those that a bill tells, in the order of its columns."""
@@ -171,15 +166,6 @@ def _total(rows: Sequence[BillRow], by: Sequence[str], queries: int) -> BillRow:
         usage=summed([row.usage for row in rows]),
         unreconciled_flops=fsum(row.unreconciled_flops for row in rows),
     )
-
-
-def summed(usages: Sequence[Usage]) -> Usage:
-    """The sums of their numbers; without stage, model and strategy."""
-    total = Usage()
-    for number in NUMBERS:
-        add = fsum if isinstance(getattr(total, number), float) else sum
-        setattr(total, number, add(getattr(usage, number) for usage in usages))
-    return total
 
 
 def csv(response: GetBillResponse, by: Sequence[str]) -> str:
